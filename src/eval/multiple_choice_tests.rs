@@ -22,16 +22,7 @@ fn set(folder: &Path) -> TaskSet {
 
 /// A small model and a buffer for its losses.
 pub fn model(ops: &mut Cpu, capacity: Rows) -> (Gpt2<Cpu>, <Cpu as Ops>::Buf) {
-    let config = Model {
-        init: None,
-        descriptor: None,
-        layers: 2,
-        heads: 2,
-        channels: 32,
-        context: 512,
-        vocab: 257,
-        vocab_padded: 384,
-    };
+    let config = Model::gpt2(2, 2, 32, 512, 257);
     let model = Gpt2::new(ops, &config, capacity, 0, false, 3).unwrap();
     let losses = ops.alloc(Role::F32, capacity.count()).unwrap();
     (model, losses)

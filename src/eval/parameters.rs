@@ -78,16 +78,7 @@ mod tests {
     use crate::ops::cpu::Cpu;
 
     fn small() -> Model {
-        Model {
-            init: None,
-            descriptor: None,
-            layers: 1,
-            heads: 1,
-            channels: 16,
-            context: 8,
-            vocab: 5,
-            vocab_padded: 128,
-        }
+        Model::gpt2(1, 1, 16, 8, 5)
     }
 
     /// A state in which element `i` of each tensor is `i / 8` in bf16, and a tensor of the optimizer, which

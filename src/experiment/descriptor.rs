@@ -1,9 +1,13 @@
 //! Model descriptors: the sizes that have names.
 //!
 //! `d12` or `gpt2:d12` is GPT-2 of that depth (Radford et al. 2019 for d12 to d48; d6 and d60 to d84
-//! are llm.c's own), `gpt3:c768` is GPT-3 of that width (Brown et al. 2020, table 2.1).
+//! are llm.c's own), `gpt3:c768` is GPT-3 of that width (Brown et al. 2020, table 2.1). `modern:d12` has the
+//! sizes of `gpt2:d12` and blocks of later models, of which a Hugging Face `Qwen3ForCausalLM` is made too.
 
 use super::diagnostics::nearest;
+
+/// What full descriptors begin with.
+const FAMILIES: [&str; 3] = ["gpt2:", "gpt3:", "modern:"];
 
 /// The sizes a descriptor stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,28 @@ const GPT3: [(usize, usize, usize); 9] = [
     (12288, 96, 128),
 ];
 
+/// The value of a key of what blocks are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Word(&'static str),
+    Flag(bool),
+}
+
+/// What `modern:dN` is made of.
+const MODERN: [(&str, Part); 6] = [
+    ("model.norm", Part::Word("rmsnorm")),
+    ("model.positions", Part::Word("rotary")),
+    ("model.activation", Part::Word("swiglu")),
+    ("model.bias", Part::Flag(false)),
+    ("model.tied_head", Part::Flag(false)),
+    ("model.qk_norm", Part::Flag(true)),
+];
+
+/// The keys that a descriptor sets beside the sizes, where they are not given.
+pub(super) fn parts(descriptor: &str) -> &'static [(&'static str, Part)] {
+    if descriptor.starts_with("modern:") { &MODERN } else { &[] }
+}
+
 /// Why a descriptor is refused: what is wrong, and a hint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -49,15 +75,16 @@ pub struct UnknownDescriptor {
 
 /// Every descriptor in its full form.
 pub fn descriptors() -> Vec<String> {
-    let gpt2 = GPT2.iter().map(|(depth, ..)| format!("gpt2:d{depth}"));
-    gpt2.chain(GPT3.iter().map(|(width, ..)| format!("gpt3:c{width}"))).collect()
+    let of_depth = |family: &'static str| GPT2.iter().map(move |(depth, ..)| format!("{family}:d{depth}"));
+    let gpt3 = GPT3.iter().map(|(width, ..)| format!("gpt3:c{width}"));
+    of_depth("gpt2").chain(gpt3).chain(of_depth("modern")).collect()
 }
 
-/// The sizes of `dN`, `gpt2:dN` or `gpt3:cC`.
+/// The sizes of `dN`, `gpt2:dN`, `modern:dN` or `gpt3:cC`.
 pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
     let full =
         if descriptor.starts_with('d') { format!("gpt2:{descriptor}") } else { descriptor.to_string() };
-    if let Some(depth) = full.strip_prefix("gpt2:d") {
+    if let Some(depth) = full.strip_prefix("gpt2:d").or(full.strip_prefix("modern:d")) {
         if let Some(&(layers, channels, heads)) = GPT2.iter().find(|(d, ..)| d.to_string() == depth) {
             return Ok(Sizes { layers, heads, channels, context: 1024 });
         }
@@ -81,15 +108,16 @@ pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
     let known = descriptors();
     let hint = match nearest(&full, known.iter().map(String::as_str)) {
         // All depths look alike, so the nearest name is no useful hint: show the family.
-        Some(name) if full.starts_with("gpt2:") || full.starts_with("gpt3:") => {
-            let family: Vec<&str> =
-                known.iter().filter(|k| k[..5] == name[..5]).map(String::as_str).collect();
+        Some(name) if FAMILIES.iter().any(|family| full.starts_with(family)) => {
+            let of = name.split_once(':').map_or("", |(family, _)| family);
+            let family: Vec<&str> = known.iter().filter(|k| k.starts_with(of)).map(String::as_str).collect();
             format!(
                 "the family has {}; other sizes go in `layers`, `heads` and `channels`",
                 family.join(", ")
             )
         }
-        _ => "write `d12`, `gpt2:d12` or `gpt3:c768`, or give `layers`, `heads` and `channels`".into(),
+        _ => "write `d12`, `gpt2:d12`, `gpt3:c768` or `modern:d12`, or give `layers`, `heads` and `channels`"
+            .into(),
     };
     Err(UnknownDescriptor { message, hint })
 }
@@ -111,9 +139,9 @@ mod tests {
             let s = sizes(&name).unwrap();
             assert_eq!(s.channels % s.heads, 0, "{name}");
             assert!([64, 80, 96, 128].contains(&(s.channels / s.heads)), "{name}");
-            assert_eq!(s.context, if name.starts_with("gpt2") { 1024 } else { 2048 }, "{name}");
+            assert_eq!(s.context, if name.starts_with("gpt3") { 2048 } else { 1024 }, "{name}");
         }
-        assert_eq!(descriptors().len(), 17);
+        assert_eq!(descriptors().len(), 25);
     }
 
     #[test]
@@ -129,7 +157,21 @@ mod tests {
     #[test]
     fn anything_else_is_refused() {
         for name in [
-            "", "d", "d13", "d012", "gpt2:12", "gpt2:d", "gpt3:c", "gpt3:d12", "gpt4:d12", "ddd", "d+12", "π",
+            "",
+            "d",
+            "d13",
+            "d012",
+            "gpt2:12",
+            "gpt2:d",
+            "gpt3:c",
+            "gpt3:d12",
+            "gpt4:d12",
+            "modern:d13",
+            "modern:12",
+            "modern",
+            "ddd",
+            "d+12",
+            "π",
         ] {
             assert!(sizes(name).is_err(), "{name}");
         }

@@ -7,32 +7,27 @@
 //! settled later by [`super::Loaded::resolve_epochs`] and [`super::Loaded::resolve_offset`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
 
 use figment::value::{Dict, Value};
 use figment::{Figment, Provider as _};
 
-use super::check::{self, RUN_PREFIX};
-use super::descriptor;
+use super::check;
 use super::diagnostics::Fault;
-use super::init_models::{InitError, InitModels};
+use super::init_models::InitModels;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::origin::{Origin, origin_in};
-use super::resolved::Experiment;
+use super::resolved::{Experiment, VOCAB_ALIGN};
 use super::schema::{self, KEYS};
 use super::write;
 
 mod audit;
 mod continued;
 mod data;
+mod model;
 mod schedule;
 
 /// The origin of sizes that `model.init` gives.
 pub(super) const FROM_INIT: &str = "from model.init";
-/// The widest head that the CUDA attention kernels take.
-const CUDA_HEAD_SIZE: u64 = 128;
-/// Rows of the token table in memory are a multiple of this.
-pub const VOCAB_ALIGN: u64 = 128;
 
 /// Pairs of ways to say one thing. Both in one layer is a fault; a stronger layer that sets one clears the
 /// other in a weaker layer.
@@ -257,160 +252,6 @@ impl Rules {
                         .hint("set `name`".to_string()),
                 );
             }
-        }
-    }
-
-    /// The checkpoint of a run that `model.init` names. And the sizes that are not given, from the model; it
-    /// is opened only if one is missing, so a resolved experiment does not need it.
-    fn init(&mut self, models: &dyn InitModels) {
-        const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
-        let missing = SIZES.iter().any(|key| self.get(key).is_none());
-        let Some(mut path) = self.text("model.init") else { return };
-        if let Some(run) = path.strip_prefix(RUN_PREFIX) {
-            match models.checkpoint(run) {
-                Ok(folder) => {
-                    let why = format!("{path}, {}", self.origin("model.init").expect("it has a value"));
-                    path = folder.to_string_lossy().into_owned();
-                    self.derive("model.init", path.as_str(), why);
-                }
-                Err(error) => return self.no_init_model(error),
-            }
-        }
-        if self.text("model.descriptor").is_some() || !missing || !self.truly_missing(&["model.descriptor"]) {
-            return;
-        }
-        match models.sizes(Path::new(&path)) {
-            Ok(model) => {
-                let sizes = [
-                    ("model.layers", model.layers),
-                    ("model.heads", model.heads),
-                    ("model.channels", model.channels),
-                    ("model.context", model.context),
-                    ("model.vocab", model.vocab),
-                ];
-                for (key, size) in sizes {
-                    if self.get(key).is_none() && self.truly_missing(&[key]) {
-                        self.derive(key, size as u64, FROM_INIT);
-                    }
-                }
-            }
-            Err(error) => self.no_init_model(error),
-        }
-    }
-
-    fn no_init_model(&mut self, error: InitError) {
-        let fault = self.clash(error.message, &["model.init"]);
-        self.layers.faulty.extend(["model.layers", "model.heads", "model.channels"]);
-        self.refuse(fault.hint(error.hint));
-    }
-
-    /// Sizes from the descriptor or one by one; context, vocabulary and heads.
-    fn model(&mut self) {
-        const SIZES: [&str; 3] = ["model.layers", "model.heads", "model.channels"];
-        if let Some(name) = self.text("model.descriptor") {
-            match descriptor::sizes(&name) {
-                Ok(sizes) => {
-                    let why = format!("from descriptor {name}");
-                    self.derive("model.layers", sizes.layers as u64, &*why);
-                    self.derive("model.heads", sizes.heads as u64, &*why);
-                    self.derive("model.channels", sizes.channels as u64, &*why);
-                    if self.get("model.context").is_none() && self.truly_missing(&["model.context"]) {
-                        self.derive("model.context", sizes.context as u64, why);
-                    }
-                }
-                Err(unknown) => {
-                    let fault = self.clash(unknown.message, &["model.descriptor"]).hint(unknown.hint);
-                    self.layers.faulty.extend(SIZES);
-                    self.layers.faulty.insert("model.context");
-                    self.refuse(fault);
-                }
-            }
-        } else if self.truly_missing(&["model.descriptor"]) && self.truly_missing(&SIZES) {
-            let missing: Vec<&str> = SIZES.into_iter().filter(|key| self.get(key).is_none()).collect();
-            if missing.len() == SIZES.len() {
-                let hint = "set `model.descriptor`, such as \"d12\", or `model.layers`, `model.heads` and \
-                            `model.channels`, or `model.init`";
-                self.refuse(Fault::new("the experiment has no model").hint(hint.to_string()));
-            } else if !missing.is_empty() {
-                let fault = self.clash(format!("`{}` must be given too", missing.join("` and `")), &SIZES);
-                self.refuse(
-                    fault.hint(
-                        "a model without a descriptor needs `layers`, `heads` and `channels`".to_string(),
-                    ),
-                );
-            }
-        }
-
-        if let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) {
-            let size = channels / heads;
-            if channels % heads != 0 {
-                let message =
-                    format!("`model.channels` = {channels} is not a multiple of `model.heads` = {heads}");
-                let fault = self.clash(message, &["model.channels", "model.heads"]);
-                self.refuse(fault.hint(format!(
-                    "the nearest multiples are {} and {}",
-                    size.max(1) * heads,
-                    (size + 1) * heads
-                )));
-            } else if self.text("device.kind").as_deref() == Some("mirror")
-                && (!matches!(size, 64 | 128) || channels % 8 != 0)
-            {
-                let message = format!(
-                    "{channels} channels in heads of {size} have no mirror: it has heads of 64 and 128, as \
-                     Hopper's kernels do"
-                );
-                let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
-                self.refuse(fault);
-            } else if self.text("device.kind").as_deref() == Some("cuda")
-                && (size > CUDA_HEAD_SIZE || channels % 8 != 0)
-            {
-                let message = format!(
-                    "{channels} channels in heads of {size} cannot run on CUDA: it takes multiples of 8 in \
-                     heads of at most {CUDA_HEAD_SIZE}"
-                );
-                let fault = self.clash(message, &["model.heads", "model.channels", "device.kind"]);
-                self.refuse(fault);
-            }
-        }
-
-        // The context and the sequence length follow each other when one is left out.
-        let (context, seq_len) = (self.get("model.context"), self.get("batch.seq_len"));
-        let free = |key: &str| self.truly_missing(&[key]);
-        match (context, seq_len) {
-            (Some(context), None) if free("batch.seq_len") => {
-                self.derive("batch.seq_len", context, "from model.context")
-            }
-            (None, Some(seq_len)) if free("model.context") => {
-                self.derive("model.context", seq_len, "from batch.seq_len")
-            }
-            (None, None) if free("model.context") && free("batch.seq_len") => {
-                self.derive("batch.seq_len", 1024u64, "default");
-                self.derive("model.context", 1024u64, "from batch.seq_len");
-            }
-            _ => {}
-        }
-        if let (Some(seq_len), Some(context)) = (self.int("batch.seq_len"), self.int("model.context"))
-            && seq_len > context
-        {
-            let message = format!("sequences of {seq_len} tokens do not fit a model that reads {context}");
-            let fault = self.clash(message, &["batch.seq_len", "model.context", "model.descriptor"]);
-            self.refuse(fault.hint("lower `batch.seq_len` or raise `model.context`".to_string()));
-        }
-
-        let Some(tokenizer) = self.text("data.tokenizer") else { return };
-        let needed: u64 = if tokenizer == "byte" { 257 } else { 50257 };
-        if self.get("model.vocab").is_none() && self.truly_missing(&["model.vocab"]) {
-            self.derive("model.vocab", needed, "from data.tokenizer");
-        }
-        if let Some(vocab) = self.int("model.vocab")
-            && vocab < needed
-        {
-            let message = format!(
-                "a vocabulary of {vocab} is too small for the tokenizer \"{tokenizer}\", which has {needed} \
-                 tokens"
-            );
-            let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
-            self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
         }
     }
 

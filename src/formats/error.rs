@@ -42,6 +42,13 @@ pub enum FormatError {
          `[model]`, and they are the file's", path.display()
     )]
     Sizes { path: PathBuf, what: &'static str, got: usize, expected: usize },
+    #[error(
+        "`{}` is a model with `{key}` = {got}, the experiment's has {expected}\n  hint: leave the key out of \
+         `[model]`, and it is the file's", path.display()
+    )]
+    Part { path: PathBuf, key: &'static str, got: serde_json::Value, expected: serde_json::Value },
+    #[error("{format} cannot hold this model: {parts}\n  hint: {hint}")]
+    Blocks { format: &'static str, parts: String, hint: &'static str },
 
     // ---- parameters ----
     #[error(

@@ -15,6 +15,7 @@ use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
 use crate::experiment::{Model, largest};
 use crate::model::Weights;
+use crate::model::weights::Affine;
 use crate::store::{Tensor, atomic};
 
 const MAGIC: i32 = 20_240_326;
@@ -42,36 +43,38 @@ impl Precision {
     }
 }
 
-/// All tensors in the order of the file.
-fn stacked<T>(weights: &Weights<T>) -> Vec<&T> {
-    let Weights { wte, wpe, layers, ln_f } = weights;
-    let mut order = vec![wte, wpe];
-    order.extend(layers.iter().map(|l| &l.ln_1.weight));
-    order.extend(layers.iter().map(|l| &l.ln_1.bias));
-    order.extend(layers.iter().map(|l| &l.qkv.weight));
-    order.extend(layers.iter().map(|l| &l.qkv.bias));
-    order.extend(layers.iter().map(|l| &l.attn_proj.weight));
-    order.extend(layers.iter().map(|l| &l.attn_proj.bias));
-    order.extend(layers.iter().map(|l| &l.ln_2.weight));
-    order.extend(layers.iter().map(|l| &l.ln_2.bias));
-    order.extend(layers.iter().map(|l| &l.fc.weight));
-    order.extend(layers.iter().map(|l| &l.fc.bias));
-    order.extend(layers.iter().map(|l| &l.fc_proj.weight));
-    order.extend(layers.iter().map(|l| &l.fc_proj.bias));
-    order.extend([&ln_f.weight, &ln_f.bias]);
-    order
+/// All tensors in the order of the file; none of blocks that lack one of them.
+fn stacked<T>(weights: &Weights<T>) -> Option<Vec<&T>> {
+    let Weights { wte, wpe, layers, ln_f, .. } = weights;
+    let mut order = vec![wte, wpe.as_ref()?];
+    let layers: Vec<[&Affine<T>; 6]> =
+        layers.iter().map(|l| [&l.ln_1, &l.qkv, &l.attn_proj, &l.ln_2, &l.fc, &l.fc_proj]).collect();
+    for part in 0..6 {
+        order.extend(layers.iter().map(|layer| &layer[part].weight));
+        for layer in &layers {
+            order.push(layer[part].bias.as_ref()?);
+        }
+    }
+    order.extend([&ln_f.weight, ln_f.bias.as_ref()?]);
+    Some(order)
 }
 
 /// Writes a whole file, or leaves what was there; returns its length.
 pub fn write(path: &Path, parameters: &Parameters, precision: Precision) -> Result<u64> {
     let Parameters { model, tensors } = parameters;
     let specs = Weights::of(model);
+    let (true, Some(ordered_specs), Some(ordered)) =
+        (model.has_gpt2_blocks(), stacked(&specs), stacked(tensors))
+    else {
+        let hint = "`runner export --format hf` writes some of them";
+        return Err(FormatError::Blocks { format: "llm.c's `.bin`", parts: model.other_parts(), hint });
+    };
     let element = precision.dtype().size();
     let bytes = HEADER_BYTES as u64 + specs.parameters() * element as u64;
     atomic::write_with(path, bytes, |file| {
         let mut out = BufWriter::with_capacity(1 << 20, file);
         out.write_all(&header(model, precision))?;
-        for (spec, tensor) in stacked(&specs).into_iter().zip(stacked(tensors)) {
+        for (spec, tensor) in ordered_specs.iter().zip(&ordered) {
             out.write_all(&encoded(tensor, precision))?;
             io::copy(&mut io::repeat(0).take(((spec.len - spec.logical_len()) * element) as u64), &mut out)?;
         }
@@ -122,7 +125,7 @@ fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameter
     }
     let specs = Weights::of(&model);
     let mut read: Vec<Option<Tensor>> = vec![None; specs.iter().count()];
-    for spec in stacked(&specs) {
+    for spec in stacked(&specs).expect("GPT-2 has them all") {
         let mut bytes = vec![0; spec.len * element];
         file.read_exact(&mut bytes).map_err(io)?;
         let padding = bytes.split_off(spec.logical_len() * element);
@@ -179,16 +182,13 @@ fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
         _ => Err(bad(what, i, &format!("at least 1 and at most {most}"))),
     };
     let most_tokens = largest("model.vocab");
-    let model = Model {
-        init: None,
-        descriptor: None,
-        context: size("the context", 2, largest("model.context"))?,
-        vocab: size("the vocabulary", 3, most_tokens)?,
-        layers: size("the number of layers", 4, largest("model.layers"))?,
-        heads: size("the number of heads", 5, largest("model.heads"))?,
-        channels: size("the number of channels", 6, largest("model.channels"))?,
-        vocab_padded: size("the padded vocabulary", 7, 2 * most_tokens)?,
-    };
+    let context = size("the context", 2, largest("model.context"))?;
+    let vocab = size("the vocabulary", 3, most_tokens)?;
+    let layers = size("the number of layers", 4, largest("model.layers"))?;
+    let heads = size("the number of heads", 5, largest("model.heads"))?;
+    let channels = size("the number of channels", 6, largest("model.channels"))?;
+    let vocab_padded = size("the padded vocabulary", 7, 2 * most_tokens)?;
+    let model = Model { vocab_padded, ..Model::gpt2(layers, heads, channels, context, vocab) };
     if !model.channels.is_multiple_of(model.heads) {
         return Err(bad("the number of heads", 5, &format!("a divisor of {} channels", model.channels)));
     }

@@ -80,6 +80,11 @@ pub fn require_sizes(of: &Model, model: &Model, path: &Path) -> Result<()> {
             return Err(FormatError::Sizes { path: path.into(), what, got, expected });
         }
     }
+    for ((key, got), (_, expected)) in of.parts().into_iter().zip(model.parts()) {
+        if got != expected {
+            return Err(FormatError::Part { path: path.into(), key, got, expected });
+        }
+    }
     Ok(())
 }
 
@@ -150,16 +155,7 @@ pub(super) fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 #[cfg(test)]
 pub(super) fn sample_parameters(dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model = Model {
-        init: None,
-        descriptor: None,
-        layers: 3,
-        heads: 2,
-        channels: 8,
-        context: 5,
-        vocab: 11,
-        vocab_padded: 128,
-    };
+    let model = Model::gpt2(3, 2, 8, 5, 11);
     let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {

@@ -144,16 +144,7 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
-    const MODEL: Model = Model {
-        init: None,
-        descriptor: None,
-        layers: 2,
-        heads: 2,
-        channels: 32,
-        context: 40,
-        vocab: 60,
-        vocab_padded: 128,
-    };
+    static MODEL: LazyLock<Model> = LazyLock::new(|| Model::gpt2(2, 2, 32, 40, 60));
     const PROMPT: [u16; 5] = [3, 1, 4, 1, 5];
 
     struct Writer {

@@ -4,21 +4,37 @@
 //! again into a shared buffer. A buffer is described once, in [`Activations::layout`], from which
 //! both the memory plan and the allocation are made.
 
-use crate::experiment::Model;
+use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{Ops, Result, Role, Rows};
 
-/// A layernorm's output and statistics.
+/// A norm's output and statistics.
 #[derive(Clone, Debug)]
 pub struct Normed<B> {
     /// (N, C); absent when the backward pass computes it again.
     pub out: Option<B>,
-    /// (N) f32
-    pub mean: B,
+    /// (N) f32; absent of an RMSNorm.
+    pub mean: Option<B>,
     /// (N) f32
     pub rstd: B,
 }
 
+/// Queries and keys after their norm, beside the values, and its statistics.
+#[derive(Clone, Debug)]
+pub struct HeadNormed<B> {
+    /// (N, 3, NH, HS), rotated where positions are; absent when the backward pass computes it again.
+    pub out: Option<B>,
+    /// (N, 2, NH) f32
+    pub rstd: B,
+}
+
 impl<B> Normed<B> {
+    /// The output, where it is not kept that in `shared`.
+    pub fn output<'a>(&'a self, shared: Option<&'a B>) -> &'a B {
+        self.out.as_ref().or(shared).expect("an output that is not kept is shared")
+    }
+}
+
+impl<B> HeadNormed<B> {
     /// The output, where it is not kept that in `shared`.
     pub fn output<'a>(&'a self, shared: Option<&'a B>) -> &'a B {
         self.out.as_ref().or(shared).expect("an output that is not kept is shared")
@@ -34,8 +50,10 @@ pub fn kept_or_shared<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>)
 #[derive(Clone, Debug)]
 pub struct LayerActivations<B> {
     pub ln_1: Normed<B>,
-    /// (B, T, 3, NH, HS)
+    /// (B, T, 3, NH, HS): rotated where positions are, unless there is `head_norm`.
     pub qkv: B,
+    /// Present with `model.qk_norm`.
+    pub head_norm: Option<HeadNormed<B>>,
     /// (B, T, NH, HS)
     pub att: B,
     /// (B, NH, T) f32
@@ -43,10 +61,10 @@ pub struct LayerActivations<B> {
     /// The residual stream after attention (N, C).
     pub residual_mid: B,
     pub ln_2: Normed<B>,
-    /// Before GELU (N, 4C).
+    /// Before the MLP's activation (N, F), of SwiGLU (N, 2F).
     pub fc: B,
-    /// After GELU (N, 4C); absent when the backward pass computes it again.
-    pub fc_gelu: Option<B>,
+    /// After it (N, F); absent when the backward pass computes it again.
+    pub activated: Option<B>,
     /// The residual stream after the block (N, C).
     pub residual_out: B,
 }
@@ -62,8 +80,12 @@ pub struct Activations<B> {
     pub branch: B,
     /// Stands in for every `Normed::out` that is not kept (N, C).
     pub shared_norm: Option<B>,
-    /// Stands in for every `fc_gelu` that is not kept (N, 4C).
-    pub shared_gelu: Option<B>,
+    /// Stands in for every `activated` that is not kept (N, F).
+    pub shared_activated: Option<B>,
+    /// Stands in for every `HeadNormed::out` that is not kept (N, 3C).
+    pub shared_heads: Option<B>,
+    /// Cosines and sines of rotary positions (T, HS/2, 2) f32.
+    pub rotary: Option<B>,
     pub grads: Option<GradientBuffers<B>>,
 }
 
@@ -74,8 +96,10 @@ pub struct GradientBuffers<B> {
     pub residual: B,
     /// Of a layernorm's output, or of the attention's (N, C).
     pub narrow: B,
-    /// Of `qkv` (N, 3C) or `fc` (N, 4C).
+    /// Of `qkv` (N, 3C) or `fc`, the wider of the two.
     pub wide: B,
+    /// Of `activated` (N, F); absent where GELU is, whose gradient is fused with that of its input.
+    pub activated: Option<B>,
 }
 
 /// One buffer of the layout.
@@ -94,22 +118,28 @@ impl Activations<BufferSpec> {
         let act = |name, len| BufferSpec { name, role: Role::Activation, len };
         let stat = |name, len| BufferSpec { name, role: Role::F32, len };
         // Without a backward pass nothing is kept for one.
-        let keep_gelu = backward && recompute < 1;
+        let keep_activated = backward && recompute < 1;
         let keep_norm = backward && recompute < 2;
+        let (activated, pre) = (n * model.mlp_channels(), n * model.mlp_inputs());
         let norm = |name, keep: bool| Normed {
             out: keep.then(|| act(name, n * c)),
-            mean: stat("layernorm statistics", n),
+            mean: (model.norm == NormKind::Layernorm).then(|| stat("layernorm statistics", n)),
             rstd: stat("layernorm statistics", n),
+        };
+        let head_norm = || HeadNormed {
+            out: keep_norm.then(|| act("qkv", n * 3 * c)),
+            rstd: stat("layernorm statistics", n * 2 * model.heads),
         };
         let layer = || LayerActivations {
             ln_1: norm("ln_1", keep_norm),
             qkv: act("qkv", n * 3 * c),
+            head_norm: model.qk_norm.then(head_norm),
             att: act("attention", n * c),
             lse: stat("attention log-sum-exp", n * model.heads),
             residual_mid: act("residual", n * c),
             ln_2: norm("ln_2", keep_norm),
-            fc: act("fc", n * 4 * c),
-            fc_gelu: keep_gelu.then(|| act("gelu", n * 4 * c)),
+            fc: act("fc", pre),
+            activated: keep_activated.then(|| act("gelu", activated)),
             residual_out: act("residual", n * c),
         };
         Activations {
@@ -118,11 +148,16 @@ impl Activations<BufferSpec> {
             ln_f: norm("ln_f", true),
             branch: act("branch", n * c),
             shared_norm: (!keep_norm).then(|| act("ln shared", n * c)),
-            shared_gelu: (!keep_gelu).then(|| act("gelu shared", n * 4 * c)),
+            shared_activated: (!keep_activated).then(|| act("gelu shared", activated)),
+            shared_heads: (model.qk_norm && !keep_norm).then(|| act("qkv", n * 3 * c)),
+            rotary: (model.positions == PositionKind::Rotary)
+                .then(|| stat("rotary table", rows.seq * model.head_size())),
             grads: backward.then(|| GradientBuffers {
                 residual: act("gradient of residual", n * c),
                 narrow: act("gradient of narrow", n * c),
-                wide: act("gradient of wide", n * 4 * c),
+                wide: act("gradient of wide", pre.max(n * 3 * c)),
+                activated: (model.activation != ActivationKind::Gelu)
+                    .then(|| act("gradient of wide", activated)),
             }),
         }
     }
@@ -153,7 +188,7 @@ impl<T> Activations<T> {
         let normed = |n: &Normed<T>, make: &mut dyn FnMut(&T) -> std::result::Result<U, E>| {
             Ok(Normed {
                 out: n.out.as_ref().map(&mut *make).transpose()?,
-                mean: make(&n.mean)?,
+                mean: n.mean.as_ref().map(&mut *make).transpose()?,
                 rstd: make(&n.rstd)?,
             })
         };
@@ -166,12 +201,19 @@ impl<T> Activations<T> {
                     Ok(LayerActivations {
                         ln_1: normed(&l.ln_1, &mut make)?,
                         qkv: make(&l.qkv)?,
+                        head_norm: match &l.head_norm {
+                            Some(HeadNormed { out, rstd }) => Some(HeadNormed {
+                                out: out.as_ref().map(&mut make).transpose()?,
+                                rstd: make(rstd)?,
+                            }),
+                            None => None,
+                        },
                         att: make(&l.att)?,
                         lse: make(&l.lse)?,
                         residual_mid: make(&l.residual_mid)?,
                         ln_2: normed(&l.ln_2, &mut make)?,
                         fc: make(&l.fc)?,
-                        fc_gelu: l.fc_gelu.as_ref().map(&mut make).transpose()?,
+                        activated: l.activated.as_ref().map(&mut make).transpose()?,
                         residual_out: make(&l.residual_out)?,
                     })
                 })
@@ -179,7 +221,9 @@ impl<T> Activations<T> {
             ln_f: normed(&self.ln_f, &mut make)?,
             branch: make(&self.branch)?,
             shared_norm: self.shared_norm.as_ref().map(&mut make).transpose()?,
-            shared_gelu: self.shared_gelu.as_ref().map(&mut make).transpose()?,
+            shared_activated: self.shared_activated.as_ref().map(&mut make).transpose()?,
+            shared_heads: self.shared_heads.as_ref().map(&mut make).transpose()?,
+            rotary: self.rotary.as_ref().map(&mut make).transpose()?,
             grads: self
                 .grads
                 .as_ref()
@@ -188,6 +232,7 @@ impl<T> Activations<T> {
                         residual: make(&g.residual)?,
                         narrow: make(&g.narrow)?,
                         wide: make(&g.wide)?,
+                        activated: g.activated.as_ref().map(&mut make).transpose()?,
                     })
                 })
                 .transpose()?,

@@ -1,16 +1,17 @@
-//! The backward pass of GPT-2, block by block from the last to the first.
+//! The backward pass, block by block from the last to the first.
 
 use super::activations::{Activations, GradientBuffers, LayerActivations, Normed};
-use super::gpt2::{Gpt2, heads, vocab};
-use super::weights::{Affine, Block, Group, Weights};
+use super::gpt2::{Gpt2, head_norm, heads, nonlinearity, norm, rotate, vocab};
+use super::weights::{Affine, Block, Group, HeadNorms, Weights};
+use crate::experiment::Model;
 use crate::ops::{
-    AttentionBackward, Classifier, DeviceError, EmbeddingBackward, Gelu, Heads, Layernorm, LayernormBackward,
-    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape, Ops, Result, Rows,
-    Write,
+    Activate, ActivateBackward, AttentionBackward, Classifier, DeviceError, EmbeddingBackward,
+    LayernormBackward, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape,
+    Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
-    /// From the final layernorm's output to the gradients, each group passed to `whole` as soon as it is
+    /// From the final norm's output to the gradients, each group passed to `whole` as soon as it is
     /// complete; losses into `self.losses`.
     pub(super) fn backward<P: Ops<Buf = O::Buf, Ids = O::Ids>, E: From<DeviceError>>(
         &mut self,
@@ -22,10 +23,19 @@ impl<O: Ops> Gpt2<O> {
         mut whole: impl FnMut(&mut P, Group, &mut Weights<O::Buf>) -> std::result::Result<(), E>,
     ) -> std::result::Result<(), E> {
         let (n, c) = (rows.count(), self.config.channels);
-        let Activations { encoded, layers, ln_f, shared_norm, shared_gelu, grads: buffers, .. } =
-            &mut self.acts;
+        let Activations {
+            encoded,
+            layers,
+            ln_f,
+            shared_norm,
+            shared_activated,
+            shared_heads,
+            rotary,
+            grads: buffers,
+            ..
+        } = &mut self.acts;
         let p = &self.params;
-        let GradientBuffers { residual: dres, narrow, wide } =
+        let GradientBuffers { residual: dres, narrow, wide, activated } =
             buffers.as_mut().expect("a model built for training has gradient buffers");
 
         ops.classifier(Classifier {
@@ -33,9 +43,9 @@ impl<O: Ops> Gpt2<O> {
             losses_at: 0,
             lse: &mut self.log_sums,
             dx: narrow,
-            dwte: &mut grads.wte,
+            dwte: grads.lm_head.as_mut().unwrap_or(&mut grads.wte),
             x: ln_f.output(None),
-            wte: &p.wte,
+            wte: p.classifier(),
             targets: &self.targets,
             rows: n,
             channels: c,
@@ -47,22 +57,23 @@ impl<O: Ops> Gpt2<O> {
             dx: dres,
             dx_write: Write::Set,
             dweight: &mut grads.ln_f.weight,
-            dbias: &mut grads.ln_f.bias,
+            dbias: grads.ln_f.bias.as_mut(),
             write,
             dout: narrow,
             x: layers.last().map_or(&*encoded, |l| &l.residual_out),
             weight: &p.ln_f.weight,
-            mean: &ln_f.mean,
+            mean: ln_f.mean.as_ref(),
             rstd: &ln_f.rstd,
             rows: n,
             channels: c,
         })?;
-        whole(ops, Group::FinalNorm, grads)?;
+        whole(ops, Group::Head, grads)?;
 
         for l in (0..layers.len()).rev() {
             let (before, from) = layers.split_at_mut(l);
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
             let mut block = BlockBackward {
+                config: &self.config,
                 acts: &mut from[0],
                 weights: &p.layers[l],
                 grads: grads.block_mut(l),
@@ -71,16 +82,17 @@ impl<O: Ops> Gpt2<O> {
                 wide: &mut *wide,
                 shared_norm: &mut *shared_norm,
                 rows,
-                channels: c,
                 write,
             };
-            block.mlp(ops, shared_gelu)?;
-            block.attention(ops, residual_in, heads(&self.config))?;
+            block.mlp(ops, shared_activated, activated)?;
+            block.attention(ops, residual_in, shared_heads, rotary.as_ref())?;
             whole(ops, Group::Block(l), grads)?;
         }
         ops.embedding_backward(EmbeddingBackward {
+            // Tied, the classifier has written its part already.
+            dwte_write: if p.lm_head.is_none() { Write::Add } else { write },
             dwte: &mut grads.wte,
-            dwpe: &mut grads.wpe,
+            dwpe: grads.wpe.as_mut(),
             write,
             dout: dres,
             ids: &self.ids,
@@ -93,6 +105,7 @@ impl<O: Ops> Gpt2<O> {
 
 /// The backward pass of one block, from the gradient of its output to that of its input, both in `dres`.
 struct BlockBackward<'a, B> {
+    config: &'a Model,
     acts: &'a mut LayerActivations<B>,
     weights: &'a Block<B>,
     grads: &'a mut Block<B>,
@@ -100,11 +113,10 @@ struct BlockBackward<'a, B> {
     dres: &'a mut B,
     /// Gradient of what is (N, C) within the block.
     narrow: &'a mut B,
-    /// Gradient of what is wider: of `fc` (N, 4C), then of `qkv` (N, 3C).
+    /// Gradient of what is wider: of `fc`, then of `qkv` (N, 3C).
     wide: &'a mut B,
     shared_norm: &'a mut Option<B>,
     rows: Rows,
-    channels: usize,
     write: Write,
 }
 
@@ -113,33 +125,53 @@ impl<B: Send> BlockBackward<'_, B> {
         LinearShape { rows: self.rows.count(), c_in, c_out }
     }
 
-    fn mlp<O: Ops<Buf = B>>(&mut self, ops: &mut O, shared_gelu: &mut Option<B>) -> Result<()> {
-        let (n, c, write) = (self.rows.count(), self.channels, self.write);
-        let (up, down) = (self.shape(c, 4 * c), self.shape(4 * c, c));
+    /// `activated` is room for the gradient of the activation's output.
+    fn mlp<O: Ops<Buf = B>>(
+        &mut self,
+        ops: &mut O,
+        shared_activated: &mut Option<B>,
+        activated: &mut Option<B>,
+    ) -> Result<()> {
+        let (n, c, f, write) =
+            (self.rows.count(), self.config.channels, self.config.mlp_channels(), self.write);
+        let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
+        let kind = nonlinearity(self.config);
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
-        if let Some(out) = shared_gelu.as_mut() {
-            ops.gelu(Gelu { out, pre: &a.fc, len: n * 4 * c })?;
+        if let Some(out) = shared_activated.as_mut() {
+            ops.activate(Activate { out, pre: &a.fc, rows: n, channels: f, kind })?;
         }
-        let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
+        let kept = a.activated.as_ref().or(shared_activated.as_ref());
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.fc_proj.weight,
-            dbias: Some(&mut g.fc_proj.bias),
+            dbias: g.fc_proj.bias.as_mut(),
             dout: dres,
-            x: gelu,
+            x: kept.expect("the activation's output is kept or shared"),
             shape: down,
             write,
         })?;
-        ops.linear_backward_input_gelu(LinearBackwardInputGelu {
-            dpre: wide,
-            dout: dres,
-            weight: &w.fc_proj.weight,
-            pre: &a.fc,
-            shape: down,
-        })?;
+        let (weight, pre) = (&w.fc_proj.weight, &a.fc);
+        match (kind, activated) {
+            (Nonlinearity::Gelu, _) => {
+                let dpre = &mut **wide;
+                ops.linear_backward_input_gelu(LinearBackwardInputGelu {
+                    dpre,
+                    dout: dres,
+                    weight,
+                    pre,
+                    shape: down,
+                })?;
+            }
+            (kind, Some(dx)) => {
+                ops.linear_backward_input(LinearBackwardInput { dx, dout: dres, weight, shape: down })?;
+                let (dpre, dout) = (&mut **wide, &*dx);
+                ops.activate_backward(ActivateBackward { dpre, dout, pre, rows: n, channels: f, kind })?;
+            }
+            (_, None) => unreachable!("such a model has room for this gradient"),
+        }
         recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.fc.weight,
-            dbias: Some(&mut g.fc.bias),
+            dbias: g.fc.bias.as_mut(),
             dout: wide,
             x: a.ln_2.output(shared_norm.as_ref()),
             shape: up,
@@ -155,12 +187,12 @@ impl<B: Send> BlockBackward<'_, B> {
             dx: dres,
             dx_write: Write::Add,
             dweight: &mut g.ln_2.weight,
-            dbias: &mut g.ln_2.bias,
+            dbias: g.ln_2.bias.as_mut(),
             write,
             dout: narrow,
             x: &a.residual_mid,
             weight: &w.ln_2.weight,
-            mean: &a.ln_2.mean,
+            mean: a.ln_2.mean.as_ref(),
             rstd: &a.ln_2.rstd,
             rows: n,
             channels: c,
@@ -168,13 +200,20 @@ impl<B: Send> BlockBackward<'_, B> {
     }
 
     /// `residual_in` is the residual stream before the block.
-    fn attention<O: Ops<Buf = B>>(&mut self, ops: &mut O, residual_in: &B, heads: Heads) -> Result<()> {
-        let (n, c, write, rows) = (self.rows.count(), self.channels, self.write, self.rows);
+    fn attention<O: Ops<Buf = B>>(
+        &mut self,
+        ops: &mut O,
+        residual_in: &B,
+        shared_heads: &mut Option<B>,
+        rotary: Option<&B>,
+    ) -> Result<()> {
+        let (n, c, write, rows) = (self.rows.count(), self.config.channels, self.write, self.rows);
         let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
+        let heads = heads(self.config);
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.attn_proj.weight,
-            dbias: Some(&mut g.attn_proj.bias),
+            dbias: g.attn_proj.bias.as_mut(),
             dout: dres,
             x: &a.att,
             shape: proj,
@@ -186,19 +225,42 @@ impl<B: Send> BlockBackward<'_, B> {
             weight: &w.attn_proj.weight,
             shape: proj,
         })?;
+        if let Some(normed) = a.head_norm.as_mut().filter(|normed| normed.out.is_none()) {
+            head_norm(ops, normed, shared_heads, &a.qkv, w, rotary, rows, heads)?;
+        }
         ops.attention_backward(AttentionBackward {
             dqkv: wide,
             dout: narrow,
-            qkv: &a.qkv,
+            qkv: a.head_norm.as_ref().map_or(&a.qkv, |normed| normed.output(shared_heads.as_ref())),
             out: &a.att,
             lse: &a.lse,
             rows,
             heads,
         })?;
+        rotate(ops, wide, rotary, rows, heads, true)?;
+        if let (Some(normed), HeadNorms { query: Some(dq_weight), key: Some(dk_weight) }) =
+            (&a.head_norm, &mut g.head_norms)
+        {
+            let HeadNorms { query: Some(q_weight), key: Some(k_weight) } = &w.head_norms else {
+                unreachable!("a model with QK-norm has weights for it")
+            };
+            ops.qk_norm_backward(QkNormBackward {
+                dqkv: wide,
+                dq_weight,
+                dk_weight,
+                write,
+                x: &a.qkv,
+                rstd: &normed.rstd,
+                q_weight,
+                k_weight,
+                rows: n,
+                heads,
+            })?;
+        }
         recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.qkv.weight,
-            dbias: Some(&mut g.qkv.bias),
+            dbias: g.qkv.bias.as_mut(),
             dout: wide,
             x: a.ln_1.output(shared_norm.as_ref()),
             shape: qkv,
@@ -214,12 +276,12 @@ impl<B: Send> BlockBackward<'_, B> {
             dx: dres,
             dx_write: Write::Add,
             dweight: &mut g.ln_1.weight,
-            dbias: &mut g.ln_1.bias,
+            dbias: g.ln_1.bias.as_mut(),
             write,
             dout: narrow,
             x: residual_in,
             weight: &w.ln_1.weight,
-            mean: &a.ln_1.mean,
+            mean: a.ln_1.mean.as_ref(),
             rstd: &a.ln_1.rstd,
             rows: n,
             channels: c,
@@ -227,17 +289,18 @@ impl<B: Send> BlockBackward<'_, B> {
     }
 }
 
-/// Computes a layernorm's output again when it was not kept: the same operation on the same bits.
+/// Computes a norm's output again when it was not kept: the same operation on the same bits.
 fn recompute_norm<O: Ops>(
     ops: &mut O,
-    norm: &mut Normed<O::Buf>,
+    normed: &mut Normed<O::Buf>,
     shared: &mut Option<O::Buf>,
     x: &O::Buf,
     weights: &Affine<O::Buf>,
     rows: usize,
     channels: usize,
 ) -> Result<()> {
-    let (Normed { out: None, mean, rstd }, Some(out)) = (norm, shared) else { return Ok(()) };
-    let Affine { weight, bias } = weights;
-    ops.layernorm(Layernorm { out, mean, rstd, x, weight, bias, rows, channels })
+    if normed.out.is_some() {
+        return Ok(());
+    }
+    norm(ops, normed, shared, x, weights, rows, channels)
 }

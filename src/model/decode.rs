@@ -10,12 +10,12 @@
 //! norm, in bf16 as near as its rounding of the residual stream allows.
 
 use super::activations::BufferSpec;
-use super::gpt2::heads;
-use super::weights::{Affine, Weights};
-use crate::experiment::Model;
+use super::gpt2::{heads, nonlinearity};
+use super::weights::{Affine, Block, HeadNorms, Weights};
+use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{
-    DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Ops, ResidualLayernorm,
-    Result, Role, RowPositions,
+    Activate, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Nonlinearity,
+    Ops, QkNorm, ResidualLayernorm, Result, Role, Rotary, RotaryAt, RowPositions, rotary_table,
 };
 
 /// Rows a pass takes at least: what a prompt is cut into.
@@ -47,16 +47,22 @@ pub struct Decoder<O: Ops> {
     layers: Vec<[O::Buf; 2]>,
     /// The residual stream before and after a branch (R, C).
     residual: [O::Buf; 2],
-    /// A layernorm's output (R, C) and its statistics (R).
+    /// A norm's output (R, C) and its statistics (R); an RMSNorm has no mean.
     normed: O::Buf,
-    mean: O::Buf,
+    mean: Option<O::Buf>,
     rstd: O::Buf,
     /// (R, 3C)
     qkv: O::Buf,
+    /// With QK-norm what attention reads in place of `qkv` (R, 3C), and statistics (R, 2, NH).
+    head_normed: Option<[O::Buf; 2]>,
+    /// Cosines and sines of rotary positions (P, HS/2, 2) f32.
+    rotary: Option<O::Buf>,
     /// (R, C)
     att: O::Buf,
     branch: O::Buf,
-    /// (R, 4C)
+    /// What SwiGLU reads (R, 2F).
+    pairs: Option<O::Buf>,
+    /// After the MLP's activation (R, F).
     hidden: O::Buf,
     /// (S, V) f32
     logits: O::Buf,
@@ -80,9 +86,22 @@ pub fn layout(model: &Model, room: Room) -> Vec<BufferSpec> {
     let mut specs =
         vec![act("keys and values of samples", room.streams * room.positions * c); 2 * model.layers];
     specs.extend([rows * c; 5].map(|len| act("activations of samples", len)));
-    specs.extend([3, 4].map(|widths| act("activations of samples", rows * widths * c)));
-    specs.extend([rows; 2].map(|len| f32s("activations of samples", len)));
+    specs.extend([3 * c, model.mlp_channels()].map(|width| act("activations of samples", rows * width)));
+    specs.push(f32s("activations of samples", rows));
     specs.push(f32s("logits of samples", room.streams * model.vocab_padded));
+    if model.norm == NormKind::Layernorm {
+        specs.push(f32s("activations of samples", rows));
+    }
+    if model.qk_norm {
+        specs.push(act("activations of samples", rows * 3 * c));
+        specs.push(f32s("activations of samples", rows * 2 * model.heads));
+    }
+    if model.activation == ActivationKind::Swiglu {
+        specs.push(act("activations of samples", rows * model.mlp_inputs()));
+    }
+    if model.positions == PositionKind::Rotary {
+        specs.push(f32s("activations of samples", room.positions * model.head_size()));
+    }
     specs
 }
 
@@ -97,7 +116,7 @@ impl<O: Ops> Decoder<O> {
         let mut bufs =
             specs.iter().map(|spec| ops.alloc(spec.role, spec.len)).collect::<Result<Vec<_>>>()?.into_iter();
         let mut next = || bufs.next().expect("the layout lists every buffer");
-        Ok(Decoder {
+        let mut decoder = Decoder {
             layers: (0..model.layers).map(|_| [next(), next()]).collect(),
             residual: [next(), next()],
             normed: next(),
@@ -105,15 +124,22 @@ impl<O: Ops> Decoder<O> {
             branch: next(),
             qkv: next(),
             hidden: next(),
-            mean: next(),
             rstd: next(),
             logits: next(),
+            mean: (model.norm == NormKind::Layernorm).then(&mut next),
+            head_normed: model.qk_norm.then(|| [next(), next()]),
+            pairs: (model.activation == ActivationKind::Swiglu).then(&mut next),
+            rotary: (model.positions == PositionKind::Rotary).then(&mut next),
             ids: ops.alloc_ids(room.rows())?,
             positions: ops.alloc_ids(room.rows())?,
             streams: ops.alloc_ids(room.rows())?,
             model: model.clone(),
             room,
-        })
+        };
+        if let Some(table) = &mut decoder.rotary {
+            ops.upload(table, &rotary_table(room.positions, model.head_size(), model.rope_theta))?;
+        }
+        Ok(decoder)
     }
 
     pub fn room(&self) -> Room {
@@ -173,73 +199,114 @@ impl<O: Ops> Decoder<O> {
             ops.decode_linear(DecodeLinear {
                 out: &mut self.logits,
                 x: &self.normed,
-                weight: &params.wte,
+                weight: params.classifier(),
                 bias: None,
-                gelu: false,
+                activation: None,
                 shape: LinearShape { rows: new.len(), c_in: channels, c_out: vocab_padded },
             })?;
         }
         ops.recorded(key)
     }
 
-    /// From token ids to the final layernorm's output, in `normed`; keys and values are kept.
+    /// From token ids to the final norm's output, in `normed`; keys and values are kept.
     fn pass(&mut self, ops: &mut O, params: &Weights<O::Buf>, rows: usize) -> Result<()> {
         let c = self.model.channels;
-        let shape = |c_in, c_out| LinearShape { rows, c_in, c_out };
-        let Decoder {
-            layers, residual: [before, after], normed, mean, rstd, qkv, att, branch, hidden, ..
-        } = self;
         ops.decode_embedding(DecodeEmbedding {
-            out: before,
+            out: &mut self.residual[0],
             ids: &self.ids,
             positions: &self.positions,
             wte: &params.wte,
-            wpe: &params.wpe,
+            wpe: params.wpe.as_ref(),
             rows,
             channels: c,
         })?;
         let Affine { weight, bias } = &params.layers[0].ln_1;
-        ops.layernorm(Layernorm { out: normed, mean, rstd, x: before, weight, bias, rows, channels: c })?;
-        for (l, ([keys, values], w)) in layers.iter_mut().zip(&params.layers).enumerate() {
-            ops.decode_linear(linear(qkv, normed, &w.qkv, false, shape(c, 3 * c)))?;
-            ops.decode_attention(DecodeAttention {
-                out: att,
-                cache: KvCache { keys, values, capacity: self.room.positions },
-                qkv,
-                at: RowPositions { streams: &self.streams, positions: &self.positions },
-                rows,
-                heads: heads(&self.model),
-            })?;
-            ops.decode_linear(linear(branch, att, &w.attn_proj, false, shape(c, c)))?;
-            ops.residual_layernorm(ResidualLayernorm {
-                residual: after,
-                out: normed,
-                mean,
-                rstd,
-                x: before,
-                branch,
-                weight: &w.ln_2.weight,
-                bias: &w.ln_2.bias,
-                rows,
-                channels: c,
-            })?;
-            ops.decode_linear(linear(hidden, normed, &w.fc, true, shape(c, 4 * c)))?;
-            ops.decode_linear(linear(branch, hidden, &w.fc_proj, false, shape(4 * c, c)))?;
-            let Affine { weight, bias } = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
-            ops.residual_layernorm(ResidualLayernorm {
-                residual: before,
-                out: normed,
-                mean,
-                rstd,
-                x: after,
-                branch,
-                weight,
-                bias,
-                rows,
-                channels: c,
-            })?;
+        ops.layernorm(Layernorm {
+            out: &mut self.normed,
+            mean: self.mean.as_mut(),
+            rstd: &mut self.rstd,
+            x: &self.residual[0],
+            weight,
+            bias: bias.as_ref(),
+            rows,
+            channels: c,
+        })?;
+        for (l, w) in params.layers.iter().enumerate() {
+            self.attention(ops, l, w, rows)?;
+            self.branch_in(ops, [0, 1], &w.ln_2, rows)?;
+            self.mlp(ops, w, rows)?;
+            let next = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
+            self.branch_in(ops, [1, 0], next, rows)?;
         }
         Ok(())
+    }
+
+    /// From `normed` to `branch`.
+    fn attention(&mut self, ops: &mut O, l: usize, w: &Block<O::Buf>, rows: usize) -> Result<()> {
+        let (c, heads) = (self.model.channels, heads(&self.model));
+        let shape = |c_in, c_out| LinearShape { rows, c_in, c_out };
+        let Decoder { layers, normed, qkv, head_normed, att, branch, .. } = self;
+        ops.decode_linear(linear(qkv, normed, &w.qkv, None, shape(c, 3 * c)))?;
+        let qkv = match (head_normed, &w.head_norms) {
+            (Some([out, rstd]), HeadNorms { query: Some(q_weight), key: Some(k_weight) }) => {
+                ops.qk_norm(QkNorm { out: &mut *out, rstd, x: qkv, q_weight, k_weight, rows, heads })?;
+                out
+            }
+            _ => qkv,
+        };
+        if let Some(table) = &self.rotary {
+            let at = RotaryAt::Listed { positions: &self.positions, rows };
+            ops.rotary(Rotary { qkv: &mut *qkv, table, at, heads, inverse: false })?;
+        }
+        let [keys, values] = &mut layers[l];
+        ops.decode_attention(DecodeAttention {
+            out: att,
+            cache: KvCache { keys, values, capacity: self.room.positions },
+            qkv,
+            at: RowPositions { streams: &self.streams, positions: &self.positions },
+            rows,
+            heads,
+        })?;
+        ops.decode_linear(linear(branch, att, &w.attn_proj, None, shape(c, c)))
+    }
+
+    /// From `normed` to `branch`.
+    fn mlp(&mut self, ops: &mut O, w: &Block<O::Buf>, rows: usize) -> Result<()> {
+        let Model { channels: c, .. } = self.model;
+        let (f, kind) = (self.model.mlp_channels(), nonlinearity(&self.model));
+        let up = LinearShape { rows, c_in: c, c_out: self.model.mlp_inputs() };
+        let Decoder { normed, pairs, hidden, branch, .. } = self;
+        match pairs {
+            Some(pairs) => {
+                ops.decode_linear(linear(pairs, normed, &w.fc, None, up))?;
+                ops.activate(Activate { out: &mut *hidden, pre: pairs, rows, channels: f, kind })?;
+            }
+            None => ops.decode_linear(linear(hidden, normed, &w.fc, Some(kind), up))?,
+        }
+        ops.decode_linear(linear(branch, hidden, &w.fc_proj, None, LinearShape { rows, c_in: f, c_out: c }))
+    }
+
+    /// Adds `branch` to the residual stream, from one of its buffers to the other, and norms it into `normed`.
+    fn branch_in(
+        &mut self,
+        ops: &mut O,
+        [from, to]: [usize; 2],
+        norm: &Affine<O::Buf>,
+        rows: usize,
+    ) -> Result<()> {
+        let [x, residual] = self.residual.get_disjoint_mut([from, to]).expect("there are two buffers");
+        ops.residual_layernorm(ResidualLayernorm {
+            residual,
+            out: &mut self.normed,
+            mean: self.mean.as_mut(),
+            rstd: &mut self.rstd,
+            x,
+            branch: &self.branch,
+            weight: &norm.weight,
+            bias: norm.bias.as_ref(),
+            rows,
+            channels: self.model.channels,
+        })
     }
 
     fn upload(&mut self, ops: &mut O, new: &[NewToken]) -> Result<()> {
@@ -266,16 +333,15 @@ impl<O: Ops> Decoder<O> {
     }
 }
 
-/// A linear layer of a block, through GELU where `gelu` says so.
+/// A linear layer of a block, and what follows it.
 fn linear<'a, B>(
     out: &'a mut B,
     x: &'a B,
     layer: &'a Affine<B>,
-    gelu: bool,
+    activation: Option<Nonlinearity>,
     shape: LinearShape,
 ) -> DecodeLinear<'a, B> {
-    let Affine { weight, bias } = layer;
-    DecodeLinear { out, x, weight, bias: Some(bias), gelu, shape }
+    DecodeLinear { out, x, weight: &layer.weight, bias: layer.bias.as_ref(), activation, shape }
 }
 
 #[cfg(test)]
@@ -287,24 +353,32 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
-    const MODEL: Model = Model {
-        init: None,
-        descriptor: None,
-        layers: 3,
-        heads: 3,
-        channels: 96,
-        context: 150,
-        vocab: 300,
-        vocab_padded: 384,
-    };
+    const VOCAB: usize = 300;
+
+    /// Models of each kind that decodes in its own way.
+    fn models() -> Vec<Model> {
+        let gpt2 = Model::gpt2(3, 3, 96, 150, VOCAB);
+        let modern = Model {
+            norm: NormKind::Rmsnorm,
+            positions: PositionKind::Rotary,
+            activation: ActivationKind::Swiglu,
+            bias: false,
+            tied_head: false,
+            qk_norm: true,
+            ..gpt2.clone()
+        };
+        let rotary = Model { positions: PositionKind::Rotary, ..gpt2.clone() };
+        let relu2 = Model { activation: ActivationKind::Relu2, tied_head: false, ..gpt2.clone() };
+        vec![gpt2, modern, rotary, relu2]
+    }
 
     fn cpu() -> Cpu {
         Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
     }
 
     /// Weights five times as large as at the start of training, so that attention is not flat.
-    fn model(ops: &mut Cpu) -> Gpt2<Cpu> {
-        let mut model = Gpt2::new(ops, &MODEL, Rows { batch: 1, seq: 150 }, 0, false, 3).expect("a model");
+    fn model(ops: &mut Cpu, config: &Model) -> Gpt2<Cpu> {
+        let mut model = Gpt2::new(ops, config, Rows { batch: 1, seq: 150 }, 0, false, 3).expect("a model");
         for buf in model.params.iter_mut() {
             let mut values = vec![0.0; buf.len()];
             ops.download(buf, &mut values).expect("a download");
@@ -316,12 +390,13 @@ mod tests {
 
     fn text(number: u64, len: usize) -> Vec<u16> {
         let key = Key::new(number, "decode tests");
-        (0..len as u64).map(|i| (key.uniform(0, i) * MODEL.vocab as f64) as u16).collect()
+        (0..len as u64).map(|i| (key.uniform(0, i) * VOCAB as f64) as u16).collect()
     }
 
     /// The logits after each token, decoded one by one.
     fn one_by_one(ops: &mut Cpu, model: &Gpt2<Cpu>, tokens: &[u16]) -> Vec<Vec<f32>> {
-        let mut decoder = Decoder::new(ops, &MODEL, Room { streams: 1, positions: 150 }).expect("a decoder");
+        let mut decoder =
+            Decoder::new(ops, &model.config, Room { streams: 1, positions: 150 }).expect("a decoder");
         let mut logits = |(position, &token)| {
             decoder.logits(ops, &model.params, &[NewToken { token, stream: 0, position }]).expect("it runs")
         };
@@ -334,91 +409,100 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_whole_forward_pass() {
-        let mut ops = cpu();
-        let mut model = model(&mut ops);
-        let tokens = text(1, 150);
-        let decoded = one_by_one(&mut ops, &model, &tokens);
-        let mut worst = 0.0f64;
-        for t in [1, 2, 17, 64, 149, 150] {
-            let whole = model.next_token_logits(&mut ops, &tokens[..t]).expect("it runs");
-            assert_eq!(decoded[t - 1].len(), whole.len());
-            let square = |x: f64| x * x;
-            let off: f64 = decoded[t - 1].iter().zip(&whole).map(|(a, b)| square(f64::from(a - b))).sum();
-            let norm: f64 = whole.iter().map(|x| square(f64::from(*x))).sum();
-            worst = worst.max((off / norm).sqrt());
+        for config in models() {
+            let mut ops = cpu();
+            let mut model = model(&mut ops, &config);
+            let tokens = text(1, 150);
+            let decoded = one_by_one(&mut ops, &model, &tokens);
+            let mut worst = 0.0f64;
+            for t in [1, 2, 17, 64, 149, 150] {
+                let whole = model.next_token_logits(&mut ops, &tokens[..t]).expect("it runs");
+                assert_eq!(decoded[t - 1].len(), whole.len());
+                let square = |x: f64| x * x;
+                let off: f64 = decoded[t - 1].iter().zip(&whole).map(|(a, b)| square(f64::from(a - b))).sum();
+                let norm: f64 = whole.iter().map(|x| square(f64::from(*x))).sum();
+                worst = worst.max((off / norm).sqrt());
+            }
+            println!("relative error {worst:.1e}");
+            // Written so that a NaN fails.
+            assert!(worst < 1e-5, "relative error {worst:.1e}");
         }
-        println!("relative error {worst:.1e}");
-        // Written so that a NaN fails.
-        assert!(worst < 1e-5, "relative error {worst:.1e}");
     }
 
     /// The plain model in f64, to which devices are compared, compared with this one.
     #[test]
     fn logits_are_those_of_f64_and_rounding_to_bf16_would_show() {
-        let mut ops = cpu();
-        let model = model(&mut ops);
-        let mut read = |buf: &crate::ops::cpu::Buffer| {
-            let mut values = vec![0.0; buf.len()];
-            ops.download(buf, &mut values).map(|()| values)
-        };
-        let weights = model.params.try_map(&mut read).expect("a download");
-        let tokens = text(1, 150);
-        let decoded = one_by_one(&mut ops, &model, &tokens)[146..].concat();
-        let distance = |a: &[f32], b: &[f32]| {
-            assert_eq!(a.len(), b.len());
-            let square = |x: f64| x * x;
-            let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
-            (off / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
-        };
-        let exact = reference::logits(&MODEL, &weights, &tokens, 4, |x| x);
-        let rounded = reference::logits(&MODEL, &weights, &tokens, 4, reference::bf16);
-        println!("CPU {:.1e}, rounded {:.1e}", distance(&decoded, &exact), distance(&rounded, &exact));
-        // Written so that a NaN fails.
-        assert!(distance(&decoded, &exact) < 1e-5, "{:.1e}", distance(&decoded, &exact));
-        assert!(distance(&rounded, &exact) > 1e-3, "{:.1e}", distance(&rounded, &exact));
+        for config in models() {
+            let mut ops = cpu();
+            let model = model(&mut ops, &config);
+            let mut read = |buf: &crate::ops::cpu::Buffer| {
+                let mut values = vec![0.0; buf.len()];
+                ops.download(buf, &mut values).map(|()| values)
+            };
+            let weights = model.params.try_map(&mut read).expect("a download");
+            let tokens = text(1, 150);
+            let decoded = one_by_one(&mut ops, &model, &tokens)[146..].concat();
+            let distance = |a: &[f32], b: &[f32]| {
+                assert_eq!(a.len(), b.len());
+                let square = |x: f64| x * x;
+                let off: f64 = a.iter().zip(b).map(|(a, b)| square(f64::from(*a) - f64::from(*b))).sum();
+                (off / b.iter().map(|b| square(f64::from(*b))).sum::<f64>()).sqrt()
+            };
+            let exact = reference::logits(&config, &weights, &tokens, 4, |x| x);
+            let rounded = reference::logits(&config, &weights, &tokens, 4, reference::bf16);
+            println!("CPU {:.1e}, rounded {:.1e}", distance(&decoded, &exact), distance(&rounded, &exact));
+            // Written so that a NaN fails.
+            assert!(distance(&decoded, &exact) < 1e-5, "{:.1e}", distance(&decoded, &exact));
+            assert!(distance(&rounded, &exact) > 1e-3, "{:.1e}", distance(&rounded, &exact));
+        }
     }
 
     #[test]
     fn a_prompt_read_in_pieces_and_a_text_among_others_change_no_bit() {
-        let mut ops = cpu();
-        let model = model(&mut ops);
-        let texts: Vec<Vec<u16>> =
-            [90, 75, 3].into_iter().zip(2..).map(|(len, number)| text(number, len)).collect();
-        let alone: Vec<Vec<Vec<f32>>> = texts.iter().map(|text| one_by_one(&mut ops, &model, text)).collect();
-        let mut decoder =
-            Decoder::new(&mut ops, &MODEL, Room { streams: 3, positions: 120 }).expect("a decoder");
-        // All but the last two tokens as prompts, then two tokens of all three together.
-        for (stream, text) in texts.iter().enumerate() {
-            decoder.read(&mut ops, &model.params, stream, 0, &text[..text.len() - 2]).expect("it runs");
-        }
-        for back in [2, 1] {
-            let new = |(stream, text): (usize, &Vec<u16>)| {
-                let position = text.len() - back;
-                NewToken { token: text[position], stream, position }
-            };
-            let new: Vec<NewToken> = texts.iter().enumerate().map(new).collect();
-            let logits = decoder.logits(&mut ops, &model.params, &new).expect("it runs");
-            for (stream, logits) in logits.chunks(MODEL.vocab).enumerate() {
-                assert_eq!(
-                    bits(logits),
-                    bits(&alone[stream][new[stream].position]),
-                    "stream {stream}, {back} from the end"
-                );
+        for config in models() {
+            let mut ops = cpu();
+            let model = model(&mut ops, &config);
+            let texts: Vec<Vec<u16>> =
+                [90, 75, 3].into_iter().zip(2..).map(|(len, number)| text(number, len)).collect();
+            let alone: Vec<Vec<Vec<f32>>> =
+                texts.iter().map(|text| one_by_one(&mut ops, &model, text)).collect();
+            let mut decoder = Decoder::new(&mut ops, &model.config, Room { streams: 3, positions: 120 })
+                .expect("a decoder");
+            // All but the last two tokens as prompts, then two tokens of all three together.
+            for (stream, text) in texts.iter().enumerate() {
+                decoder.read(&mut ops, &model.params, stream, 0, &text[..text.len() - 2]).expect("it runs");
+            }
+            for back in [2, 1] {
+                let new = |(stream, text): (usize, &Vec<u16>)| {
+                    let position = text.len() - back;
+                    NewToken { token: text[position], stream, position }
+                };
+                let new: Vec<NewToken> = texts.iter().enumerate().map(new).collect();
+                let logits = decoder.logits(&mut ops, &model.params, &new).expect("it runs");
+                for (stream, logits) in logits.chunks(VOCAB).enumerate() {
+                    assert_eq!(
+                        bits(logits),
+                        bits(&alone[stream][new[stream].position]),
+                        "stream {stream}, {back} from the end"
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn a_stream_that_starts_again_forgets_what_it_held() {
-        let mut ops = cpu();
-        let model = model(&mut ops);
-        let (old, new) = (text(5, 60), text(6, 20));
-        let mut decoder =
-            Decoder::new(&mut ops, &MODEL, Room { streams: 1, positions: 60 }).expect("a decoder");
-        decoder.read(&mut ops, &model.params, 0, 0, &old).expect("it runs");
-        decoder.read(&mut ops, &model.params, 0, 0, &new[..19]).expect("it runs");
-        let last = NewToken { token: new[19], stream: 0, position: 19 };
-        let logits = decoder.logits(&mut ops, &model.params, &[last]).expect("it runs");
-        assert_eq!(bits(&logits), bits(&one_by_one(&mut ops, &model, &new)[19]));
+        for config in models() {
+            let mut ops = cpu();
+            let model = model(&mut ops, &config);
+            let (old, new) = (text(5, 60), text(6, 20));
+            let mut decoder =
+                Decoder::new(&mut ops, &model.config, Room { streams: 1, positions: 60 }).expect("a decoder");
+            decoder.read(&mut ops, &model.params, 0, 0, &old).expect("it runs");
+            decoder.read(&mut ops, &model.params, 0, 0, &new[..19]).expect("it runs");
+            let last = NewToken { token: new[19], stream: 0, position: 19 };
+            let logits = decoder.logits(&mut ops, &model.params, &[last]).expect("it runs");
+            assert_eq!(bits(&logits), bits(&one_by_one(&mut ops, &model, &new)[19]));
+        }
     }
 }

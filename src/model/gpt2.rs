@@ -1,19 +1,21 @@
-//! The GPT-2 forward and backward passes, written once over [`Ops`].
+//! The forward and backward passes, written once over [`Ops`].
 //!
-//! Pre-norm transformer (Radford et al. 2019): tied token table, learned positions, GELU in its tanh
-//! form. Shapes: `B` sequences, `T` tokens, `N = B*T`, `C` channels. Gradients of parameters are f32
-//! and accumulate over micro-batches; gradients of activations have the activations' type.
+//! Pre-norm transformer (Radford et al. 2019): in GPT-2's form tied token table, learned positions, GELU in
+//! its tanh form; what later models put in their places are keys of `[model]`. Shapes: `B` sequences, `T`
+//! tokens, `N = B*T`, `C` channels, `F` channels of the MLP. Gradients of parameters are f32 and accumulate
+//! over micro-batches; gradients of activations have the activations' type.
 //!
 //! Deliberately absent: dropout (GPT-2's pre-training here uses none), the optimizer, any notion of
 //! what a step is.
 
-use super::activations::{Activations, Normed, kept_or_shared};
+use super::activations::{Activations, HeadNormed, LayerActivations, Normed, kept_or_shared};
 use super::init::initial_values;
-use super::weights::{Affine, Group, ParamSpec, Weights};
-use crate::experiment::Model;
+use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
+use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
-    Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear, LinearGelu,
-    LinearShape, Ops, ParamCount, ResidualLayernorm, Result, Role, Rows, ScratchShape, Vocab, Write,
+    Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
+    LinearGelu, LinearShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm, Result, Role, Rotary,
+    RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -69,7 +71,10 @@ impl<O: Ops> Gpt2<O> {
     ) -> Result<Gpt2<O>> {
         let specs = Weights::of(config);
         let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
-        let acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
+        let mut acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
+        if let Some(table) = &mut acts.rotary {
+            ops.upload(table, &rotary_table(capacity.seq, config.head_size(), config.rope_theta))?;
+        }
         ops.alloc_scratch(&scratch_shape(config, capacity, backward))?;
         Ok(Gpt2 {
             config: config.clone(),
@@ -97,7 +102,7 @@ impl<O: Ops> Gpt2<O> {
             losses,
             losses_at: batch.losses_at,
             x: self.acts.ln_f.output(None),
-            wte: &self.params.wte,
+            wte: self.params.classifier(),
             targets: &self.targets,
             rows: batch.rows.count(),
             channels: self.config.channels,
@@ -117,7 +122,7 @@ impl<O: Ops> Gpt2<O> {
         ops.linear(Linear {
             out: &mut out,
             x: &last,
-            weight: &self.params.wte,
+            weight: self.params.classifier(),
             bias: None,
             shape: LinearShape { rows: 1, c_in: c, c_out: padded },
         })?;
@@ -191,103 +196,230 @@ impl<O: Ops> Gpt2<O> {
         ops.upload_ids(&mut self.targets, batch.targets)
     }
 
-    /// From token ids to the final layernorm's output.
+    /// From token ids to the final norm's output.
     fn trunk(&mut self, ops: &mut impl Ops<Buf = O::Buf, Ids = O::Ids>, rows: Rows) -> Result<()> {
-        let (n, c) = (rows.count(), self.config.channels);
-        let heads = heads(&self.config);
-        let shape = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
-        let Activations { encoded, layers, ln_f, branch, shared_norm, shared_gelu, .. } = &mut self.acts;
+        let Activations {
+            encoded,
+            layers,
+            ln_f,
+            branch,
+            shared_norm,
+            shared_activated,
+            shared_heads,
+            rotary,
+            ..
+        } = &mut self.acts;
         let p = &self.params;
-
         ops.embedding(Embedding {
             out: encoded,
             ids: &self.ids,
             wte: &p.wte,
-            wpe: &p.wpe,
+            wpe: p.wpe.as_ref(),
             rows,
-            channels: c,
+            channels: self.config.channels,
         })?;
-        {
-            let Normed { out, mean, rstd } = &mut layers[0].ln_1;
-            let Affine { weight, bias } = &p.layers[0].ln_1;
-            let out = kept_or_shared(out, shared_norm);
-            ops.layernorm(Layernorm { out, mean, rstd, x: encoded, weight, bias, rows: n, channels: c })?;
-        }
+        let first = &mut layers[0].ln_1;
+        norm(ops, first, shared_norm, encoded, &p.layers[0].ln_1, rows.count(), self.config.channels)?;
         for l in 0..layers.len() {
-            let w = &p.layers[l];
             let (before, from) = layers.split_at_mut(l);
-            let (a, after) = from.split_first_mut().expect("l is below the number of layers");
-            let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
-
-            ops.linear(Linear {
-                out: &mut a.qkv,
-                x: a.ln_1.output(shared_norm.as_ref()),
-                weight: &w.qkv.weight,
-                bias: Some(&w.qkv.bias),
-                shape: shape(c, 3 * c),
-            })?;
-            ops.attention(Attention { out: &mut a.att, lse: &mut a.lse, qkv: &a.qkv, rows, heads })?;
-            ops.linear(Linear {
-                out: branch,
-                x: &a.att,
-                weight: &w.attn_proj.weight,
-                bias: Some(&w.attn_proj.bias),
-                shape: shape(c, c),
-            })?;
-            ops.residual_layernorm(ResidualLayernorm {
-                residual: &mut a.residual_mid,
-                out: kept_or_shared(&mut a.ln_2.out, shared_norm),
-                mean: &mut a.ln_2.mean,
-                rstd: &mut a.ln_2.rstd,
-                x: residual_in,
-                branch,
-                weight: &w.ln_2.weight,
-                bias: &w.ln_2.bias,
-                rows: n,
-                channels: c,
-            })?;
-
-            let gelu = kept_or_shared(&mut a.fc_gelu, shared_gelu);
-            ops.linear_gelu(LinearGelu {
-                out: gelu,
-                pre: &mut a.fc,
-                x: a.ln_2.output(shared_norm.as_ref()),
-                weight: &w.fc.weight,
-                bias: &w.fc.bias,
-                shape: shape(c, 4 * c),
-            })?;
-            ops.linear(Linear {
-                out: branch,
-                x: gelu,
-                weight: &w.fc_proj.weight,
-                bias: Some(&w.fc_proj.bias),
-                shape: shape(4 * c, c),
-            })?;
-
-            // The block's end is fused with the layernorm that reads it: the next block's or the last.
-            let (next, Affine { weight, bias }) = match after.first_mut() {
+            let (acts, after) = from.split_first_mut().expect("l is below the number of layers");
+            // The block's end is fused with the norm that reads it: the next block's or the last.
+            let (next, next_weights) = match after.first_mut() {
                 Some(next) => (&mut next.ln_1, &p.layers[l + 1].ln_1),
                 None => (&mut *ln_f, &p.ln_f),
             };
-            ops.residual_layernorm(ResidualLayernorm {
-                residual: &mut a.residual_out,
-                out: kept_or_shared(&mut next.out, shared_norm),
-                mean: &mut next.mean,
-                rstd: &mut next.rstd,
-                x: &a.residual_mid,
-                branch,
-                weight,
-                bias,
-                rows: n,
-                channels: c,
-            })?;
+            let mut block = BlockForward {
+                config: &self.config,
+                acts,
+                weights: &p.layers[l],
+                branch: &mut *branch,
+                shared_norm: &mut *shared_norm,
+                rows,
+            };
+            let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
+            block.attention(ops, residual_in, shared_heads, rotary.as_ref())?;
+            block.mlp(ops, shared_activated, next, next_weights)?;
         }
         Ok(())
     }
 }
 
+/// The forward pass of one block, from the norm that it begins with to the one that follows it.
+struct BlockForward<'a, B> {
+    config: &'a Model,
+    acts: &'a mut LayerActivations<B>,
+    weights: &'a Block<B>,
+    /// A projection on its way into the residual stream (N, C).
+    branch: &'a mut B,
+    shared_norm: &'a mut Option<B>,
+    rows: Rows,
+}
+
+impl<B: Send> BlockForward<'_, B> {
+    fn shape(&self, c_in: usize, c_out: usize) -> LinearShape {
+        LinearShape { rows: self.rows.count(), c_in, c_out }
+    }
+
+    /// Up to the norm before the MLP. `residual_in` is the residual stream before the block.
+    fn attention<O: Ops<Buf = B>>(
+        &mut self,
+        ops: &mut O,
+        residual_in: &B,
+        shared_heads: &mut Option<B>,
+        rotary: Option<&B>,
+    ) -> Result<()> {
+        let (rows, c) = (self.rows, self.config.channels);
+        let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
+        let BlockForward { config, acts: a, weights: w, branch, shared_norm, .. } = self;
+        ops.linear(Linear {
+            out: &mut a.qkv,
+            x: a.ln_1.output(shared_norm.as_ref()),
+            weight: &w.qkv.weight,
+            bias: w.qkv.bias.as_ref(),
+            shape: qkv,
+        })?;
+        let heads = heads(config);
+        match &mut a.head_norm {
+            Some(normed) => head_norm(ops, normed, shared_heads, &a.qkv, w, rotary, rows, heads)?,
+            None => rotate(ops, &mut a.qkv, rotary, rows, heads, false)?,
+        }
+        let qkv = match &a.head_norm {
+            Some(normed) => normed.output(shared_heads.as_ref()),
+            None => &a.qkv,
+        };
+        ops.attention(Attention { out: &mut a.att, lse: &mut a.lse, qkv, rows, heads })?;
+        ops.linear(Linear {
+            out: branch,
+            x: &a.att,
+            weight: &w.attn_proj.weight,
+            bias: w.attn_proj.bias.as_ref(),
+            shape: proj,
+        })?;
+        ops.residual_layernorm(ResidualLayernorm {
+            residual: &mut a.residual_mid,
+            out: kept_or_shared(&mut a.ln_2.out, shared_norm),
+            mean: a.ln_2.mean.as_mut(),
+            rstd: &mut a.ln_2.rstd,
+            x: residual_in,
+            branch,
+            weight: &w.ln_2.weight,
+            bias: w.ln_2.bias.as_ref(),
+            rows: rows.count(),
+            channels: c,
+        })
+    }
+
+    /// Up to the norm behind the block, `next`.
+    fn mlp<O: Ops<Buf = B>>(
+        &mut self,
+        ops: &mut O,
+        shared_activated: &mut Option<B>,
+        next: &mut Normed<B>,
+        next_weights: &Affine<B>,
+    ) -> Result<()> {
+        let (n, c, f) = (self.rows.count(), self.config.channels, self.config.mlp_channels());
+        let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
+        let BlockForward { config, acts: a, weights: w, branch, shared_norm, .. } = self;
+        let activated = kept_or_shared(&mut a.activated, shared_activated);
+        let (x, weight, bias) = (a.ln_2.output(shared_norm.as_ref()), &w.fc.weight, w.fc.bias.as_ref());
+        match nonlinearity(config) {
+            Nonlinearity::Gelu => {
+                let (out, pre) = (&mut *activated, &mut a.fc);
+                ops.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape: up })?;
+            }
+            kind => {
+                ops.linear(Linear { out: &mut a.fc, x, weight, bias, shape: up })?;
+                ops.activate(Activate { out: activated, pre: &a.fc, rows: n, channels: f, kind })?;
+            }
+        }
+        ops.linear(Linear {
+            out: branch,
+            x: activated,
+            weight: &w.fc_proj.weight,
+            bias: w.fc_proj.bias.as_ref(),
+            shape: down,
+        })?;
+        ops.residual_layernorm(ResidualLayernorm {
+            residual: &mut a.residual_out,
+            out: kept_or_shared(&mut next.out, shared_norm),
+            mean: next.mean.as_mut(),
+            rstd: &mut next.rstd,
+            x: &a.residual_mid,
+            branch,
+            weight: &next_weights.weight,
+            bias: next_weights.bias.as_ref(),
+            rows: n,
+            channels: c,
+        })
+    }
+}
+
+/// The norm of `x`, alone: the first one, and those that the backward pass computes again.
+pub(super) fn norm<O: Ops>(
+    ops: &mut O,
+    norm: &mut Normed<O::Buf>,
+    shared: &mut Option<O::Buf>,
+    x: &O::Buf,
+    weights: &Affine<O::Buf>,
+    rows: usize,
+    channels: usize,
+) -> Result<()> {
+    ops.layernorm(Layernorm {
+        out: kept_or_shared(&mut norm.out, shared),
+        mean: norm.mean.as_mut(),
+        rstd: &mut norm.rstd,
+        x,
+        weight: &weights.weight,
+        bias: weights.bias.as_ref(),
+        rows,
+        channels,
+    })
+}
+
+/// Norm and rotation of queries and keys: what attention reads in place of `qkv`, which is left as it is.
+#[expect(clippy::too_many_arguments, reason = "the buffers of one operation, out of four structures")]
+pub(super) fn head_norm<O: Ops>(
+    ops: &mut O,
+    normed: &mut HeadNormed<O::Buf>,
+    shared: &mut Option<O::Buf>,
+    qkv: &O::Buf,
+    weights: &Block<O::Buf>,
+    rotary: Option<&O::Buf>,
+    rows: Rows,
+    heads: Heads,
+) -> Result<()> {
+    let HeadNorms { query: Some(q_weight), key: Some(k_weight) } = &weights.head_norms else {
+        unreachable!("a model with QK-norm has weights for it")
+    };
+    let out = kept_or_shared(&mut normed.out, shared);
+    let rstd = &mut normed.rstd;
+    ops.qk_norm(QkNorm { out: &mut *out, rstd, x: qkv, q_weight, k_weight, rows: rows.count(), heads })?;
+    rotate(ops, out, rotary, rows, heads, false)
+}
+
+/// Turns queries and keys by their positions, or back, where there is a table for it.
+pub(super) fn rotate<O: Ops>(
+    ops: &mut O,
+    qkv: &mut O::Buf,
+    table: Option<&O::Buf>,
+    rows: Rows,
+    heads: Heads,
+    inverse: bool,
+) -> Result<()> {
+    let Some(table) = table else { return Ok(()) };
+    ops.rotary(Rotary { qkv, table, at: RotaryAt::Sequences(rows), heads, inverse })
+}
+
+pub(super) fn nonlinearity(model: &Model) -> Nonlinearity {
+    match model.activation {
+        ActivationKind::Gelu => Nonlinearity::Gelu,
+        ActivationKind::Relu2 => Nonlinearity::SquaredRelu,
+        ActivationKind::Swiglu => Nonlinearity::Swiglu,
+    }
+}
+
 pub(super) fn heads(model: &Model) -> Heads {
-    Heads { heads: model.heads, head_size: model.channels / model.heads }
+    Heads { heads: model.heads, head_size: model.head_size() }
 }
 
 pub(super) fn vocab(model: &Model) -> Vocab {

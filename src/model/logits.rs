@@ -39,9 +39,9 @@ impl<O: Ops> Gpt2<O> {
             ops.decode_linear(DecodeLinear {
                 out: &mut room.logits,
                 x: &room.normed,
-                weight: &self.params.wte,
+                weight: self.params.classifier(),
                 bias: None,
-                gelu: false,
+                activation: None,
                 shape: LinearShape { rows: places.len(), c_in: c, c_out: padded },
             })?;
             let logits = &mut host[..places.len() * padded];

@@ -1,9 +1,9 @@
-//! GPT-2's forward pass in f64, written plainly over the f64 operations of the device tests: the logits of a
+//! The model's forward pass in f64, written plainly over the f64 operations of the device tests: the logits of a
 //! device are compared with it, exact or with every stored tensor rounded.
 
 use super::init::initial_values;
 use super::weights::{Affine, ParamSpec, Weights};
-use crate::experiment::Model;
+use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::DeviceError;
 use crate::ops::testing::reference::{AttentionShape, attention, gelu, layernorm, linear};
 use crate::rng::Key;
@@ -16,30 +16,30 @@ pub const ROUNDINGS: f64 = 2.0;
 
 /// A model that is quick on any device, and not divisible where it need not be.
 pub fn small_model() -> Model {
-    Model {
-        init: None,
-        descriptor: None,
-        layers: 3,
-        heads: 2,
-        channels: 128,
-        context: 160,
-        vocab: 500,
-        vocab_padded: 512,
-    }
+    Model::gpt2(3, 2, 128, 160, 500)
+}
+
+/// The small model, and others that between them have every part that a block may be made of.
+pub fn small_models() -> Vec<Model> {
+    let gpt2 = small_model();
+    let modern = Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        tied_head: false,
+        qk_norm: true,
+        ..gpt2.clone()
+    };
+    let rotary = Model { positions: PositionKind::Rotary, rope_theta: 500.0, ..gpt2.clone() };
+    let relu2 = Model { activation: ActivationKind::Relu2, norm: NormKind::Rmsnorm, ..gpt2.clone() };
+    let bare = Model { bias: false, qk_norm: true, tied_head: false, ..gpt2.clone() };
+    vec![gpt2, modern, rotary, relu2, bare]
 }
 
 /// A model of GPT-2's vocabulary and context.
 pub fn gpt2(layers: usize, heads: usize, channels: usize) -> Model {
-    Model {
-        init: None,
-        descriptor: None,
-        layers,
-        heads,
-        channels,
-        context: 1024,
-        vocab: 50_257,
-        vocab_padded: 50_304,
-    }
+    Model::gpt2(layers, heads, channels, 1024, 50_257)
 }
 
 /// Weights as they start but for larger queries, keys and values, so that attention is not flat.
@@ -77,30 +77,83 @@ pub fn logits(
     let (n, c) = (tokens.len(), config.channels);
     let stored = |values: &[f32]| -> Vec<f64> { values.iter().map(|x| store(f64::from(*x))).collect() };
     let keep = |values: Vec<f64>| -> Vec<f64> { values.into_iter().map(&store).collect() };
+    let bias = |layer: &Affine<Vec<f32>>| layer.bias.as_deref().map(stored);
     let norm = |x: &[f64], layer: &Affine<Vec<f32>>| {
-        keep(layernorm(x, &stored(&layer.weight), &stored(&layer.bias), c).0)
+        let normed = match config.norm {
+            NormKind::Layernorm => {
+                layernorm(x, &stored(&layer.weight), &bias(layer).unwrap_or(vec![0.0; c]), c).0
+            }
+            NormKind::Rmsnorm => rmsnorm(x, &stored(&layer.weight), bias(layer).as_deref()),
+        };
+        keep(normed)
     };
     let project = |x: &[f64], layer: &Affine<Vec<f32>>, c_in: usize, c_out: usize| {
-        linear(x, &stored(&layer.weight), Some(&stored(&layer.bias)), n, c_in, c_out)
+        linear(x, &stored(&layer.weight), bias(layer).as_deref(), n, c_in, c_out)
     };
     let add = |x: &[f64], branch: &[f64]| keep(x.iter().zip(branch).map(|(x, b)| x + b).collect());
 
-    let (wte, wpe) = (stored(&weights.wte), stored(&weights.wpe));
+    let wte = stored(&weights.wte);
+    let wpe = weights.wpe.as_deref().map_or(vec![0.0; n * c], stored);
     let at = |i: usize| usize::from(tokens[i / c]) * c + i % c;
     let mut x = keep((0..n * c).map(|i| wte[at(i)] + wpe[i]).collect());
-    let shape = AttentionShape { batch: 1, seq: n, heads: config.heads, head_size: c / config.heads };
+    let hs = config.head_size();
+    let shape = AttentionShape { batch: 1, seq: n, heads: config.heads, head_size: hs };
     for w in &weights.layers {
-        let qkv = keep(project(&norm(&x, &w.ln_1), &w.qkv, c, 3 * c));
+        let mut qkv = keep(project(&norm(&x, &w.ln_1), &w.qkv, c, 3 * c));
+        for (which, weight) in [&w.head_norms.query, &w.head_norms.key].into_iter().enumerate() {
+            let parts = qkv.chunks_mut(c).skip(which).step_by(3);
+            for (position, part) in parts.enumerate() {
+                if let Some(weight) = weight {
+                    let weight = stored(weight);
+                    part.chunks_mut(hs).for_each(|head| {
+                        head.copy_from_slice(&keep(rmsnorm(head, &weight, None)));
+                    });
+                }
+                if config.positions == PositionKind::Rotary {
+                    part.chunks_mut(hs).for_each(|head| rotate(head, position, config.rope_theta));
+                    part.iter_mut().for_each(|x| *x = store(*x));
+                }
+            }
+        }
         let branch = keep(project(&keep(attention(&qkv, shape).0), &w.attn_proj, c, c));
         x = add(&x, &branch);
-        // Decoding applies GELU to the sum before it is rounded.
-        let hidden = project(&norm(&x, &w.ln_2), &w.fc, c, 4 * c).into_iter().map(gelu).collect();
-        x = add(&x, &keep(project(&keep(hidden), &w.fc_proj, 4 * c, c)));
+        let wide = project(&norm(&x, &w.ln_2), &w.fc, c, config.mlp_inputs());
+        let hidden: Vec<f64> = match config.activation {
+            // Decoding applies these two to the sum before it is rounded.
+            ActivationKind::Gelu => wide.into_iter().map(gelu).collect(),
+            ActivationKind::Relu2 => wide.into_iter().map(|x| x.max(0.0) * x.max(0.0)).collect(),
+            ActivationKind::Swiglu => {
+                keep(wide).chunks(2).map(|pair| pair[0] / (1.0 + libm::exp(-pair[0])) * pair[1]).collect()
+            }
+        };
+        x = add(&x, &keep(project(&keep(hidden), &w.fc_proj, config.mlp_channels(), c)));
     }
     let normed = norm(&x, &weights.ln_f);
-    let rows = linear(&normed[(n - last) * c..], &wte, None, last, c, config.vocab_padded);
+    let head = stored(weights.classifier());
+    let rows = linear(&normed[(n - last) * c..], &head, None, last, c, config.vocab_padded);
     let used = rows.chunks(config.vocab_padded).flat_map(|row| &row[..config.vocab]);
     used.map(|x| *x as f32).collect()
+}
+
+/// `x / sqrt(mean(x²) + 1e-5) weight + bias` of each row as long as `weight`.
+fn rmsnorm(x: &[f64], weight: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+    let width = weight.len();
+    let row = |row: &[f64]| -> Vec<f64> {
+        let rms = (row.iter().map(|x| x * x).sum::<f64>() / width as f64 + 1e-5).sqrt();
+        (0..width).map(|i| row[i] / rms * weight[i] + bias.map_or(0.0, |bias| bias[i])).collect()
+    };
+    x.chunks(width).flat_map(row).collect()
+}
+
+/// Turns neighbouring channels of a head by `position theta^(-2i/HS)`.
+fn rotate(head: &mut [f64], position: usize, theta: f64) {
+    let size = head.len() as f64;
+    for (i, pair) in head.chunks_mut(2).enumerate() {
+        let angle = position as f64 * libm::pow(theta, -2.0 * i as f64 / size);
+        let (cos, sin) = (libm::cos(angle), libm::sin(angle));
+        let (a, b) = (pair[0], pair[1]);
+        (pair[0], pair[1]) = (a * cos - b * sin, a * sin + b * cos);
+    }
 }
 
 #[cfg(test)]
@@ -120,11 +173,16 @@ mod tests {
     /// another order of the sums would move it.
     #[test]
     fn draws_of_rounding_errors_are_far_nearer_to_each_other_than_the_bound_on_a_device() {
-        let config = small_model();
-        let weights = steep_weights(&config);
-        for text in texts(&config) {
-            let exact = logits(&config, &weights, &text, 4, |x| x);
-            let nearest = distance(&logits(&config, &weights, &text, 4, bf16), &exact);
+        for config in small_models() {
+            compare_draws(&config);
+        }
+    }
+
+    fn compare_draws(config: &Model) {
+        let weights = steep_weights(config);
+        for text in texts(config) {
+            let exact = logits(config, &weights, &text, 4, |x| x);
+            let nearest = distance(&logits(config, &weights, &text, 4, bf16), &exact);
             assert!(nearest > 1e-3, "rounding shows: {nearest:.1e}");
             for draw in 0..3 {
                 let (key, count) = (Key::new(draw, "rounding"), Cell::new(0));
@@ -132,7 +190,7 @@ mod tests {
                     count.set(count.get() + 1);
                     bf16(x * (1.0 + (key.uniform(0, count.get()) - 0.5) * 2f64.powi(-20)))
                 };
-                let other = distance(&logits(&config, &weights, &text, 4, moved), &exact);
+                let other = distance(&logits(config, &weights, &text, 4, moved), &exact);
                 let ratio = other / nearest;
                 println!("{} tokens: {nearest:.1e}, then {other:.1e}, {ratio:.2} times", text.len());
                 // Half of the way to the bound.

@@ -1,12 +1,13 @@
-//! The parameter tensors of GPT-2, as a structure generic over what is kept for each of them.
+//! The parameter tensors of a model, as a structure generic over what is kept for each of them.
 //!
 //! One [`Weights<T>`] serves for shapes (`ParamSpec`), parameters and gradients, so that all of them are
-//! walked in the same order: `wte`, `wpe`, the layers, `ln_f`. The tensors of a block, with their names,
-//! shapes and initialisation, are declared once, in the descriptions below.
+//! walked in the same order: `wte`, `wpe`, the layers, `ln_f`, `lm_head`. The tensors of a block, with their
+//! names, shapes and initialisation, are declared once, in the descriptions below; which of them a model lacks
+//! follows from its keys.
 
 use std::fmt;
 
-use crate::experiment::Model;
+use crate::experiment::{Model, PositionKind};
 use crate::optim::{ParamKind, Parameter};
 
 /// How a tensor is initialised.
@@ -48,8 +49,9 @@ impl ParamSpec {
 /// Declares a structure of tensors, and all that follows from its fields: their order, walks over them,
 /// and a structure of the same form made from them.
 ///
-/// A field is one tensor (`T`), a structure of tensors, or a list of structures in brackets. What stands
-/// behind `=` gives its [`ParamSpec`]s, evaluated in the order of the fields, which is the model's order.
+/// A field is one tensor (`T`), one that some models lack (`(T)`), a structure of tensors, or a list of
+/// structures in brackets. What stands behind `=` gives its [`ParamSpec`]s, evaluated in the order of the
+/// fields, which is the model's order.
 macro_rules! tensors {
     (
         $(#[$doc:meta])*
@@ -91,6 +93,10 @@ macro_rules! tensors {
                 $(tensors!(@each $kind, each_mut, &mut self.$field, see);)+
             }
 
+            fn into_each(self, see: &mut impl FnMut(T)) {
+                $(tensors!(@into $kind, self.$field, see);)+
+            }
+
             fn try_map_each<U, E>(
                 &self,
                 make: &mut impl FnMut(&T) -> Result<U, E>,
@@ -100,16 +106,35 @@ macro_rules! tensors {
         }
     };
     (@type $t:ident, T) => { $t };
+    (@type $t:ident, (T)) => { Option<$t> };
     (@type $t:ident, [$part:ident]) => { Vec<$part<$t>> };
     (@type $t:ident, $part:ident) => { $part<$t> };
     (@each T, $each:ident, $field:expr, $see:ident) => { $see($field) };
+    (@each (T), $each:ident, $field:expr, $see:ident) => {
+        if let Some(tensor) = $field {
+            $see(tensor);
+        }
+    };
     (@each [$part:ident], $each:ident, $field:expr, $see:ident) => {
         for part in $field {
             part.$each($see);
         }
     };
     (@each $part:ident, $each:ident, $field:expr, $see:ident) => { $part::$each($field, $see) };
+    (@into T, $field:expr, $see:ident) => { $see($field) };
+    (@into (T), $field:expr, $see:ident) => {
+        if let Some(tensor) = $field {
+            $see(tensor);
+        }
+    };
+    (@into [$part:ident], $field:expr, $see:ident) => {
+        for part in $field {
+            part.into_each($see);
+        }
+    };
+    (@into $part:ident, $field:expr, $see:ident) => { $part::into_each($field, $see) };
     (@map T, $field:expr, $make:ident) => { $make($field)? };
+    (@map (T), $field:expr, $make:ident) => { $field.as_ref().map(&mut *$make).transpose()? };
     (@map [$part:ident], $field:expr, $make:ident) => {
         $field.iter().map(|part| part.try_map_each($make)).collect::<Result<_, E>>()?
     };
@@ -117,46 +142,74 @@ macro_rules! tensors {
 }
 
 tensors! {
-    /// A weight with its bias, or the two vectors of a layernorm.
-    Affine(specs: &mut Specs, name: &str, weight_shape: &[usize], start: Init) {
+    /// A weight with its bias, or the vectors of a norm.
+    Affine(specs: &mut Specs, name: &str, weight_shape: &[usize], start: Init, bias: bool) {
         weight: T = specs.tensor(format!("{name}.weight"), weight_shape, start),
-        /// As long as the weight has rows.
-        bias: T = specs.tensor(format!("{name}.bias"), &weight_shape[..1], Init::Zeros),
+        /// As long as the weight has rows; absent without `model.bias`.
+        bias: (T) = bias.then(|| specs.tensor(format!("{name}.bias"), &weight_shape[..1], Init::Zeros)),
     }
 }
 
 tensors! {
-    /// The tensors of one transformer block. Number `l`, C channels; the initialisation of the projections
-    /// into the residual stream.
-    Block(specs: &mut Specs, l: usize, c: usize, into_residual: Init) {
+    /// The weights of the RMSNorm of queries and keys, one for all heads.
+    HeadNorms(specs: &mut Specs, l: usize, model: &Model) {
+        /// (HS); absent without `model.qk_norm`, as the next is.
+        query: (T) = specs.head_norm(model, format!("h.{l}.attn.q_norm.weight")),
+        /// (HS)
+        key: (T) = specs.head_norm(model, format!("h.{l}.attn.k_norm.weight")),
+    }
+}
+
+tensors! {
+    /// The tensors of one transformer block. Number `l`; the initialisation of the projections into the
+    /// residual stream. C channels, F of the MLP.
+    Block(specs: &mut Specs, l: usize, model: &Model, into_residual: Init) {
         /// (C)
-        ln_1: Affine = Affine::specs(specs, &format!("h.{l}.ln_1"), &[c], Init::Ones),
+        ln_1: Affine = specs.norm(model, format!("h.{l}.ln_1")),
         /// (3C, C): query, key and value projections.
-        qkv: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_attn"), &[3 * c, c], NORMAL).of_layers(3),
+        qkv: Affine = {
+            let c = model.channels;
+            specs.linear(model, format!("h.{l}.attn.c_attn"), [3 * c, c], NORMAL).of_layers(3)
+        },
+        head_norms: HeadNorms = HeadNorms::specs(specs, l, model),
         /// (C, C)
-        attn_proj: Affine = Affine::specs(specs, &format!("h.{l}.attn.c_proj"), &[c, c], into_residual),
+        attn_proj: Affine = {
+            let c = model.channels;
+            specs.linear(model, format!("h.{l}.attn.c_proj"), [c, c], into_residual)
+        },
         /// (C)
-        ln_2: Affine = Affine::specs(specs, &format!("h.{l}.ln_2"), &[c], Init::Ones),
-        /// (4C, C)
-        fc: Affine = Affine::specs(specs, &format!("h.{l}.mlp.c_fc"), &[4 * c, c], NORMAL),
-        /// (C, 4C)
-        fc_proj: Affine = Affine::specs(specs, &format!("h.{l}.mlp.c_proj"), &[c, 4 * c], into_residual),
+        ln_2: Affine = specs.norm(model, format!("h.{l}.ln_2")),
+        /// (F, C); of SwiGLU (2F, C), gate and factor in turns.
+        fc: Affine = {
+            let shape = [model.mlp_inputs(), model.channels];
+            specs.linear(model, format!("h.{l}.mlp.c_fc"), shape, NORMAL)
+        },
+        /// (C, F)
+        fc_proj: Affine = {
+            let shape = [model.channels, model.mlp_channels()];
+            specs.linear(model, format!("h.{l}.mlp.c_proj"), shape, into_residual)
+        },
     }
 }
 
 tensors! {
     /// One `T` for each parameter tensor.
     Weights(specs: &mut Specs, model: &Model) {
-        /// Token table (V, C), tied to the classifier; in memory with its padding rows.
+        /// Token table (V, C), tied to the classifier unless there is `lm_head`; in memory with its padding
+        /// rows.
         wte: T = specs.table("wte.weight", [model.vocab, model.channels], model.vocab_padded),
-        /// Position table (context, C).
-        wpe: T = specs.table("wpe.weight", [model.context, model.channels], model.context),
+        /// Position table (context, C); absent where positions are rotary.
+        wpe: (T) = (model.positions == PositionKind::Learned)
+            .then(|| specs.table("wpe.weight", [model.context, model.channels], model.context)),
         layers: [Block] = {
             // GPT-2's, narrower by the root of the number of projections.
             let into_residual = Init::Normal(0.02 / libm::sqrt(2.0 * model.layers as f64));
-            (0..model.layers).map(|l| Block::specs(specs, l, model.channels, into_residual)).collect()
+            (0..model.layers).map(|l| Block::specs(specs, l, model, into_residual)).collect()
         },
-        ln_f: Affine = Affine::specs(specs, "ln_f", &[model.channels], Init::Ones),
+        ln_f: Affine = specs.norm(model, "ln_f".into()),
+        /// The classifier (V, C) where it is not tied to the token table; in memory with its padding rows.
+        lm_head: (T) = (!model.tied_head)
+            .then(|| specs.table("lm_head.weight", [model.vocab, model.channels], model.vocab_padded)),
     }
 }
 
@@ -165,6 +218,13 @@ impl Affine<ParamSpec> {
     fn of_layers(mut self, stacked: usize) -> Self {
         self.weight.kind = ParamKind::Matrix { stacked };
         self
+    }
+}
+
+impl<T> Weights<T> {
+    /// The classifier: `lm_head`, or the token table that stands for it.
+    pub fn classifier(&self) -> &T {
+        self.lm_head.as_ref().unwrap_or(&self.wte)
     }
 }
 
@@ -185,6 +245,21 @@ impl Specs {
         ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), kind, init }
     }
 
+    /// A linear layer with weights of this shape, (out, in).
+    fn linear(&mut self, model: &Model, name: String, shape: [usize; 2], start: Init) -> Affine<ParamSpec> {
+        Affine::specs(self, &name, &shape, start, model.bias)
+    }
+
+    /// A norm over the channels.
+    fn norm(&mut self, model: &Model, name: String) -> Affine<ParamSpec> {
+        Affine::specs(self, &name, &[model.channels], Init::Ones, model.bias)
+    }
+
+    /// A norm over the channels of a head.
+    fn head_norm(&mut self, model: &Model, name: String) -> Option<ParamSpec> {
+        model.qk_norm.then(|| self.tensor(name, &[model.head_size()], Init::Ones))
+    }
+
     /// A table of normal numbers with `rows` rows in memory.
     fn table(&mut self, name: &str, shape: [usize; 2], rows: usize) -> ParamSpec {
         let spec = self.tensor(name.into(), &shape, NORMAL);
@@ -199,14 +274,14 @@ pub enum Group {
     Tables,
     /// A transformer block.
     Block(usize),
-    /// `ln_f`: the first to be whole.
-    FinalNorm,
+    /// `ln_f`, and `lm_head` where there is one: the first to be whole.
+    Head,
 }
 
 impl Group {
     /// The groups of a model with this many blocks, in the model's order.
     pub fn all(layers: usize) -> impl DoubleEndedIterator<Item = Group> {
-        [Group::Tables].into_iter().chain((0..layers).map(Group::Block)).chain([Group::FinalNorm])
+        [Group::Tables].into_iter().chain((0..layers).map(Group::Block)).chain([Group::Head])
     }
 }
 
@@ -222,9 +297,12 @@ impl<T> Weights<T> {
         let mut all = Vec::new();
         let mut see = |tensor| all.push(tensor);
         match group {
-            Group::Tables => [&self.wte, &self.wpe].into_iter().for_each(see),
+            Group::Tables => [&self.wte].into_iter().chain(&self.wpe).for_each(see),
             Group::Block(l) => self.layers[l % self.layers.len()].each(&mut see),
-            Group::FinalNorm => self.ln_f.each(&mut see),
+            Group::Head => {
+                self.ln_f.each(&mut see);
+                self.lm_head.iter().for_each(see);
+            }
         }
         all
     }
@@ -234,9 +312,12 @@ impl<T> Weights<T> {
         let mut all = Vec::new();
         let mut see = |tensor| all.push(tensor);
         match group {
-            Group::Tables => [&mut self.wte, &mut self.wpe].into_iter().for_each(see),
+            Group::Tables => [&mut self.wte].into_iter().chain(&mut self.wpe).for_each(see),
             Group::Block(l) => self.block_mut(l).each_mut(&mut see),
-            Group::FinalNorm => self.ln_f.each_mut(&mut see),
+            Group::Head => {
+                self.ln_f.each_mut(&mut see);
+                self.lm_head.iter_mut().for_each(see);
+            }
         }
         all
     }
@@ -259,6 +340,13 @@ impl<T> Weights<T> {
         let mut all = Vec::new();
         self.each_mut(&mut |tensor| all.push(tensor));
         all.into_iter()
+    }
+
+    /// All tensors in the model's order.
+    pub fn into_tensors(self) -> Vec<T> {
+        let mut all = Vec::new();
+        self.into_each(&mut |tensor| all.push(tensor));
+        all
     }
 
     /// One new `U` for each tensor, made in the model's order; the first error ends it.

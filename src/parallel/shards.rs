@@ -96,7 +96,7 @@ impl Shards {
         let at = match group {
             Group::Tables => 0,
             Group::Block(l) => 1 + l,
-            Group::FinalNorm => self.groups.len() - 1,
+            Group::Head => self.groups.len() - 1,
         };
         (self.groups[at].1, &self.groups[at].2)
     }
@@ -188,16 +188,7 @@ mod tests {
 
     fn specs() -> Weights<ParamSpec> {
         let (layers, heads, channels) = (3, 2, 48);
-        Weights::of(&Model {
-            descriptor: None,
-            init: None,
-            layers,
-            heads,
-            channels,
-            context: 40,
-            vocab: 200,
-            vocab_padded: 256,
-        })
+        Weights::of(&Model::gpt2(layers, heads, channels, 40, 200))
     }
 
     #[test]

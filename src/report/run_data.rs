@@ -152,17 +152,8 @@ impl ModelFacts {
         let Some(Sizes { layers, channels, heads, context }) = sizes else { return Ok(None) };
         let context = size("model", "context").unwrap_or(context);
         let whole = size("model", "vocab").map(|vocab| {
-            let vocab_padded = vocab.next_multiple_of(128);
-            Model {
-                init: None,
-                descriptor: descriptor.clone(),
-                layers,
-                heads,
-                channels,
-                context,
-                vocab,
-                vocab_padded,
-            }
+            let gpt2 = Model::gpt2(layers, heads, channels, context, vocab);
+            with_parts(gpt2, table.get("model"))
         });
         let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {
@@ -175,6 +166,21 @@ impl ModelFacts {
             flops_per_token: whole.as_ref().and_then(flops),
         }))
     }
+}
+
+/// The model with what the keys of `[model]` say that its blocks are made of; keys that an older or newer
+/// program wrote otherwise are passed over.
+fn with_parts(model: Model, keys: Option<&toml::Value>) -> Model {
+    let Ok(mut fields) = serde_json::to_value(&model) else { return model };
+    for (key, _) in model.parts() {
+        let leaf = key.trim_start_matches("model.");
+        let given = keys.and_then(|keys| serde_json::to_value(keys.get(leaf)?).ok());
+        let was = given.map(|given| std::mem::replace(&mut fields[leaf], given));
+        if serde_json::from_value::<Model>(fields.clone()).is_err() {
+            fields[leaf] = was.unwrap_or_default();
+        }
+    }
+    serde_json::from_value(fields).unwrap_or(model)
 }
 
 /// Where the rows of a run disagree with its ledger, or that with what binds it; `None` if they agree.

@@ -405,7 +405,7 @@ fn same_shape(a: &Experiment, b: &Experiment) -> bool {
     let sizes = |of: &Experiment| {
         let (model, batch) = (&of.model, &of.batch);
         let widths = [model.layers, model.heads, model.channels, model.context, model.vocab];
-        (widths, batch.micro, batch.seq_len, of.memory.recompute)
+        (widths, model.parts(), batch.micro, batch.seq_len, of.memory.recompute)
     };
     sizes(a) == sizes(b) && (&a.device, &a.precision, &a.kernels) == (&b.device, &b.precision, &b.kernels)
 }

@@ -1,4 +1,4 @@
-//! `config.json` of GPT-2, read and written.
+//! `config.json`, read and written: GPT-2's here, others' in [`super::llama`].
 //!
 //! Every size must be in the range of the key of its name, and every key that would change the computation
 //! must have GPT-2's value.
@@ -8,8 +8,9 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::llama;
 use crate::data::Tokenizer;
-use crate::experiment::{Model, VOCAB_ALIGN, largest};
+use crate::experiment::{Model, largest};
 use crate::formats::content::require_file;
 use crate::formats::{FormatError, Precision, Result};
 use crate::proof::json::parse as parse_json;
@@ -17,7 +18,7 @@ use crate::proof::json::parse as parse_json;
 /// The file that makes a folder a Hugging Face model.
 pub const CONFIG: &str = "config.json";
 
-/// The sizes in a `config.json` of GPT-2. A configuration of another computation is refused. The padded
+/// The model in a `config.json`. A configuration of another computation is refused. The padded
 /// vocabulary is computed, not read.
 pub fn sizes(path: &Path) -> Result<Model> {
     require_file(path)?;
@@ -28,8 +29,13 @@ pub fn sizes(path: &Path) -> Result<Model> {
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
     let config: Value = parse_json(bytes).map_err(|e| bad(e.to_string()))?;
-    if config["model_type"] != "gpt2" {
-        return Err(bad(format!("`model_type` is {}, expected \"gpt2\"", config["model_type"])));
+    match config["model_type"].as_str() {
+        Some("gpt2") => {}
+        Some("llama" | "qwen3") => return llama::sizes(&config).map_err(bad),
+        _ => {
+            let expected = "expected \"gpt2\", \"llama\" or \"qwen3\"";
+            return Err(bad(format!("`model_type` is {}, {expected}", config["model_type"])));
+        }
     }
     let size = |key: &str, ours: &str| match config[key].as_u64() {
         Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
@@ -40,16 +46,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
         ))),
     };
     let (vocab, channels) = (size("vocab_size", "model.vocab")?, size("n_embd", "model.channels")?);
-    let model = Model {
-        init: None,
-        descriptor: None,
-        layers: size("n_layer", "model.layers")?,
-        heads: size("n_head", "model.heads")?,
-        channels,
-        context: size("n_positions", "model.context")?,
-        vocab,
-        vocab_padded: vocab.next_multiple_of(VOCAB_ALIGN as usize),
-    };
+    let (layers, heads) = (size("n_layer", "model.layers")?, size("n_head", "model.heads")?);
+    let model = Model::gpt2(layers, heads, channels, size("n_positions", "model.context")?, vocab);
     if !channels.is_multiple_of(model.heads) {
         return Err(bad(format!("`n_head` is {}, which does not divide `n_embd`, {channels}", model.heads)));
     }
@@ -84,8 +82,15 @@ fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// The configuration of a model.
-pub fn of(model: &Model, precision: Precision, tokenizer: &Tokenizer) -> Value {
+/// The configuration of a model; none of blocks that no architecture has.
+pub fn of(model: &Model, precision: Precision, tokenizer: &Tokenizer) -> Option<Value> {
+    if let Some(kind) = llama::model_type(model) {
+        return Some(llama::config(model, kind, precision, tokenizer));
+    }
+    model.has_gpt2_blocks().then(|| gpt2(model, precision, tokenizer))
+}
+
+fn gpt2(model: &Model, precision: Precision, tokenizer: &Tokenizer) -> Value {
     json!({
         "activation_function": "gelu_new",
         "architectures": ["GPT2LMHeadModel"],
@@ -146,7 +151,7 @@ mod tests {
     #[test]
     fn a_config_that_computes_something_else_is_refused() {
         for (key, value, says) in [
-            ("model_type", json!("llama"), "`model_type` is \"llama\", expected \"gpt2\""),
+            ("model_type", json!("opt"), "`model_type` is \"opt\", expected \"gpt2\", \"llama\" or"),
             (
                 "activation_function",
                 json!("relu"),

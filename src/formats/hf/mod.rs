@@ -1,12 +1,14 @@
-//! Hugging Face's GPT-2: a folder that `transformers` loads as `GPT2LMHeadModel`.
+//! Hugging Face's models: a folder that `transformers` loads, of GPT-2's blocks as `GPT2LMHeadModel`, of others
+//! as [`llama`] says.
 //!
-//! Its `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied
+//! GPT-2's `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied
 //! to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
 //! [`read`] gives back what [`write`] was given, in the precision written.
 //!
 //! [`config`] is `config.json`, [`weights`] the files of the weights, [`tokenizer_files`] the tokenizer.
 
 mod config;
+mod llama;
 mod tokenizer_files;
 mod weights;
 
@@ -37,7 +39,7 @@ const CLASSIFIER: &str = "lm_head.weight";
 
 /// How such folders are read.
 pub(super) const READER: FormatReader = FormatReader {
-    what: "a Hugging Face folder of GPT-2",
+    what: "a Hugging Face folder of GPT-2, Llama or Qwen3",
     recognises: |path, content| {
         let mut names = [CONFIG, WEIGHTS, INDEX].into_iter().chain(FOREIGN);
         matches!(content, Content::Folder) && names.any(|name| path.join(name).exists())
@@ -51,20 +53,26 @@ pub(super) const READER: FormatReader = FormatReader {
 pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
     let Export { parameters: Parameters { model, tensors }, precision, tokenizer, sample, origin } = export;
     let pretty = |value: Value| format!("{value:#}\n").into_bytes();
+    let configuration = config::of(&model, precision, &tokenizer).ok_or_else(|| FormatError::Blocks {
+        format: "a Hugging Face folder",
+        parts: model.other_parts(),
+        hint: "GPT-2's own blocks are exported as `GPT2LMHeadModel`; \"rmsnorm\", \"rotary\" and \"swiglu\" \
+               without biases as `LlamaForCausalLM`, with `qk_norm` as `Qwen3ForCausalLM`",
+    })?;
     let mut files = vec![
-        (CONFIG, pretty(config::of(&model, precision, &tokenizer))),
+        (CONFIG, pretty(configuration)),
         ("generation_config.json", pretty(generation_config(&tokenizer, sample))),
     ];
     files.extend(tokenizer_files::files(&tokenizer, &model));
     for (name, bytes) in files {
         atomic::write(&folder.join(name), &bytes)?;
     }
-    // One by one, so that of a large model little more than one copy is in memory.
-    let Weights { wte, wpe, layers, ln_f } = tensors;
-    let affines =
-        layers.into_iter().flat_map(|l| [l.ln_1, l.qkv, l.attn_proj, l.ln_2, l.fc, l.fc_proj]).chain([ln_f]);
-    let ours = [wte, wpe].into_iter().chain(affines.flat_map(|affine| [affine.weight, affine.bias]));
-    let theirs: Vec<Tensor> = ours.map(|tensor| to_theirs(tensor, precision)).collect();
+    let ours = tensors.into_tensors().into_iter().map(|tensor| in_precision(tensor, precision));
+    let theirs: Vec<Tensor> = match llama::model_type(&model) {
+        Some(_) => llama::to_theirs(&model, ours.collect()),
+        // One by one, so that of a large model little more than one copy is in memory.
+        None => ours.map(to_theirs).collect(),
+    };
     // `transformers` refuses a file that does not say "pt".
     let mut metadata = origin;
     metadata.insert("format".into(), "pt".into());
@@ -72,7 +80,7 @@ pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Reads the parameters of a folder that [`write`] made, or another of GPT-2: OpenAI's, or what
+/// Reads the parameters of a folder that [`write`] made, or another of these architectures: OpenAI's, or what
 /// `save_pretrained` wrote, in one file or several, each tensor in F32, BF16 or F16 (widened to F32).
 ///
 /// # Errors
@@ -81,6 +89,9 @@ pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
 /// are not finite, tensors that GPT-2 does not have, or a classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
     let model = config::sizes(&folder.join(CONFIG))?;
+    if llama::model_type(&model).is_some() {
+        return read_llama(folder, &model);
+    }
     let names: BTreeSet<String> = Weights::of(&model).iter().map(|spec| spec.name.clone()).collect();
     let found = weights::read(folder, |name| name == CLASSIFIER || names.contains(bare(name)))?;
     if let Some((file, name)) = found.others.into_iter().find(|(_, name)| !is_mask(bare(name), &model)) {
@@ -97,6 +108,26 @@ pub fn read(folder: &Path) -> Result<Parameters> {
     }
     let classifier = state.remove(CLASSIFIER);
     let parameters = Parameters::of_state(folder, &model, state.into_values().collect())?;
+    if let Some(classifier) = classifier {
+        require_tied(folder, &classifier, &parameters.tensors.wte)?;
+    }
+    Ok(parameters)
+}
+
+/// [`read`] of Llama or Qwen3.
+fn read_llama(folder: &Path, model: &Model) -> Result<Parameters> {
+    let names: BTreeSet<String> = llama::tensors(model).into_iter().map(|moved| moved.theirs).collect();
+    let found = weights::read(folder, |name| name == CLASSIFIER || names.contains(name))?;
+    if let Some((file, name)) = found.others.into_iter().next() {
+        return Err(FormatError::Unused { path: file, tensor: name });
+    }
+    let mut theirs: BTreeMap<String, Tensor> = BTreeMap::new();
+    for (file, tensor) in found.tensors {
+        require_finite(&file, [&tensor])?;
+        theirs.insert(tensor.name.clone(), tensor);
+    }
+    let classifier = if model.tied_head { theirs.remove(CLASSIFIER) } else { None };
+    let parameters = Parameters::of_state(folder, model, llama::to_ours(folder, model, theirs)?)?;
     if let Some(classifier) = classifier {
         require_tied(folder, &classifier, &parameters.tensors.wte)?;
     }
@@ -128,13 +159,17 @@ fn require_tied(folder: &Path, classifier: &Tensor, wte: &Tensor) -> Result<()> 
     Err(FormatError::Parameter { path: folder.into(), tensor: CLASSIFIER.into(), problem })
 }
 
-fn to_theirs(tensor: Tensor, precision: Precision) -> Tensor {
+fn in_precision(tensor: Tensor, precision: Precision) -> Tensor {
     let bytes = match encoded(&tensor, precision) {
         Cow::Owned(bytes) => bytes,
         Cow::Borrowed(_) => tensor.bytes,
     };
+    Tensor { dtype: precision.dtype(), bytes, ..tensor }
+}
+
+fn to_theirs(tensor: Tensor) -> Tensor {
     let name = format!("{PREFIX}{}", tensor.name);
-    flipped(Tensor { name, dtype: precision.dtype(), shape: tensor.shape, bytes })
+    flipped(Tensor { name, ..tensor })
 }
 
 /// The tensor transposed if it is the weight of a `Conv1D`: every matrix but the two tables.

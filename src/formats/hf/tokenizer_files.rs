@@ -123,16 +123,7 @@ mod tests {
     use crate::experiment;
 
     fn model() -> Model {
-        Model {
-            init: None,
-            descriptor: None,
-            layers: 1,
-            heads: 1,
-            channels: 8,
-            context: 16,
-            vocab: 50_257,
-            vocab_padded: 50_304,
-        }
+        Model::gpt2(1, 1, 8, 16, 50_257)
     }
 
     fn file(kind: experiment::Tokenizer, name: &str) -> Option<Vec<u8>> {

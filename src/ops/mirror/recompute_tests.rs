@@ -28,16 +28,7 @@ fn mirror() -> Mirror {
 }
 
 fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
-    let config = Model {
-        init: None,
-        descriptor: None,
-        layers: 2,
-        heads: 2,
-        channels: 128,
-        context: rows.seq + 8,
-        vocab: 200,
-        vocab_padded: 256,
-    };
+    let config = Model::gpt2(2, 2, 128, rows.seq + 8, 200);
     let mut ops = mirror();
     let mut model = Gpt2::new(&mut ops, &config, rows, recompute, true, 3).expect("a model");
     let key = Key::new(5, "excerpts");

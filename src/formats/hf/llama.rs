@@ -1,0 +1,259 @@
+//! Llama (Touvron et al. 2023) and Qwen3: RMSNorm, rotary positions, SwiGLU and no biases; Qwen3 with QK-norm.
+//!
+//! Their tensors hold our numbers in another order of rows. Query, key and value, and the gate and the factor
+//! of SwiGLU, are matrices of their own; the two channels of a pair that is rotated lie half a head apart, ours
+//! side by side. Weights are (out, in) in both. Moving rows changes no bit.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use crate::data::Tokenizer;
+use crate::experiment::{ActivationKind, Model, NormKind, PositionKind, largest};
+use crate::formats::{FormatError, Precision, Result};
+use crate::model::Weights;
+use crate::store::Tensor;
+
+/// One of their tensors: row `i` of it is row `rows[i]` of ours.
+pub struct Moved {
+    pub theirs: String,
+    pub ours: String,
+    pub rows: Vec<usize>,
+}
+
+/// What `model_type` is: of a model whose blocks one of the two can hold.
+pub fn model_type(model: &Model) -> Option<&'static str> {
+    let fits = model.norm == NormKind::Rmsnorm
+        && model.positions == PositionKind::Rotary
+        && model.activation == ActivationKind::Swiglu
+        && !model.bias;
+    fits.then_some(if model.qk_norm { "qwen3" } else { "llama" })
+}
+
+/// All tensors of a model, in our order.
+pub fn tensors(model: &Model) -> Vec<Moved> {
+    let specs = Weights::of(model);
+    let (c, f, size) = (model.channels, model.mlp_channels(), model.head_size());
+    // Of a head as they have it: the first of all pairs, then the second.
+    let halves = || (0..size).map(|j| if j < size / 2 { 2 * j } else { 2 * (j - size / 2) + 1 });
+    let mut all = Vec::new();
+    let mut add = |theirs: String, ours: &str, rows: Vec<usize>| {
+        all.push(Moved { theirs, ours: ours.to_owned(), rows });
+    };
+    let same = |count: usize| (0..count).collect::<Vec<usize>>();
+    add("model.embed_tokens.weight".into(), &specs.wte.name, same(model.vocab));
+    for (l, block) in specs.layers.iter().enumerate() {
+        let name = |rest: &str| format!("model.layers.{l}.{rest}.weight");
+        add(name("input_layernorm"), &block.ln_1.weight.name, same(c));
+        for (which, part) in ["q_proj", "k_proj"].into_iter().enumerate() {
+            let heads = (0..model.heads).flat_map(|h| halves().map(move |j| h * size + j));
+            let rows = heads.map(|row| which * c + row).collect();
+            add(name(&format!("self_attn.{part}")), &block.qkv.weight.name, rows);
+        }
+        add(name("self_attn.v_proj"), &block.qkv.weight.name, (2 * c..3 * c).collect());
+        let norms = [("q_norm", &block.head_norms.query), ("k_norm", &block.head_norms.key)];
+        for (part, spec) in norms.into_iter().filter_map(|(part, spec)| Some((part, spec.as_ref()?))) {
+            add(name(&format!("self_attn.{part}")), &spec.name, halves().collect());
+        }
+        add(name("self_attn.o_proj"), &block.attn_proj.weight.name, same(c));
+        add(name("post_attention_layernorm"), &block.ln_2.weight.name, same(c));
+        add(name("mlp.gate_proj"), &block.fc.weight.name, (0..f).map(|i| 2 * i).collect());
+        add(name("mlp.up_proj"), &block.fc.weight.name, (0..f).map(|i| 2 * i + 1).collect());
+        add(name("mlp.down_proj"), &block.fc_proj.weight.name, same(c));
+    }
+    add("model.norm.weight".into(), &specs.ln_f.weight.name, same(c));
+    if let Some(head) = &specs.lm_head {
+        add(super::CLASSIFIER.into(), &head.name, same(model.vocab));
+    }
+    all
+}
+
+/// Their tensors out of ours.
+pub fn to_theirs(model: &Model, ours: Vec<Tensor>) -> Vec<Tensor> {
+    let mut moved = tensors(model).into_iter().peekable();
+    let mut theirs = Vec::new();
+    // One by one, so that of a large model little more than one copy is in memory.
+    for tensor in ours {
+        while let Some(Moved { theirs: name, rows, .. }) = moved.next_if(|moved| moved.ours == tensor.name) {
+            let width = row_bytes(&tensor);
+            let bytes = rows.iter().flat_map(|row| &tensor.bytes[row * width..(row + 1) * width]);
+            let shape = [&[rows.len()], &tensor.shape[1..]].concat();
+            theirs.push(Tensor { name, dtype: tensor.dtype, shape, bytes: bytes.copied().collect() });
+        }
+    }
+    theirs
+}
+
+/// Our tensors out of theirs, by name.
+///
+/// # Errors
+///
+/// A tensor that is missing, has another shape, or another type than the others that make one of ours.
+pub fn to_ours(folder: &Path, model: &Model, mut theirs: BTreeMap<String, Tensor>) -> Result<Vec<Tensor>> {
+    let specs: BTreeMap<String, Vec<usize>> =
+        Weights::of(model).iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
+    let mut ours: Vec<Tensor> = Vec::new();
+    for Moved { theirs: name, ours: of, rows } in tensors(model) {
+        let bad = |problem: String| {
+            let problem =
+                format!("{problem}\n  hint: the configuration and the weights do not belong together");
+            FormatError::Parameter { path: folder.into(), tensor: name.clone(), problem }
+        };
+        let tensor = theirs.remove(&name).ok_or_else(|| bad("is missing".into()))?;
+        let whole = &specs[&of];
+        let expected = [&[rows.len()], &whole[1..]].concat();
+        if tensor.shape != expected {
+            return Err(bad(format!("has the shape {:?}, expected {expected:?}", tensor.shape)));
+        }
+        if ours.last().is_none_or(|last| last.name != of) {
+            let bytes = vec![0; whole.iter().product::<usize>() * tensor.dtype.size()];
+            ours.push(Tensor { name: of, dtype: tensor.dtype, shape: whole.clone(), bytes });
+        }
+        let target = ours.last_mut().expect("one was added");
+        if target.dtype != tensor.dtype {
+            return Err(bad(format!(
+                "is stored as {}, and others of `{}` as {}",
+                tensor.dtype, target.name, target.dtype
+            )));
+        }
+        let width = row_bytes(&tensor);
+        for (row, bytes) in rows.iter().zip(tensor.bytes.chunks_exact(width)) {
+            target.bytes[row * width..(row + 1) * width].copy_from_slice(bytes);
+        }
+    }
+    Ok(ours)
+}
+
+fn row_bytes(tensor: &Tensor) -> usize {
+    tensor.shape[1..].iter().product::<usize>() * tensor.dtype.size()
+}
+
+/// The configuration of a model of this [`model_type`].
+pub fn config(model: &Model, kind: &str, precision: Precision, tokenizer: &Tokenizer) -> Value {
+    let mut config = json!({
+        "architectures": [if kind == "qwen3" { "Qwen3ForCausalLM" } else { "LlamaForCausalLM" }],
+        "attention_bias": false,
+        "attention_dropout": 0.0,
+        "bos_token_id": tokenizer.eot(),
+        "eos_token_id": tokenizer.eot(),
+        "head_dim": model.head_size(),
+        "hidden_act": "silu",
+        "hidden_size": model.channels,
+        "initializer_range": 0.02,
+        "intermediate_size": model.mlp_channels(),
+        "max_position_embeddings": model.context,
+        "model_type": kind,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": model.layers,
+        "num_key_value_heads": model.heads,
+        "rms_norm_eps": 1e-5,
+        // Where older and where newer versions of `transformers` look.
+        "rope_theta": model.rope_theta,
+        "rope_parameters": { "rope_type": "default", "rope_theta": model.rope_theta },
+        "tie_word_embeddings": model.tied_head,
+        "torch_dtype": match precision { Precision::Fp32 => "float32", Precision::Bf16 => "bfloat16" },
+        "use_cache": true,
+        "vocab_size": model.vocab,
+    });
+    if kind == "llama" {
+        config["mlp_bias"] = false.into();
+    } else {
+        config["use_sliding_window"] = false.into();
+    }
+    config
+}
+
+/// The model of a configuration of Llama or Qwen3. The padded vocabulary is computed, not read.
+///
+/// # Errors
+///
+/// A size out of the range of the key of its name, or a value that makes it compute something else.
+pub fn sizes(config: &Value) -> Result<Model, String> {
+    let size = |key: &str, ours: &str| match config[key].as_u64() {
+        Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
+        _ => Err(format!("`{key}` is {}, expected a whole number from 1 to {}", config[key], largest(ours))),
+    };
+    let gpt2 = Model::gpt2(
+        size("num_hidden_layers", "model.layers")?,
+        size("num_attention_heads", "model.heads")?,
+        size("hidden_size", "model.channels")?,
+        size("max_position_embeddings", "model.context")?,
+        size("vocab_size", "model.vocab")?,
+    );
+    let (channels, heads) = (gpt2.channels, gpt2.heads);
+    if !channels.is_multiple_of(heads) {
+        return Err(format!(
+            "`num_attention_heads` is {heads}, which does not divide `hidden_size`, {channels}"
+        ));
+    }
+    let tied = config.get("tie_word_embeddings").unwrap_or(&Value::Bool(false));
+    let tied_head = tied.as_bool().ok_or_else(|| format!("`tie_word_embeddings` is {tied}"))?;
+    let rope_theta = theta(config)?;
+    let model = Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        rope_theta,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        tied_head,
+        qk_norm: config["model_type"] == "qwen3",
+        ..gpt2
+    };
+    require(config, &model)?;
+    Ok(model)
+}
+
+/// The base of the angles, in either place.
+fn theta(config: &Value) -> Result<f64, String> {
+    let places = [("rope_theta", config.get("rope_theta")), {
+        let parameters = config.get("rope_parameters").filter(|parameters| !parameters.is_null());
+        ("rope_parameters.rope_theta", parameters.map(|parameters| &parameters["rope_theta"]))
+    }];
+    let mut theta = None;
+    for (key, value) in places.into_iter().filter_map(|(key, value)| Some((key, value?))) {
+        match value.as_f64() {
+            Some(found) if found > 1.0 && theta.is_none_or(|theta| theta == found) => theta = Some(found),
+            Some(found) if found > 1.0 => {
+                return Err(format!("`rope_theta` is given as {} and as {found}", theta.unwrap_or(found)));
+            }
+            _ => return Err(format!("`{key}` is {value}, expected a number above 1")),
+        }
+    }
+    Ok(theta.unwrap_or(10_000.0))
+}
+
+/// Refuses a configuration with a key that makes it compute something else than `model`. Where the file has no
+/// such key, its value is the one expected.
+fn require(config: &Value, model: &Model) -> Result<(), String> {
+    let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
+    let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");
+    let (heads, f) = (model.heads, model.mlp_channels());
+    type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, String);
+    let keys: [Expected; 10] = [
+        ("hidden_act", &|v| v == "silu", "\"silu\"".into()),
+        ("rms_norm_eps", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
+        ("intermediate_size", &|v| number(v, f), format!("{f}, 8/3 of `hidden_size` in multiples of 64")),
+        ("num_key_value_heads", &|v| v.is_null() || number(v, heads), "`num_attention_heads`".into()),
+        ("head_dim", &|v| v.is_null() || number(v, model.head_size()), "`hidden_size` by heads".into()),
+        ("attention_bias", &|v| v == false, "false".into()),
+        ("mlp_bias", &|v| v == false, "false".into()),
+        ("rope_scaling", &no_rope, "null".into()),
+        ("rope_parameters", &no_rope, "those of plain rotary embeddings".into()),
+        ("use_sliding_window", &|v| v == false, "false".into()),
+    ];
+    for (key, fits, expected) in keys {
+        // Without it the epsilon is 1e-6.
+        let absent = if key == "rms_norm_eps" { Some(&Value::Null) } else { None };
+        if let Some(value) = config.get(key).or(absent).filter(|value| !fits(value)) {
+            return Err(format!("`{key}` is {value}, expected {expected}: nothing else is computed here"));
+        }
+    }
+    if !config["intermediate_size"].is_u64() {
+        return Err(format!("`intermediate_size` is {}, expected {f}", config["intermediate_size"]));
+    }
+    match config.get("quantization_config") {
+        Some(value) if !value.is_null() => Err(format!("`quantization_config` is {value}, expected null")),
+        _ => Ok(()),
+    }
+}
