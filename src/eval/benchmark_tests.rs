@@ -200,9 +200,10 @@ fn a_loss_that_is_not_finite_names_line_and_choice() {
     // first is up to the blocks of the attention.
     let (width, context) = (model.config.channels, model.config.context);
     let mut positions = vec![0.0; width * context];
-    ops.download(&model.params.wpe, &mut positions).unwrap();
+    let wpe = model.params.wpe.as_mut().unwrap();
+    ops.download(wpe, &mut positions).unwrap();
     positions[40 * width..].fill(f32::NAN);
-    ops.upload(&mut model.params.wpe, &positions).unwrap();
+    ops.upload(wpe, &positions).unwrap();
     let short = r#"{"goal": "a", "sol1": "b", "sol2": "c", "label": 0}"#;
     let long = short.replace("\"c\"", "\"cccccccccccccccccccccccccccccc\"");
     let text = format!("{short}\n{long}");

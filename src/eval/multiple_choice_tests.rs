@@ -97,7 +97,7 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let mut ops = cpu();
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
     let width = model.config.channels;
-    ops.upload(&mut model.params.ln_f.bias, &vec![f32::NAN; width]).unwrap();
+    ops.upload(model.params.ln_f.bias.as_mut().unwrap(), &vec![f32::NAN; width]).unwrap();
     let error =
         hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
     assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
@@ -114,9 +114,10 @@ fn a_loss_that_is_not_finite_is_the_same_error_on_every_rank_of_any_number() {
             let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
             let (width, context) = (model.config.channels, model.config.context);
             let mut positions = vec![0.0; width * context];
-            ops.download(&model.params.wpe, &mut positions).unwrap();
+            let wpe = model.params.wpe.as_mut().unwrap();
+            ops.download(wpe, &mut positions).unwrap();
             positions[100 * width..].fill(f32::NAN);
-            ops.upload(&mut model.params.wpe, &positions).unwrap();
+            ops.upload(wpe, &positions).unwrap();
             let scored = hellaswag(&mut ops, &mut model, &mut losses, &mut link, &set, |_, _| {});
             scored.unwrap_err().to_string()
         })

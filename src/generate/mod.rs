@@ -136,6 +136,8 @@ pub fn generate<O: Ops>(
 
 #[cfg(test)]
 mod tests {
+    use std::sync::LazyLock;
+
     use super::*;
     use crate::experiment::{DeviceKeys, DeviceKind, Model, Simd};
     use crate::model::Gpt2;

@@ -1,7 +1,7 @@
 //! The backward pass, block by block from the last to the first.
 
 use super::activations::{Activations, GradientBuffers, LayerActivations, Normed};
-use super::gpt2::{Gpt2, head_norm, heads, nonlinearity, norm, rotate, vocab};
+use super::gpt2::{Angles, Gpt2, head_norm, heads, nonlinearity, norm, rotate, vocab};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
 use crate::ops::{
@@ -35,6 +35,7 @@ impl<O: Ops> Gpt2<O> {
             ..
         } = &mut self.acts;
         let p = &self.params;
+        let angles = rotary.as_ref().map(|table| Angles { table, theta: self.config.rope_theta });
         let GradientBuffers { residual: dres, narrow, wide, activated } =
             buffers.as_mut().expect("a model built for training has gradient buffers");
 
@@ -85,12 +86,13 @@ impl<O: Ops> Gpt2<O> {
                 write,
             };
             block.mlp(ops, shared_activated, activated)?;
-            block.attention(ops, residual_in, shared_heads, rotary.as_ref())?;
+            block.attention(ops, residual_in, shared_heads, angles)?;
             whole(ops, Group::Block(l), grads)?;
         }
         ops.embedding_backward(EmbeddingBackward {
             // Tied, the classifier has written its part already.
             dwte_write: if p.lm_head.is_none() { Write::Add } else { write },
+            vocab: self.config.vocab_padded,
             dwte: &mut grads.wte,
             dwpe: grads.wpe.as_mut(),
             write,
@@ -205,7 +207,7 @@ impl<B: Send> BlockBackward<'_, B> {
         ops: &mut O,
         residual_in: &B,
         shared_heads: &mut Option<B>,
-        rotary: Option<&B>,
+        rotary: Option<Angles<'_, B>>,
     ) -> Result<()> {
         let (n, c, write, rows) = (self.rows.count(), self.config.channels, self.write, self.rows);
         let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));

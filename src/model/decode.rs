@@ -201,7 +201,7 @@ impl<O: Ops> Decoder<O> {
                 x: &self.normed,
                 weight: params.classifier(),
                 bias: None,
-                activation: None,
+                function: None,
                 shape: LinearShape { rows: new.len(), c_in: channels, c_out: vocab_padded },
             })?;
         }
@@ -256,7 +256,8 @@ impl<O: Ops> Decoder<O> {
         };
         if let Some(table) = &self.rotary {
             let at = RotaryAt::Listed { positions: &self.positions, rows };
-            ops.rotary(Rotary { qkv: &mut *qkv, table, at, heads, inverse: false })?;
+            let theta = self.model.rope_theta;
+            ops.rotary(Rotary { qkv: &mut *qkv, table, theta, at, heads, inverse: false })?;
         }
         let [keys, values] = &mut layers[l];
         ops.decode_attention(DecodeAttention {
@@ -338,10 +339,10 @@ fn linear<'a, B>(
     out: &'a mut B,
     x: &'a B,
     layer: &'a Affine<B>,
-    activation: Option<Nonlinearity>,
+    function: Option<Nonlinearity>,
     shape: LinearShape,
 ) -> DecodeLinear<'a, B> {
-    DecodeLinear { out, x, weight: &layer.weight, bias: layer.bias.as_ref(), activation, shape }
+    DecodeLinear { out, x, weight: &layer.weight, bias: layer.bias.as_ref(), function, shape }
 }
 
 #[cfg(test)]

@@ -210,6 +210,7 @@ impl<O: Ops> Gpt2<O> {
             ..
         } = &mut self.acts;
         let p = &self.params;
+        let angles = rotary.as_ref().map(|table| Angles { table, theta: self.config.rope_theta });
         ops.embedding(Embedding {
             out: encoded,
             ids: &self.ids,
@@ -237,7 +238,7 @@ impl<O: Ops> Gpt2<O> {
                 rows,
             };
             let residual_in = before.last().map_or(&*encoded, |b| &b.residual_out);
-            block.attention(ops, residual_in, shared_heads, rotary.as_ref())?;
+            block.attention(ops, residual_in, shared_heads, angles)?;
             block.mlp(ops, shared_activated, next, next_weights)?;
         }
         Ok(())
@@ -266,7 +267,7 @@ impl<B: Send> BlockForward<'_, B> {
         ops: &mut O,
         residual_in: &B,
         shared_heads: &mut Option<B>,
-        rotary: Option<&B>,
+        rotary: Option<Angles<'_, B>>,
     ) -> Result<()> {
         let (rows, c) = (self.rows, self.config.channels);
         let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
@@ -384,7 +385,7 @@ pub(super) fn head_norm<O: Ops>(
     shared: &mut Option<O::Buf>,
     qkv: &O::Buf,
     weights: &Block<O::Buf>,
-    rotary: Option<&O::Buf>,
+    rotary: Option<Angles<'_, O::Buf>>,
     rows: Rows,
     heads: Heads,
 ) -> Result<()> {
@@ -397,17 +398,31 @@ pub(super) fn head_norm<O: Ops>(
     rotate(ops, out, rotary, rows, heads, false)
 }
 
-/// Turns queries and keys by their positions, or back, where there is a table for it.
+/// The table of rotary positions, and the base that it was made with.
+pub(super) struct Angles<'a, B> {
+    pub table: &'a B,
+    pub theta: f64,
+}
+
+impl<B> Clone for Angles<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for Angles<'_, B> {}
+
+/// Turns queries and keys by their positions, or back, where positions are rotary.
 pub(super) fn rotate<O: Ops>(
     ops: &mut O,
     qkv: &mut O::Buf,
-    table: Option<&O::Buf>,
+    angles: Option<Angles<'_, O::Buf>>,
     rows: Rows,
     heads: Heads,
     inverse: bool,
 ) -> Result<()> {
-    let Some(table) = table else { return Ok(()) };
-    ops.rotary(Rotary { qkv, table, at: RotaryAt::Sequences(rows), heads, inverse })
+    let Some(Angles { table, theta }) = angles else { return Ok(()) };
+    ops.rotary(Rotary { qkv, table, theta, at: RotaryAt::Sequences(rows), heads, inverse })
 }
 
 pub(super) fn nonlinearity(model: &Model) -> Nonlinearity {

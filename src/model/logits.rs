@@ -41,7 +41,7 @@ impl<O: Ops> Gpt2<O> {
                 x: &room.normed,
                 weight: self.params.classifier(),
                 bias: None,
-                activation: None,
+                function: None,
                 shape: LinearShape { rows: places.len(), c_in: c, c_out: padded },
             })?;
             let logits = &mut host[..places.len() * padded];

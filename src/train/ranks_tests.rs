@@ -206,12 +206,14 @@ impl Trainer<Cpu> {
     fn host_copy_of_weights(&mut self) -> Vec<u8> {
         use crate::ops::Ops as _;
         let mut bytes = vec![0; 64];
-        self.ops.read_bytes(&self.model.params.wpe, &mut bytes).expect("a download");
+        self.ops
+            .read_bytes(self.model.params.wpe.as_ref().expect("a table"), &mut bytes)
+            .expect("a download");
         bytes
     }
 
     fn overwrite_weights(&mut self, bytes: &[u8]) {
         use crate::ops::Ops as _;
-        self.ops.write_bytes(&mut self.model.params.wpe, bytes).expect("an upload");
+        self.ops.write_bytes(self.model.params.wpe.as_mut().expect("a table"), bytes).expect("an upload");
     }
 }
