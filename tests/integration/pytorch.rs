@@ -1,27 +1,75 @@
-//! The model against PyTorch: every logit, loss and gradient of a tiny GPT-2.
+//! The model against PyTorch: every logit, loss and gradient of tiny models, GPT-2 and others.
 //!
-//! The fixture and the script that wrote it stand in `tests/fixtures/`.
+//! The fixtures and the scripts that wrote them stand in `tests/fixtures/`.
 
-use runner::experiment::{DeviceKeys, DeviceKind, Model, Simd};
+use runner::experiment::{ActivationKind, DeviceKeys, DeviceKind, Model, NormKind, PositionKind, Simd};
 use runner::model::gpt2::MicroBatch;
 use runner::model::{Gpt2, Weights};
 use runner::ops::{Ops, Role, Rows, Write, cpu::Cpu};
 use safetensors::{Dtype, SafeTensors};
 
-const FIXTURE: &[u8] = include_bytes!("../fixtures/gpt2_reference.safetensors");
-const ROWS: Rows = Rows { batch: 3, seq: 13 };
+/// A model, and what PyTorch made of it.
+struct Case {
+    name: &'static str,
+    fixture: &'static [u8],
+    model: Model,
+    rows: Rows,
+}
 
-fn config() -> Model {
-    Model {
-        init: None,
-        descriptor: None,
-        layers: 3,
-        heads: 4,
-        channels: 48,
-        context: 16,
-        vocab: 97,
-        vocab_padded: 128,
-    }
+macro_rules! fixture {
+    ($name:literal) => {
+        include_bytes!(concat!("../fixtures/", $name, "_reference.safetensors"))
+    };
+    (blocks $name:literal) => {
+        include_bytes!(concat!("../fixtures/blocks_", $name, ".safetensors"))
+    };
+}
+
+fn cases() -> Vec<Case> {
+    let small = Model::gpt2(2, 2, 24, 16, 41);
+    let llama = Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        ..small.clone()
+    };
+    let blocks = |name, fixture, model| Case { name, fixture, model, rows: Rows { batch: 2, seq: 11 } };
+    vec![
+        Case {
+            name: "gpt2",
+            fixture: fixture!("gpt2"),
+            model: Model::gpt2(3, 4, 48, 16, 97),
+            rows: Rows { batch: 3, seq: 13 },
+        },
+        blocks(
+            "rotary",
+            fixture!(blocks "rotary"),
+            Model { positions: PositionKind::Rotary, rope_theta: 100.0, ..small.clone() },
+        ),
+        blocks(
+            "relu2",
+            fixture!(blocks "relu2"),
+            Model { activation: ActivationKind::Relu2, norm: NormKind::Rmsnorm, ..small.clone() },
+        ),
+        blocks(
+            "bare",
+            fixture!(blocks "bare"),
+            Model { bias: false, qk_norm: true, tied_head: false, ..small.clone() },
+        ),
+        blocks(
+            "swiglu",
+            fixture!(blocks "swiglu"),
+            Model {
+                activation: ActivationKind::Swiglu,
+                positions: PositionKind::Rotary,
+                qk_norm: true,
+                ..small
+            },
+        ),
+        blocks("qwen3", fixture!(blocks "qwen3"), Model { qk_norm: true, tied_head: false, ..llama.clone() }),
+        blocks("llama", fixture!(blocks "llama"), llama),
+    ]
 }
 
 fn floats(fixture: &SafeTensors<'_>, name: &str) -> Vec<f32> {
@@ -52,10 +100,12 @@ fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
     assert!(error < 2e-6, "{what}: relative error {error:e}");
 }
 
-/// The fixture's model on `ops`, with the fixture's weights.
-fn model(ops: &mut Cpu, fixture: &SafeTensors<'_>, recompute: u8) -> Gpt2<Cpu> {
-    let mut model = Gpt2::new(ops, &config(), ROWS, recompute, true, 1).expect("it fits");
-    let specs = Weights::of(&config());
+/// The case's model on `ops`, with the fixture's weights.
+fn model(ops: &mut Cpu, case: &Case, fixture: &SafeTensors<'_>, recompute: u8) -> Gpt2<Cpu> {
+    let mut model = Gpt2::new(ops, &case.model, case.rows, recompute, true, 1).expect("it fits");
+    let specs = Weights::of(&case.model);
+    let held = fixture.names().into_iter().filter(|name| name.starts_with("weight/")).count();
+    assert_eq!(held, specs.iter().count(), "{}", case.name);
     for (spec, buf) in specs.iter().zip(model.params.iter_mut()) {
         let values = floats(fixture, &format!("weight/{}", spec.name));
         assert_eq!(values.len(), spec.logical_len(), "{}", spec.name);
@@ -66,60 +116,86 @@ fn model(ops: &mut Cpu, fixture: &SafeTensors<'_>, recompute: u8) -> Gpt2<Cpu> {
     model
 }
 
+fn cpu() -> Cpu {
+    Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
+}
+
 #[test]
-fn logits_losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
-    let fixture = SafeTensors::deserialize(FIXTURE).expect("the fixture is whole");
-    let (inputs, targets) = (ids(&fixture, "inputs"), ids(&fixture, "targets"));
-    for recompute in 0..=2 {
-        let mut ops =
-            Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
-        let mut model = model(&mut ops, &fixture, recompute);
-        let specs = Weights::of(&config());
-        let mut grads = specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("it fits");
-        // Poison: every element must be written.
-        for (spec, grad) in specs.iter().zip(grads.iter_mut()) {
-            ops.upload(grad, &vec![f32::NAN; spec.len]).expect("host memory");
+fn losses_and_gradients_agree_with_pytorch_at_every_recompute_level() {
+    for case in cases() {
+        let mut first = None;
+        for recompute in 0..=2 {
+            let gradients = gradients(&case, recompute);
+            assert!(
+                *first.get_or_insert_with(|| gradients.clone()) == gradients,
+                "{}: recompute {recompute} changes bits",
+                case.name
+            );
         }
-        let mut losses = ops.alloc(Role::F32, ROWS.count()).expect("it fits");
-        let batch = MicroBatch { inputs: &inputs, targets: &targets, rows: ROWS, losses_at: 0 };
-        let scale = 1.0 / ROWS.count() as f32;
-        model
-            .forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Set)
-            .expect("it runs");
-
-        let mut ours = vec![0.0; ROWS.count()];
-        ops.download(&losses, &mut ours).expect("host memory");
-        assert_close("losses", &ours, &floats(&fixture, "losses"));
-
-        for (spec, grad) in specs.iter().zip(grads.iter()) {
-            let mut ours = vec![0.0; spec.len];
-            ops.download(grad, &mut ours).expect("host memory");
-            let (logical, padding) = ours.split_at(spec.logical_len());
-            assert_close(&spec.name, logical, &floats(&fixture, &format!("gradient/{}", spec.name)));
-            assert!(padding.iter().all(|&g| g == 0.0), "{}: padding rows have a gradient", spec.name);
-        }
-
-        // Adding the same gradients once more doubles them exactly.
-        model
-            .forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Add)
-            .expect("it runs");
-        let mut doubled = vec![0.0; specs.ln_f.bias.len];
-        ops.download(&grads.ln_f.bias, &mut doubled).expect("host memory");
-        let single = floats(&fixture, "gradient/ln_f.bias");
-        assert_close("ln_f.bias added twice", &doubled, &single.iter().map(|g| 2.0 * g).collect::<Vec<_>>());
     }
+}
+
+/// The bits of losses and gradients, once they have been compared.
+fn gradients(case: &Case, recompute: u8) -> Vec<u32> {
+    let fixture = SafeTensors::deserialize(case.fixture).expect("the fixture is whole");
+    let (inputs, targets) = (ids(&fixture, "inputs"), ids(&fixture, "targets"));
+    let mut ops = cpu();
+    let mut model = model(&mut ops, case, &fixture, recompute);
+    let specs = Weights::of(&case.model);
+    let mut grads = specs.try_map(|spec| ops.alloc(Role::F32, spec.len)).expect("it fits");
+    // Poison: every element must be written.
+    for (spec, grad) in specs.iter().zip(grads.iter_mut()) {
+        ops.upload(grad, &vec![f32::NAN; spec.len]).expect("host memory");
+    }
+    let (rows, name) = (case.rows, case.name);
+    let mut losses = ops.alloc(Role::F32, rows.count()).expect("it fits");
+    let batch = MicroBatch { inputs: &inputs, targets: &targets, rows, losses_at: 0 };
+    let scale = 1.0 / rows.count() as f32;
+    model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Set).expect("it runs");
+
+    let mut ours = vec![0.0; rows.count()];
+    ops.download(&losses, &mut ours).expect("host memory");
+    assert_close(&format!("{name}: losses"), &ours, &floats(&fixture, "losses"));
+    let mut bits: Vec<u32> = ours.iter().map(|x| x.to_bits()).collect();
+    for (spec, grad) in specs.iter().zip(grads.iter()) {
+        let mut ours = vec![0.0; spec.len];
+        ops.download(grad, &mut ours).expect("host memory");
+        let (logical, padding) = ours.split_at(spec.logical_len());
+        let theirs = floats(&fixture, &format!("gradient/{}", spec.name));
+        assert_close(&format!("{name}: {}", spec.name), logical, &theirs);
+        assert!(padding.iter().all(|&g| g == 0.0), "{name}: padding of {} has a gradient", spec.name);
+        bits.extend(ours.iter().map(|x| x.to_bits()));
+    }
+
+    // Adding the same gradients once more doubles them, up to the last bit.
+    model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, scale, Write::Add).expect("it runs");
+    for (spec, grad) in specs.iter().zip(grads.iter()) {
+        let mut doubled = vec![0.0; spec.len];
+        ops.download(grad, &mut doubled).expect("host memory");
+        let theirs = floats(&fixture, &format!("gradient/{}", spec.name));
+        let twice: Vec<f32> = theirs.iter().map(|g| 2.0 * g).collect();
+        let what = format!("{name}: {} added twice", spec.name);
+        assert_close(&what, &doubled[..spec.logical_len()], &twice);
+    }
+    bits
 }
 
 #[test]
 fn next_token_logits_agree_with_pytorch_at_every_length() {
-    let fixture = SafeTensors::deserialize(FIXTURE).expect("the fixture is whole");
-    let inputs = ids(&fixture, "inputs");
-    let logits = floats(&fixture, "logits");
-    let mut ops =
-        Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU");
-    let mut model = model(&mut ops, &fixture, 0);
-    for t in 1..=ROWS.seq {
-        let ours = model.next_token_logits(&mut ops, &inputs[..t]).expect("it runs");
-        assert_close(&format!("logits at {t}"), &ours, &logits[(t - 1) * 97..t * 97]);
+    for case in cases() {
+        let fixture = SafeTensors::deserialize(case.fixture).expect("the fixture is whole");
+        let inputs = ids(&fixture, "inputs");
+        let logits = floats(&fixture, "logits");
+        let mut ops = cpu();
+        let mut model = model(&mut ops, &case, &fixture, 0);
+        let vocab = case.model.vocab;
+        for t in 1..=case.rows.seq {
+            let ours = model.next_token_logits(&mut ops, &inputs[..t]).expect("it runs");
+            assert_close(
+                &format!("{}: logits at {t}", case.name),
+                &ours,
+                &logits[(t - 1) * vocab..t * vocab],
+            );
+        }
     }
 }
