@@ -154,9 +154,14 @@ pub(super) fn encoded(tensor: &Tensor, precision: Precision) -> Cow<'_, [u8]> {
 /// Random but reproducible parameters, for the tests of the formats.
 #[cfg(test)]
 pub(super) fn sample_parameters(dtype: Dtype) -> Parameters {
+    sample_of(&Model::gpt2(3, 2, 8, 5, 11), dtype)
+}
+
+/// The same of any model.
+#[cfg(test)]
+pub(super) fn sample_of(model: &Model, dtype: Dtype) -> Parameters {
     use crate::rng::Key;
-    let model = Model::gpt2(3, 2, 8, 5, 11);
-    let tensors: Result<_> = Weights::of(&model).try_map(|spec| {
+    let tensors: Result<_> = Weights::of(model).try_map(|spec| {
         let values = (0..spec.logical_len()).map(|i| Key([3, 4]).normal(spec.id.into(), i as u64) as f32);
         let bytes = match dtype {
             Dtype::F32 => values.flat_map(f32::to_le_bytes).collect(),
@@ -164,7 +169,7 @@ pub(super) fn sample_parameters(dtype: Dtype) -> Parameters {
         };
         Ok(Tensor { name: spec.name.clone(), dtype, shape: spec.shape.clone(), bytes })
     });
-    Parameters { model, tensors: tensors.expect("nothing fails") }
+    Parameters { model: model.clone(), tensors: tensors.expect("nothing fails") }
 }
 
 #[cfg(test)]

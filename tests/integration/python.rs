@@ -69,7 +69,14 @@ fn transformers_gives_the_logits_and_tokens_of_an_exported_model() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
     trained_with_gpt2_tokens(&lab);
-    for (run, dtype) in [("ci", "fp32"), ("ci", "bf16"), ("gpt2", "fp32"), ("gpt2", "bf16")] {
+    let modern = "model.descriptor=modern:d6 model.context=64 batch.micro=1 schedule.steps=4";
+    let llama = format!("{modern} model.qk_norm=false model.tied_head=true model.rope_theta=500.0");
+    for (name, keys) in [("qwen3", modern), ("llama", llama.as_str())] {
+        let set: Vec<&str> = keys.split(' ').flat_map(|key| ["--set", key]).collect();
+        lab.run(CI, &[&["--name", name], &set[..]].concat()).root();
+    }
+    let runs = ["ci", "gpt2", "qwen3", "llama"];
+    for (run, dtype) in runs.into_iter().flat_map(|run| [(run, "fp32"), (run, "bf16")]) {
         script("pytorch/hf_export.py", &[PROGRAM, &path(&lab, run), "--dtype", dtype], "relative error");
     }
 }

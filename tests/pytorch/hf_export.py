@@ -3,7 +3,7 @@
     python tests/pytorch/hf_export.py target/release/runner runs/quickstart [--dtype fp32|bf16]
 
 Ours are the logits of the token after each prompt, from `runner sample --logits`, computed in the run's own
-precision; theirs those of `GPT2LMHeadModel` in fp32, with the weights of the exported file. The numbers
+precision; theirs those of the architecture that the folder names in fp32, with the weights of the exported file. The numbers
 compared are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for an fp32 export of a
 run on the CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the last place is 2e-3).
 """
@@ -20,7 +20,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import tokenizers
 import torch
 import transformers
-from transformers import AutoTokenizer, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROMPTS = [
     "",
@@ -53,21 +53,23 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = os.path.join(temporary, "model")
         run("export", args.run, "--format", "hf", "--dtype", args.dtype, "--out", folder)
-        stored = GPT2LMHeadModel.from_pretrained(folder, dtype="auto")
+        stored = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
         expected = {"fp32": torch.float32, "bf16": torch.bfloat16}[args.dtype]
         assert stored.dtype == expected, f"loaded as {stored.dtype}, exported as {expected}"
-        model, report = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        model, report = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=torch.float32, output_loading_info=True
+        )
         problems = {key: list(value) for key, value in report.items() if value}
         assert not problems, problems
-        tied = model.lm_head.weight.data_ptr() == model.transformer.wte.weight.data_ptr()
-        assert tied, "the classifier is not tied"
+        tied = model.lm_head.weight.data_ptr() == model.get_input_embeddings().weight.data_ptr()
+        assert tied == model.config.tie_word_embeddings, f"the classifier is tied: {tied}"
         model.eval()
         tokenizer = AutoTokenizer.from_pretrained(folder)
 
     worst, longest, compared = 0.0, 0, 0
     for prompt in PROMPTS:
         theirs = [tokenizer.bos_token_id] + tokenizer.encode(prompt, add_special_tokens=False)
-        if len(theirs) > model.config.n_positions:
+        if len(theirs) > model.config.max_position_embeddings:
             continue
         ours = json.loads(run("sample", args.run, "--prompt", prompt, "--logits"))
         assert theirs == ours["tokens"], f"{prompt!r}: {theirs} where we have {ours['tokens']}"
@@ -79,7 +81,7 @@ def main():
         longest, compared = max(longest, len(theirs)), compared + 1
         worst = max(worst, ((logits - mine).norm() / mine.norm()).item())
     print(
-        f"{os.path.basename(args.run)} {args.dtype}: {compared} prompts of up to {longest} tokens,"
+        f"{os.path.basename(args.run)} {type(model).__name__} {args.dtype}: {compared} prompts of up to {longest} tokens,"
         f" {type(tokenizer).__name__}, {model.config.vocab_size} logits, relative error at most {worst:.2e}"
         f" (limit {LIMITS[args.dtype]:.0e}); transformers {transformers.__version__},"
         f" tokenizers {tokenizers.__version__}, torch {torch.__version__}"

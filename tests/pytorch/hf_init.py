@@ -7,7 +7,7 @@ Random GPT-2s with OpenAI's vocabulary are written in every form that a folder h
 one file and in several, with the prefix `transformer.` and without (OpenAI's own file), with masks of
 attention and a copy of the classifier beside the parameters. Ours are the logits after each prompt (`runner
 sample FOLDER --logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs
-those of `GPT2LMHeadModel` in fp32. Compared is the norm of the difference over the norm of theirs: at most
+those of `GPT2LMHeadModel` in fp32; then the same of random Llamas and a Qwen3. Compared is the norm of the difference over the norm of theirs: at most
 2e-6 for logits, 1e-7 for the loss. Then two steps of training from folders of the same weights and from
 llm.c's `.bin` of them must end in the same state.
 """
@@ -25,7 +25,14 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 PROMPTS = ["", "In the beginning", " naïve façade — 漢字 🦀", "one two three " * 60]
 LOGITS, LOSS = 2e-6, 1e-7
@@ -119,6 +126,26 @@ def forms(root, model):
     path = os.path.join(root, "model.bin")
     llmc(path, model)
     yield "llm.c's .bin", path, model
+    config = dict(
+        vocab_size=50257,
+        hidden_size=72,
+        intermediate_size=192,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=18,
+        max_position_embeddings=256,
+        rms_norm_eps=1e-5,
+        initializer_range=0.2,
+    )
+    for name, other in [
+        ("Llama", LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True))),
+        ("Llama, untied", LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False))),
+        ("Qwen3", Qwen3ForCausalLM(Qwen3Config(**config, tie_word_embeddings=False))),
+    ]:
+        folder = os.path.join(root, name.replace(", ", "_"))
+        other.save_pretrained(folder)
+        yield name, folder, other
 
 
 def main():

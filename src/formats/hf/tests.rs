@@ -3,7 +3,8 @@ use std::fs;
 
 use super::*;
 use crate::experiment;
-use crate::formats::parameters::sample_parameters;
+use crate::experiment::{ActivationKind, NormKind, PositionKind};
+use crate::formats::parameters::{sample_of, sample_parameters};
 use crate::ops::Dtype;
 
 fn sample() -> SampleKeys {
@@ -143,5 +144,133 @@ fn tensors_that_gpt2_does_not_have_or_that_come_twice_are_refused_by_name() {
     assert!(refusal("ln_f.bias").contains("parameter `ln_f.bias` is given twice"));
     for name in ["transformer.h.2.attn.bias", "h.0.attn.masked_bias"] {
         assert_eq!(refusal(name), "read");
+    }
+}
+
+/// Models that other architectures hold.
+fn llamas() -> Vec<Model> {
+    let llama = Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        rope_theta: 500.5,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        ..Model::gpt2(2, 2, 8, 5, 11)
+    };
+    let untied = Model { tied_head: false, ..llama.clone() };
+    let qwen3 = Model { qk_norm: true, ..untied.clone() };
+    vec![llama, untied, qwen3]
+}
+
+#[test]
+fn llama_and_qwen3_come_back_bit_for_bit() {
+    for model in llamas() {
+        for (dtype, precision) in [(Dtype::F32, Precision::Fp32), (Dtype::BF16, Precision::Bf16)] {
+            let parameters = sample_of(&model, dtype);
+            let folder = written(&parameters, precision);
+            let back = read(folder.path()).expect("readable");
+            assert_eq!(back.model, parameters.model);
+            assert!(back.tensors.iter().eq(parameters.tensors.iter()), "{model:?} {dtype}");
+        }
+    }
+}
+
+/// Which number stands where, by hand: two heads of four channels, rotated in pairs.
+#[test]
+fn rows_of_pairs_are_half_a_head_apart_and_gates_apart_from_factors() {
+    let model = llamas().pop().expect("Qwen3");
+    let parameters = sample_of(&model, Dtype::F32);
+    let folder = written(&parameters, Precision::Fp32);
+    let tensors = safetensors::read(&folder.path().join(WEIGHTS)).expect("readable");
+    let theirs = |name: &str| tensors.iter().find(|t| t.name == name).expect("there");
+    let row = |tensor: &Tensor, row: usize| {
+        let width = tensor.bytes.len() / tensor.shape[0];
+        tensor.bytes[row * width..(row + 1) * width].to_vec()
+    };
+    let block = &parameters.tensors.layers[1];
+    let [query, key, value] =
+        ["q", "k", "v"].map(|x| theirs(&format!("model.layers.1.self_attn.{x}_proj.weight")));
+    for (their, our) in [0, 2, 1, 3, 4, 6, 5, 7].into_iter().enumerate() {
+        assert_eq!(row(query, their), row(&block.qkv.weight, our), "query {their}");
+        assert_eq!(row(key, their), row(&block.qkv.weight, 8 + our), "key {their}");
+        assert_eq!(row(value, their), row(&block.qkv.weight, 16 + their), "value {their}");
+    }
+    let norm = theirs("model.layers.1.self_attn.k_norm.weight");
+    let ours = block.head_norms.key.as_ref().expect("QK-norm");
+    for (their, our) in [0, 2, 1, 3].into_iter().enumerate() {
+        assert_eq!(row(norm, their), row(ours, our));
+    }
+    let [gate, up] = ["gate", "up"].map(|x| theirs(&format!("model.layers.1.mlp.{x}_proj.weight")));
+    assert_eq!((&gate.shape, &up.shape), (&vec![64, 8], &vec![64, 8]));
+    for i in [0, 1, 63] {
+        assert_eq!(row(gate, i), row(&block.fc.weight, 2 * i));
+        assert_eq!(row(up, i), row(&block.fc.weight, 2 * i + 1));
+    }
+    assert_eq!(theirs("lm_head.weight").shape, [11, 8]);
+}
+
+#[test]
+fn a_llama_that_computes_something_else_is_refused() {
+    let model = llamas().remove(0);
+    let folder = written(&sample_of(&model, Dtype::F32), Precision::Fp32);
+    let path = folder.path().join(CONFIG);
+    let good: Value = serde_json::from_slice(&fs::read(&path).expect("readable")).expect("JSON");
+    let refusal = |change: &dyn Fn(&mut Value)| {
+        let mut config = good.clone();
+        change(&mut config);
+        fs::write(&path, config.to_string()).expect("writable");
+        read(folder.path()).map_or_else(|error| error.to_string(), |back| format!("{:?}", back.model))
+    };
+    type Change = fn(&mut Value);
+    let cases: [(Change, &str); 12] = [
+        (|c| c["hidden_act"] = json!("gelu"), "`hidden_act` is \"gelu\", expected \"silu\""),
+        (|c| c["rms_norm_eps"] = json!(1e-6), "`rms_norm_eps` is 1e-6, expected 1e-5"),
+        (|c| _ = c.as_object_mut().unwrap().remove("rms_norm_eps"), "`rms_norm_eps` is null"),
+        (|c| c["num_key_value_heads"] = json!(1), "`num_key_value_heads` is 1"),
+        (|c| c["intermediate_size"] = json!(128), "`intermediate_size` is 128, expected 64"),
+        (|c| c["head_dim"] = json!(8), "`head_dim` is 8"),
+        (|c| c["attention_bias"] = json!(true), "`attention_bias` is true, expected false"),
+        (|c| c["rope_scaling"] = json!({"rope_type": "yarn"}), "`rope_scaling` is"),
+        (|c| c["rope_parameters"]["rope_type"] = json!("llama3"), "`rope_parameters` is"),
+        (|c| c["rope_theta"] = json!(7.0), "`rope_theta` is given as 7 and as 500.5"),
+        (|c| c["tie_word_embeddings"] = json!(false), "`lm_head.weight` is missing"),
+        (|c| c["model_type"] = json!("qwen3"), "q_norm.weight` is missing"),
+    ];
+    for (change, says) in cases {
+        let got = refusal(&change);
+        assert!(got.contains(says), "{says}: {got}");
+    }
+    // As older and newer versions of `transformers` write it.
+    let read_back = refusal(&|c| _ = c.as_object_mut().unwrap().remove("rope_parameters"));
+    assert!(read_back.contains("rope_theta: 500.5"), "{read_back}");
+    let read_back = refusal(&|c| _ = c.as_object_mut().unwrap().remove("rope_theta"));
+    assert!(read_back.contains("rope_theta: 500.5"), "{read_back}");
+}
+
+#[test]
+fn blocks_that_no_architecture_has_are_refused_by_key() {
+    for model in [
+        Model { norm: NormKind::Rmsnorm, ..Model::gpt2(1, 1, 8, 5, 11) },
+        Model { tied_head: false, ..Model::gpt2(1, 1, 8, 5, 11) },
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let tokenizer = Tokenizer::new(experiment::Tokenizer::Byte);
+        let export = Export {
+            parameters: sample_of(&model, Dtype::F32),
+            precision: Precision::Fp32,
+            tokenizer,
+            sample: &sample(),
+            origin: BTreeMap::new(),
+        };
+        let refused = write(folder.path(), export).expect_err("refused").to_string();
+        let (key, _) = model
+            .parts()
+            .into_iter()
+            .zip(Model::gpt2(1, 1, 1, 1, 1).parts())
+            .find(|(a, b)| a != b)
+            .unwrap()
+            .0;
+        assert!(refused.contains(key) && refused.contains("Qwen3ForCausalLM"), "{refused}");
+        assert!(fs::read_dir(folder.path()).expect("there").next().is_none(), "nothing is left");
     }
 }
