@@ -53,7 +53,16 @@ pub fn require(path: &Path) -> Result<(), UsageError> {
             path.display()
         )
     })?;
-    require_usage(path.exists() || is_shipped, || {
+    let found = path.try_exists();
+    if let (Err(error), false) = (&found, is_shipped) {
+        return require_usage(false, || {
+            format!(
+                "cannot look for the experiment `{}`: {error}\n  hint: is a folder on the way closed to you?",
+                path.display()
+            )
+        });
+    }
+    require_usage(found.unwrap_or(false) || is_shipped, || {
         let hint = match meant(path) {
             _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
             None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
