@@ -80,7 +80,9 @@ impl<O: Ops> Gpt2<O> {
         }
         ops.embedding_backward(EmbeddingBackward {
             dwte: &mut grads.wte,
-            dwpe: &mut grads.wpe,
+            dwte_write: Write::Add,
+            vocab: self.config.vocab_padded,
+            dwpe: Some(&mut grads.wpe),
             write,
             dout: dres,
             ids: &self.ids,

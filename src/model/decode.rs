@@ -194,7 +194,7 @@ impl<O: Ops> Decoder<O> {
             ids: &self.ids,
             positions: &self.positions,
             wte: &params.wte,
-            wpe: &params.wpe,
+            wpe: Some(&params.wpe),
             rows,
             channels: c,
         })?;

@@ -203,7 +203,7 @@ impl<O: Ops> Gpt2<O> {
             out: encoded,
             ids: &self.ids,
             wte: &p.wte,
-            wpe: &p.wpe,
+            wpe: Some(&p.wpe),
             rows,
             channels: c,
         })?;

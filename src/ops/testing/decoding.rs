@@ -35,7 +35,7 @@ impl<O: Ops> Bench<'_, O> {
                 ids: &ids,
                 positions: &positions,
                 wte: &wte.buf,
-                wpe: &wpe.buf,
+                wpe: Some(&wpe.buf),
                 rows: n,
                 channels,
             };

@@ -21,7 +21,7 @@ impl<O: Ops> Bench<'_, O> {
             let wte = self.input(Role::Param, vocab * channels, 1.0);
             let wpe = self.input(Role::Param, positions * channels, 1.0);
             let mut out = self.poisoned(Role::Activation, n * channels);
-            let (wte_buf, wpe_buf) = (&wte.buf, &wpe.buf);
+            let (wte_buf, wpe_buf) = (&wte.buf, Some(&wpe.buf));
             let op = Embedding { out: &mut out, ids: &ids, wte: wte_buf, wpe: wpe_buf, rows, channels };
             self.ops.embedding(op).unwrap();
             let at = |i: usize| {
@@ -43,7 +43,9 @@ impl<O: Ops> Bench<'_, O> {
                 }
                 let op = EmbeddingBackward {
                     dwte: &mut dwte.buf,
-                    dwpe: &mut dwpe.buf,
+                    dwte_write: Write::Add,
+                    vocab,
+                    dwpe: Some(&mut dwpe.buf),
                     write,
                     dout: &dout.buf,
                     ids: &ids,

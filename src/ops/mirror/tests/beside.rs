@@ -27,7 +27,7 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
         ids: &tokens,
         positions: &positions,
         wte: &wte,
-        wpe: &wpe,
+        wpe: Some(&wpe),
         rows,
         channels,
     };
