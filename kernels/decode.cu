@@ -1,6 +1,6 @@
 // Decoding: a few new tokens against the keys and values of all tokens before them.
 //
-//   decode_embedding   out[i,:] = wte[ids[i],:] + wpe[positions[i],:]
+//   decode_embedding   out[i,:] = wte[ids[i],:] + wpe[positions[i],:], without wpe the token's row as it is
 //   decode_linear      out[i,:] = gelu?(x[i,:] weight^T + bias)
 //   decode_store       the keys and values of qkv go to their stream and position in the cache
 //   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of
@@ -23,9 +23,9 @@
 struct DecodeEmbeddingArgs {
     act_t* out;            // (n, C)
     const u16* ids;        // (n)
-    const u16* positions;  // (n)
+    const u16* positions;  // (n), not read without wpe
     const act_t* wte;      // (V, C)
-    const act_t* wpe;      // (>=P, C)
+    const act_t* wpe;      // (>=P, C), or null
     u32 rows;              // n
     u32 channels;          // C, a multiple of 8
 };
@@ -40,13 +40,15 @@ extern "C" __global__ void __launch_bounds__(256)
     const u64 column = (index - row * chunks) * 8;
     Chunk<act_t> token, position;
     token.load(args.wte + u64(args.ids[row]) * args.channels + column);
-    position.load(args.wpe + u64(args.positions[row]) * args.channels + column);
-    float a[8], b[8];
-    token.widen(a);
-    position.widen(b);
+    if (args.wpe) {
+        position.load(args.wpe + u64(args.positions[row]) * args.channels + column);
+        float a[8], b[8];
+        token.widen(a);
+        position.widen(b);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) a[i] += b[i];
-    token.narrow(a);
+        for (int i = 0; i < 8; ++i) a[i] += b[i];
+        token.narrow(a);
+    }
     token.store(args.out + row * args.channels + column);
 }
 

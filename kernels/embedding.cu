@@ -1,8 +1,10 @@
 // Token and position embeddings.
 //
 //   forward    out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]          out (B,T,C), wte (V,C), wpe (>=T,C) act_t
+//              without wpe the token's row as it is
 //   backward   dwpe[t,:]  (=|+=) sum over b of dout[b,t,:]      float, in order of b
-//              dwte[v,:]  +=     sum over ids[i]==v of dout[i,:] float, in order of i
+//              dwte[v,:]  +=     sum over ids[i]==v of dout[i,:] float, in order of i; to set it, the caller
+//              clears it before
 //
 // The token gradient: positions are sorted by token with a stable radix sort (two passes of
 // 8 bits, no atomics), so that each token's positions lie together and ascend. The sorted list is then cut
@@ -29,7 +31,7 @@ struct EmbeddingArgs {
     act_t* out;        // (n, C)
     const u16* ids;    // (n)
     const act_t* wte;  // (V, C)
-    const act_t* wpe;  // (>=T, C)
+    const act_t* wpe;  // (>=T, C), or null
     u64 rows;          // n
     u32 seq;           // T
     u32 channels;      // C
@@ -44,13 +46,15 @@ extern "C" __global__ void embedding_forward(const __grid_constant__ EmbeddingAr
     const u64 column = (index - row * chunks) * 8;
     Chunk<act_t> token, position;
     token.load(args.wte + u64(args.ids[row]) * args.channels + column);
-    position.load(args.wpe + (row % args.seq) * args.channels + column);
-    float a[8], b[8];
-    token.widen(a);
-    position.widen(b);
+    if (args.wpe) {
+        position.load(args.wpe + (row % args.seq) * args.channels + column);
+        float a[8], b[8];
+        token.widen(a);
+        position.widen(b);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) a[i] += b[i];
-    token.narrow(a);
+        for (int i = 0; i < 8; ++i) a[i] += b[i];
+        token.narrow(a);
+    }
     token.store(args.out + row * args.channels + column);
 }
 

@@ -120,6 +120,8 @@ pub const fn h100(family: Family, fused: bool) -> Rate {
         Family::ResidualLayernorm => rate(0.0, 2471.0),
         Family::LayernormBackward => rate(0.0, 2402.0),
         Family::Gelu => rate(0.0, 2806.0),
+        // Not measured: GELU's, which also reads and writes each element once.
+        Family::Rotary => rate(0.0, 2806.0),
         Family::Embedding => rate(0.0, 2841.0),
         Family::EmbeddingBackward => rate(0.0, 991.0),
         Family::Optimizer => rate(0.0, 2880.0),
@@ -146,7 +148,9 @@ pub const fn cpu(family: Family) -> Rate {
         Family::Layernorm | Family::ResidualLayernorm | Family::LayernormBackward | Family::Embedding => {
             Rate { flops: 0.0, bytes: 6e9, call: 80e-6 }
         }
-        Family::Gelu | Family::EmbeddingBackward => Rate { flops: 0.0, bytes: 3e9, call: 80e-6 },
+        Family::Gelu | Family::Rotary | Family::EmbeddingBackward => {
+            Rate { flops: 0.0, bytes: 3e9, call: 80e-6 }
+        }
         Family::LinearGelu | Family::InputGradientGelu => Rate { flops: 95e9, bytes: 6e9, call: 80e-6 },
         Family::Linear | Family::InputGradient | Family::WeightGradient | Family::Classifier => {
             Rate { flops: 95e9, bytes: 0.0, call: 80e-6 }

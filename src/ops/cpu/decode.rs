@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Perform, Result};
+use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Perform, Result, Rows};
 use super::buffer::Buffer;
 use super::checks::{indices, tokens, view, view_mut};
 use super::engine::{Engine, blocks};
@@ -260,8 +260,17 @@ impl Perform<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
         let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
         let out = view_mut(OP, "out", out, rows * channels)?;
         let ids = tokens(OP, &ids.0, rows, wte.len() / channels)?;
-        let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
-        embedding(out, ids, positions, wte.as_slice(), wpe.as_slice(), channels);
+        let wte = wte.as_slice();
+        match wpe {
+            Some(wpe) => {
+                let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
+                embedding(out, ids, positions, wte, wpe.as_slice(), channels);
+            }
+            None => {
+                let alone = Rows { batch: 1, seq: rows };
+                super::embedding::forward(&self.engine, out, ids, wte, None, alone, channels);
+            }
+        }
         Ok(())
     }
 }

@@ -10,19 +10,20 @@ use super::linear::add;
 use super::simd::vectorize;
 use super::{Cpu, Ids};
 
-/// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`.
+/// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`; without `wpe` the token's row.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],
     ids: &[u16],
     wte: &[f32],
-    wpe: &[f32],
+    wpe: Option<&[f32]>,
     rows: Rows,
     channels: usize,
 ) {
     engine.install(|| {
         out.par_chunks_mut(channels).zip(ids).enumerate().with_min_len(16).for_each(|(row, (out, id))| {
             let token = &wte[usize::from(*id) * channels..][..channels];
+            let Some(wpe) = wpe else { return out.copy_from_slice(token) };
             let position = &wpe[row % rows.seq * channels..][..channels];
             out.iter_mut()
                 .zip(token)
@@ -130,7 +131,7 @@ impl Perform<Embedding<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "embedding";
         let Embedding { out, ids, wte, wpe, rows, channels } = op;
         let out = view_mut(OP, "out", out, rows.count() * channels)?;
-        let wpe = view(OP, "wpe", wpe, rows.seq * channels)?;
+        let wpe = wpe.map(|wpe| view(OP, "wpe", wpe, rows.seq * channels)).transpose()?;
         let ids = tokens(OP, &ids.0, rows.count(), wte.len() / channels)?;
         forward(&self.engine, out, ids, wte.as_slice(), wpe, rows, channels);
         Ok(())
@@ -140,15 +141,19 @@ impl Perform<Embedding<'_, Buffer, Ids>> for Cpu {
 impl Perform<EmbeddingBackward<'_, Buffer, Ids>> for Cpu {
     fn perform(&mut self, op: EmbeddingBackward<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "embedding_backward";
-        let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
-        let vocab = dwte.len() / channels;
+        let EmbeddingBackward { dwte, dwte_write, vocab, dwpe, write, dout, ids, rows, channels } = op;
         let ids = tokens(OP, &ids.0, rows.count(), vocab)?;
         let dout = view(OP, "dout", dout, rows.count() * channels)?;
-        view(OP, "dwpe", dwpe, rows.seq * channels)?;
         self.by_token.sort(ids, vocab);
-        let dwte = &mut dwte.as_mut_slice()[..vocab * channels];
+        let dwte = view_mut(OP, "dwte", dwte, vocab * channels)?;
+        if dwte_write == Write::Set {
+            dwte.fill(0.0);
+        }
         backward_tokens(&self.engine, dwte, dout, &self.by_token, channels);
-        backward_positions(&self.engine, dwpe.as_mut_slice(), write, dout, rows, channels);
+        if let Some(dwpe) = dwpe {
+            view(OP, "dwpe", dwpe, rows.seq * channels)?;
+            backward_positions(&self.engine, dwpe.as_mut_slice(), write, dout, rows, channels);
+        }
         Ok(())
     }
 }

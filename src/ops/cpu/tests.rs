@@ -180,7 +180,7 @@ fn wrong_lengths_and_tokens_are_errors_that_say_so() {
     let mut ids = cpu.alloc_ids(1).unwrap();
     cpu.upload_ids(&mut ids, &[3]).unwrap();
     let rows = Rows { batch: 1, seq: 1 };
-    let op = Embedding { out: &mut out, ids: &ids, wte: &x, wpe: &weight, rows, channels: 3 };
+    let op = Embedding { out: &mut out, ids: &ids, wte: &x, wpe: Some(&weight), rows, channels: 3 };
     let error = cpu.embedding(op).unwrap_err().to_string();
     assert_eq!(error, "embedding failed on CPU: token 3 at position 0 is not below the vocabulary of 2");
 }

@@ -161,10 +161,15 @@ impl Perform<DecodeEmbedding<'_, MirrorBuffer, Ids>> for Mirror {
         let DecodeEmbedding { out, ids, positions, wte, wpe, rows, channels } = op;
         let out = self.act_mut(OP, "out", out, rows * channels)?;
         let ids = tokens(OP, &ids.0, rows, wte.len() / channels)?;
-        let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
-        let places = ids.iter().zip(positions).map(|(id, at)| (usize::from(*id), usize::from(*at)));
         let wte = act(OP, "wte", wte, wte.len())?;
-        embed(out, places, wte, act(OP, "wpe", wpe, wpe.len())?, channels);
+        match wpe {
+            Some(wpe) => {
+                let positions = indices(OP, "position", &positions.0, rows, wpe.len() / channels)?;
+                let places = ids.iter().zip(positions).map(|(id, at)| (usize::from(*id), usize::from(*at)));
+                embed(out, places, wte, Some(act(OP, "wpe", wpe, wpe.len())?), channels);
+            }
+            None => embed(out, ids.iter().map(|id| (usize::from(*id), 0)), wte, None, channels),
+        }
         Ok(())
     }
 }

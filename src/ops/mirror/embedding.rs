@@ -15,16 +15,21 @@ use crate::ops::{Embedding, EmbeddingBackward, Perform, Result, Rows, Write};
 /// Positions, sorted by token, that are added together first.
 const PIECE: usize = 32;
 
-/// `out[i,:] = bf16(wte[ids[i],:] + wpe[positions[i],:])`.
+/// `out[i,:] = bf16(wte[ids[i],:] + wpe[positions[i],:])`; without `wpe` the bits of the token's row.
 pub fn forward(
     out: &mut [bf16],
     rows: impl Iterator<Item = (usize, usize)>,
     wte: &[bf16],
-    wpe: &[bf16],
+    wpe: Option<&[bf16]>,
     channels: usize,
 ) {
     for (out, (token, position)) in out.chunks_exact_mut(channels).zip(rows) {
-        let (token, position) = (&wte[token * channels..], &wpe[position * channels..]);
+        let token = &wte[token * channels..][..channels];
+        let Some(wpe) = wpe else {
+            out.copy_from_slice(token);
+            continue;
+        };
+        let position = &wpe[position * channels..];
         for ((out, a), b) in out.iter_mut().zip(token).zip(position) {
             *out = round(wide(*a) + wide(*b));
         }
@@ -88,7 +93,7 @@ impl Perform<Embedding<'_, MirrorBuffer, Ids>> for Mirror {
         let out = self.act_mut(OP, "out", out, rows.count() * channels)?;
         let ids = tokens(OP, &ids.0, rows.count(), wte.len() / channels)?;
         let places = ids.iter().enumerate().map(|(i, id)| (usize::from(*id), i % rows.seq));
-        let wpe = act(OP, "wpe", wpe, rows.seq * channels)?;
+        let wpe = wpe.map(|wpe| act(OP, "wpe", wpe, rows.seq * channels)).transpose()?;
         forward(out, places, act(OP, "wte", wte, wte.len())?, wpe, channels);
         Ok(())
     }
@@ -97,16 +102,19 @@ impl Perform<Embedding<'_, MirrorBuffer, Ids>> for Mirror {
 impl Perform<EmbeddingBackward<'_, MirrorBuffer, Ids>> for Mirror {
     fn perform(&mut self, op: EmbeddingBackward<'_, MirrorBuffer, Ids>) -> Result<()> {
         const OP: &str = "embedding_backward";
-        let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
-        let vocab = dwte.len() / channels;
+        let EmbeddingBackward { dwte, dwte_write, vocab, dwpe, write, dout, ids, rows, channels } = op;
         let ids = tokens(OP, &ids.0, rows.count(), vocab)?;
         let dout = act(OP, "dout", dout, rows.count() * channels)?;
         let dwte = float_mut(OP, "dwte", dwte, vocab * channels)?;
+        if dwte_write == Write::Set {
+            dwte.fill(0.0);
+        }
         backward_tokens(&self.engine, dwte, dout, ids, channels);
-        let table = dwpe.len();
-        float(OP, "dwpe", dwpe, rows.seq * channels)?;
-        let dwpe = float_mut(OP, "dwpe", dwpe, table)?;
-        backward_positions(dwpe, write, dout, rows, channels);
+        if let Some(dwpe) = dwpe {
+            let table = dwpe.len();
+            float(OP, "dwpe", dwpe, rows.seq * channels)?;
+            backward_positions(float_mut(OP, "dwpe", dwpe, table)?, write, dout, rows, channels);
+        }
         Ok(())
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
 //!   [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`,
+//! * `linear`, `norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`,
 //!   `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it the operations, which
 //!   check operands.
 //! * `device` is the memory.
@@ -32,6 +32,7 @@ mod norm;
 mod optimizer;
 mod recompute;
 mod reduce;
+mod rotary;
 pub mod scalar;
 pub mod special;
 pub mod tensor_core;

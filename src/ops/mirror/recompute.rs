@@ -9,7 +9,7 @@ use crate::ops::op::outline::{Outline, WeightOrder};
 use crate::ops::{
     Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward, Gelu, Layernorm,
     LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, Ops, ResidualLayernorm, Result, Write,
+    LinearGelu, LinearShape, Ops, ResidualLayernorm, Result, Role, Rotary, RotaryAt, Write, rotary_table,
 };
 
 /// What is written of a weight gradient, before the buffers.
@@ -42,8 +42,8 @@ impl Mirror {
     /// The method of the operation, on the buffers of its matrices.
     fn run(&mut self, outline: &Outline, bufs: &mut [MirrorBuffer], ids: &Ids) -> Result<()> {
         match (*outline, bufs) {
-            (Outline::Embedding { rows, channels }, [out, wte, wpe]) => {
-                self.embedding(Embedding { out, ids, wte, wpe, rows, channels })
+            (Outline::Embedding { rows, channels, .. }, [out, wte, wpe @ ..]) => {
+                self.embedding(Embedding { out, ids, wte, wpe: wpe.first(), rows, channels })
             }
             (Outline::Layernorm { rows, channels }, [out, mean, rstd, x, weight, bias]) => {
                 self.layernorm(Layernorm { out, mean, rstd, x, weight, bias, rows, channels })
@@ -74,6 +74,13 @@ impl Mirror {
             }
             (Outline::Gelu { rows, channels }, [out, pre]) => {
                 self.gelu(Gelu { out, pre, len: rows * channels })
+            }
+            (Outline::Rotary { rows, heads, theta, inverse, first }, [qkv]) => {
+                let values = rotary_table(first + rows.seq, heads.head_size, theta);
+                let mut table = self.alloc(Role::F32, rows.seq * heads.head_size)?;
+                self.upload(&mut table, &values[first * heads.head_size..])?;
+                let at = RotaryAt::Sequences(rows);
+                self.rotary(Rotary { qkv, table: &table, theta, at, heads, inverse })
             }
             (Outline::Attention { rows, heads }, [out, lse, qkv]) => {
                 self.attention(Attention { out, lse, qkv, rows, heads })
@@ -131,9 +138,20 @@ impl Mirror {
             (Outline::AttentionBackward { rows, heads }, [dqkv, dout, qkv, out, lse]) => {
                 self.attention_backward(AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads })
             }
-            (Outline::EmbeddingBackward { rows, channels, write }, [dwte, dwpe, dout]) => {
-                self.embedding_backward(EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels })
-            }
+            (
+                Outline::EmbeddingBackward { rows, channels, vocab, dwte_write, dwpe_write },
+                [dwte, dwpe @ .., dout],
+            ) => self.embedding_backward(EmbeddingBackward {
+                dwte,
+                dwte_write,
+                vocab,
+                dwpe: dwpe.first_mut(),
+                write: dwpe_write.unwrap_or(Write::Set),
+                dout,
+                ids,
+                rows,
+                channels,
+            }),
             (outline, bufs) => unreachable!("{outline:?} has not {} matrices", bufs.len()),
         }
     }

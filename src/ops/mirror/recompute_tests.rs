@@ -11,7 +11,7 @@ use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
 use crate::ops::op::grid::{Grid, GridUnit};
 use crate::ops::op::outline::Tokens;
 use crate::ops::traced::{FlowSource, Trace, Traced, TracedMatrix, TracedOperation};
-use crate::ops::{DeviceError, Role, Rows};
+use crate::ops::{DeviceError, Heads, Role, Rows};
 use crate::rng::Key;
 
 /// A pass, and the bytes of all that flowed in it.
@@ -68,6 +68,69 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
     traced.release(&model.log_sums).expect("a look");
     let trace = traced.finish().expect("all was seen");
     RecordedPass { trace, matrices, parameters, inputs, targets }
+}
+
+/// Operations that the model of [`pass`] does not have, one after the other.
+fn others(rows: Rows, write: Write) -> RecordedPass {
+    let (heads, vocab, theta) = (Heads { heads: 3, head_size: 64 }, 200, 10_000.0);
+    let (n, c) = (rows.count(), heads.channels());
+    let mut ops = mirror();
+    let key = Key::new(6, "excerpts");
+    let inputs: Vec<u16> =
+        (0..n).map(|i| (key.uniform(0, i as u64) * key.uniform(1, i as u64) * 150.0) as u16).collect();
+    let mut count = 0;
+    let mut filled = |ops: &mut Mirror, role, len: usize| {
+        count += 1;
+        let values: Vec<f32> = (0..len).map(|i| key.normal(1 + count, i as u64) as f32).collect();
+        let mut buf = ops.alloc(role, len).expect("memory");
+        ops.upload(&mut buf, &values).expect("an upload");
+        buf
+    };
+    let wte = filled(&mut ops, Role::Param, vocab * c);
+    let [mut dwte, mut dwpe] = [vocab, rows.seq + 1].map(|len| filled(&mut ops, Role::F32, len * c));
+    let dout = filled(&mut ops, Role::Activation, n * c);
+    let mut qkv = filled(&mut ops, Role::Activation, 3 * n * c);
+    let mut out = ops.alloc(Role::Activation, n * c).expect("memory");
+    let mut table = ops.alloc(Role::F32, rows.seq * heads.head_size).expect("memory");
+    ops.upload(&mut table, &rotary_table(rows.seq, heads.head_size, theta)).expect("an upload");
+    let mut ids = ops.alloc_ids(n).expect("memory");
+    ops.upload_ids(&mut ids, &inputs).expect("an upload");
+
+    let parameters = vec![(vec![vocab, c], wte.bytes().to_vec())];
+    let mut matrices = BTreeMap::new();
+    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
+        let size = if matrix.role == Role::F32 { 4 } else { 2 };
+        matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
+        Ok(())
+    };
+    let mut traced = Traced::new(&mut ops, [&wte].into_iter(), &mut keep);
+    let ids = &ids;
+    traced
+        .embedding(Embedding { out: &mut out, ids, wte: &wte, wpe: None, rows, channels: c })
+        .expect("embedding");
+    for inverse in [false, true] {
+        let at = RotaryAt::Sequences(rows);
+        traced.rotary(Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse }).expect("rotary");
+    }
+    for dwpe in [Some(&mut dwpe), None] {
+        let op = EmbeddingBackward {
+            dwte: &mut dwte,
+            dwte_write: write,
+            vocab,
+            dwpe,
+            write,
+            dout: &dout,
+            ids,
+            rows,
+            channels: c,
+        };
+        traced.embedding_backward(op).expect("embedding_backward");
+    }
+    for buf in [&out, &qkv, &dwte, &dwpe] {
+        traced.release(buf).expect("a look");
+    }
+    let trace = traced.finish().expect("all was seen");
+    RecordedPass { trace, matrices, parameters, inputs, targets: Vec::new() }
 }
 
 impl RecordedPass {
@@ -147,4 +210,20 @@ fn an_excerpt_of_any_operation_has_the_bits_of_the_whole() {
     let large = pass(rows, 0, Write::Set);
     assert!(large.trace.operations.iter().any(|operation| parts(operation) > 1), "some sum has parts");
     large.check();
+}
+
+#[test]
+fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
+    let rows = Rows { batch: 3, seq: 72 };
+    for write in [Write::Set, Write::Add] {
+        let counts = others(rows, write).check();
+        // Tokens, and where the table is set its 7 blocks, twice; positions once.
+        let cleared = if write == Write::Set { 7 } else { 0 };
+        let want = [
+            ("embedding", 3 * 3),
+            ("embedding_backward", 2 * (3 * 72 + cleared) + 3),
+            ("rotary", 2 * 3 * 3 * 3),
+        ];
+        assert_eq!(counts, BTreeMap::from(want), "{write:?}");
+    }
 }

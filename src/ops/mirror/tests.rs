@@ -103,6 +103,8 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     optimizer(&mut to, &mut draw);
     beside::decoding(&mut to, &mut draw, heads);
     beside::average_and_muon(&mut to, &mut draw);
+    beside::rotary(&mut to, &mut draw, rows, heads);
+    beside::embedding_of_tokens(&mut to, &mut draw, shape);
     to.named
 }
 
@@ -310,7 +312,7 @@ fn embedding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
     let ids = draw.ids(to.ops, rows.count(), vocab);
     let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
     to.ops
-        .embedding(Embedding { out: &mut out, ids: &ids, wte: &wte, wpe: &wpe, rows, channels })
+        .embedding(Embedding { out: &mut out, ids: &ids, wte: &wte, wpe: Some(&wpe), rows, channels })
         .expect("embedding");
     to.add("embedding", &out, size);
     let dout = draw.buf(to.ops, Role::Activation, size, 1.0);
@@ -320,7 +322,9 @@ fn embedding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
         to.ops
             .embedding_backward(EmbeddingBackward {
                 dwte: &mut dwte,
-                dwpe: &mut dwpe,
+                dwte_write: Write::Add,
+                vocab,
+                dwpe: Some(&mut dwpe),
                 write,
                 dout: &dout,
                 ids: &ids,

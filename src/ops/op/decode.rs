@@ -9,18 +9,18 @@ use super::outline::Outlined;
 use super::{ElementBytes, Family, LinearShape, Operation, Work};
 use crate::ops::types::Heads;
 
-/// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`.
+/// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`; without `wpe` the bits of the token's row.
 pub struct DecodeEmbedding<'a, B, I> {
     /// (n, C), activation.
     pub out: &'a mut B,
     /// (n).
     pub ids: &'a I,
-    /// (n).
+    /// (n); not read without `wpe`.
     pub positions: &'a I,
     /// (V, C), parameter.
     pub wte: &'a B,
     /// (P, C), parameter.
-    pub wpe: &'a B,
+    pub wpe: Option<&'a B>,
     /// n.
     pub rows: usize,
     /// C.

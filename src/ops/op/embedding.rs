@@ -3,7 +3,7 @@
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::{Rows, Write};
 
-/// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`.
+/// `out[b,t,:] = wte[ids[b,t],:] + wpe[t,:]`; without `wpe` the bits of the token's row.
 pub struct Embedding<'a, B, I> {
     /// (B, T, C), activation.
     pub out: &'a mut B,
@@ -12,7 +12,7 @@ pub struct Embedding<'a, B, I> {
     /// (V, C), parameter.
     pub wte: &'a B,
     /// (at least T, C), parameter.
-    pub wpe: &'a B,
+    pub wpe: Option<&'a B>,
     pub rows: Rows,
     /// C.
     pub channels: usize,
@@ -33,12 +33,16 @@ impl<B, I> Operation for Embedding<'_, B, I> {
 }
 
 /// Gradient of [`Embedding`]: that of the token table is added in order of position within each token, that
-/// of the positions is summed over sequences in their order.
+/// of the positions, where there is one, is summed over sequences in their order.
 pub struct EmbeddingBackward<'a, B, I> {
-    /// (V, C), f32; always added to.
+    /// (V, C), f32; written as `dwte_write` says: a classifier that shares the table has written it before.
+    /// Rows of tokens that do not occur get zeros on `Set`.
     pub dwte: &'a mut B,
+    pub dwte_write: Write,
+    /// V: the rows of `dwte`, padding included.
+    pub vocab: usize,
     /// (at least T, C), f32; written as `write` says, rows past T get zeros on `Set`.
-    pub dwpe: &'a mut B,
+    pub dwpe: Option<&'a mut B>,
     pub write: Write,
     /// (B, T, C), activation.
     pub dout: &'a B,

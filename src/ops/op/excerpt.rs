@@ -11,14 +11,16 @@
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
 //! | gradient of a layernorm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
+//! | rotary embedding | one head of some positions of a sequence | that |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
+//! | where it sets the table | rows of tokens that do not occur, too | nothing |
 
 use std::ops::Range;
 
 use super::LinearShape;
 use super::outline::{Outline, TableGradient};
-use crate::ops::types::{Heads, Rows};
+use crate::ops::types::{Heads, Rows, Write};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
 pub const TILE_ROWS: usize = 32;
@@ -101,6 +103,7 @@ impl Outline {
             Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
             Outline::Gelu { rows, channels } => tiles(rows, channels),
+            Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
             Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
                 rows.batch * heads.heads
             }
@@ -109,8 +112,12 @@ impl Outline {
                 tiles(s.rows, s.c_in)
             }
             Outline::LinearBackwardWeight { shape: s, .. } => of_columns(s.c_out) * of_columns(s.c_in),
-            // The token of each row, and blocks of positions.
-            Outline::EmbeddingBackward { rows, .. } => rows.count() + of_rows(rows.seq),
+            // The token of each row, and blocks of positions; rows of no token, which are set to zero.
+            Outline::EmbeddingBackward { rows, vocab, dwte_write, dwpe_write, .. } => {
+                let positions = if dwpe_write.is_some() { of_rows(rows.seq) } else { 0 };
+                let cleared = if dwte_write == Write::Set { of_rows(vocab) } else { 0 };
+                rows.count() + positions + cleared
+            }
         }
     }
 
@@ -129,7 +136,9 @@ impl Outline {
     /// Excerpt `index` of [`Outline::excerpts`]; `tokens` are those that the whole operation reads.
     pub fn excerpt(&self, index: usize, tokens: &[u16]) -> Excerpt {
         match *self {
-            Outline::Embedding { rows, channels } => embedding(index, rows, channels, tokens),
+            Outline::Embedding { rows, channels, positions } => {
+                embedding(index, rows, channels, positions, tokens)
+            }
             Outline::Layernorm { rows, channels: c } => {
                 let r = block(index, TILE_ROWS, rows);
                 let outline = Outline::Layernorm { rows: r.len(), channels: c };
@@ -160,6 +169,17 @@ impl Outline {
                 let outline = Outline::Gelu { rows: rows.len(), channels: columns.len() };
                 let pick = Pick::new(rows, columns);
                 plain(outline, [pick.clone(), pick].map(Some))
+            }
+            Outline::Rotary { rows, heads, theta, inverse, first } => {
+                let (part, head) = (index / heads.heads, index % heads.heads);
+                let blocks = rows.seq.div_ceil(TILE_ROWS);
+                let positions = block(part % blocks, TILE_ROWS, rows.seq);
+                let start = part / blocks * rows.seq;
+                let rows = Pick::new(start + positions.start..start + positions.end, 0..0);
+                let pick = Pick { columns: of_head(heads, head).into(), ..rows };
+                let (rows, heads) = (Rows { batch: 1, seq: positions.len() }, Heads { heads: 1, ..heads });
+                let first = first + positions.start;
+                plain(Outline::Rotary { rows, heads, theta, inverse, first }, [Some(pick)])
             }
             Outline::Attention { rows, heads } => {
                 let [qkv, out, lse] = head(index, rows, heads);
@@ -220,13 +240,20 @@ impl Outline {
             Outline::EmbeddingBackward { rows, .. } if index < rows.count() => {
                 self.of_token(tokens[index], tokens)
             }
-            Outline::EmbeddingBackward { rows, channels: c, write } => {
+            Outline::EmbeddingBackward { rows, dwpe_write, .. }
+                if dwpe_write.is_none() || index >= rows.count() + rows.seq.div_ceil(TILE_ROWS) =>
+            {
+                let positions = dwpe_write.map_or(0, |_| rows.seq.div_ceil(TILE_ROWS));
+                self.of_no_token(index - rows.count() - positions, tokens)
+            }
+            Outline::EmbeddingBackward { rows, channels: c, dwte_write, dwpe_write, .. } => {
                 let positions = block(index - rows.count(), TILE_ROWS, rows.seq);
                 let sequence = |b: usize| b * rows.seq + positions.start..b * rows.seq + positions.end;
                 let small = Rows { batch: rows.batch, seq: positions.len() };
                 let dout = Pick::listed((0..rows.batch).map(sequence).collect(), 0..c);
                 let picks = vec![None, Some(Pick::new(positions, 0..c)), Some(dout)];
-                let outline = Outline::EmbeddingBackward { rows: small, channels: c, write };
+                let outline =
+                    Outline::EmbeddingBackward { rows: small, channels: c, vocab: 1, dwte_write, dwpe_write };
                 Excerpt { outline, picks, tokens: vec![0; small.count()] }
             }
         }
@@ -259,7 +286,7 @@ impl Outline {
     /// so the excerpt begins with those of other tokens that share the first piece.
     fn of_token(&self, token: u16, tokens: &[u16]) -> Excerpt {
         const PIECE: usize = 32;
-        let Outline::EmbeddingBackward { channels, write, .. } = *self else {
+        let Outline::EmbeddingBackward { channels, dwte_write, dwpe_write, .. } = *self else {
             unreachable!("only called for this operation")
         };
         let mut sorted: Vec<usize> = (0..tokens.len()).collect();
@@ -269,16 +296,41 @@ impl Outline {
         let listed = &sorted[first / PIECE * PIECE..end];
         let others = first % PIECE > 0;
         let row = usize::from(token)..usize::from(token) + 1;
-        let rows = vec![row; 1 + usize::from(others)];
+        let vocab = 1 + usize::from(others);
+        let rows = vec![row; vocab];
         let dwte = Pick { unfinished_rows: usize::from(others), ..Pick::listed(rows, 0..channels) };
         let dout = Pick::listed(listed.iter().map(|position| *position..position + 1).collect(), 0..channels);
         let rows = Rows { batch: 1, seq: listed.len() };
         let number = |position: &usize| u16::from(others && tokens[*position] == token);
         Excerpt {
-            outline: Outline::EmbeddingBackward { rows, channels, write },
-            picks: vec![Some(dwte), None, Some(dout)],
+            outline: Outline::EmbeddingBackward { rows, channels, vocab, dwte_write, dwpe_write },
+            picks: [Some(dwte)].into_iter().chain(dwpe_write.map(|_| None)).chain([Some(dout)]).collect(),
             tokens: listed.iter().map(number).collect(),
         }
+    }
+
+    /// Those of a block of rows of the table whose tokens do not occur: zeros. Where all occur, the gradient
+    /// of the first one.
+    fn of_no_token(&self, index: usize, tokens: &[u16]) -> Excerpt {
+        let Outline::EmbeddingBackward { channels, vocab, dwte_write, dwpe_write, .. } = *self else {
+            unreachable!("only called for this operation")
+        };
+        let Range { start: first, end } = block(index, TILE_ROWS, vocab);
+        let mut absent = vec![true; end - first];
+        for token in tokens {
+            if let Some(absent) = usize::from(*token).checked_sub(first).and_then(|at| absent.get_mut(at)) {
+                *absent = false;
+            }
+        }
+        let rows: Vec<_> = (first..).zip(absent).filter(|(_, absent)| *absent).collect();
+        if rows.is_empty() {
+            return self.of_token(first as u16, tokens);
+        }
+        let (none, vocab) = (Rows { batch: 1, seq: 0 }, rows.len());
+        let rows = rows.into_iter().map(|(row, _)| row..row + 1).collect();
+        let outline = Outline::EmbeddingBackward { rows: none, channels, vocab, dwte_write, dwpe_write };
+        let others = dwpe_write.map(|_| None).into_iter().chain([None]);
+        plain(outline, [Some(Pick::listed(rows, 0..channels))].into_iter().chain(others))
     }
 }
 
@@ -313,22 +365,28 @@ fn backward_input(shape: LinearShape, rows: &Range<usize>, columns: &Range<usize
 
 /// Queries, keys and values, outputs, and sums of one head of one sequence.
 fn head(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
-    let (sequence, head, size) = (index / heads.heads, index % heads.heads, heads.head_size);
+    let (sequence, head) = (index / heads.heads, index % heads.heads);
     let tokens = sequence * rows.seq..(sequence + 1) * rows.seq;
-    let of = |part: usize| (part * heads.heads + head) * size..(part * heads.heads + head + 1) * size;
+    let columns = of_head(heads, head);
+    let output = columns[0].clone();
     [
-        Pick { rows: vec![tokens.clone()], columns: vec![of(0), of(1), of(2)], unfinished_rows: 0 },
-        Pick::new(tokens, of(0)),
+        Pick { rows: vec![tokens.clone()], columns: columns.into(), unfinished_rows: 0 },
+        Pick::new(tokens, output),
         Pick::new(index * rows.seq..(index + 1) * rows.seq, 0..1),
     ]
 }
 
+/// The columns of a head's queries, keys and values.
+fn of_head(Heads { heads, head_size }: Heads, head: usize) -> [Range<usize>; 3] {
+    [0, 1, 2].map(|part| (part * heads + head) * head_size..(part * heads + head + 1) * head_size)
+}
+
 /// Positions of one sequence; of the table the rows of their tokens, each once.
-fn embedding(index: usize, rows: Rows, channels: usize, tokens: &[u16]) -> Excerpt {
+fn embedding(index: usize, rows: Rows, channels: usize, positions: bool, tokens: &[u16]) -> Excerpt {
     let blocks = rows.seq.div_ceil(TILE_ROWS);
-    let positions = block(index % blocks, TILE_ROWS, rows.seq);
+    let places = block(index % blocks, TILE_ROWS, rows.seq);
     let first = index / blocks * rows.seq;
-    let of_rows = first + positions.start..first + positions.end;
+    let of_rows = first + places.start..first + places.end;
     let mut distinct = tokens[of_rows.clone()].to_vec();
     distinct.sort_unstable();
     distinct.dedup();
@@ -338,7 +396,8 @@ fn embedding(index: usize, rows: Rows, channels: usize, tokens: &[u16]) -> Excer
         distinct.iter().map(|token| usize::from(*token)..usize::from(*token) + 1).collect(),
         0..channels,
     );
-    let outline = Outline::Embedding { rows: Rows { batch: 1, seq: positions.len() }, channels };
-    let picks = [Pick::new(of_rows, 0..channels), table, Pick::new(positions, 0..channels)].map(Some);
-    Excerpt { outline, picks: picks.into(), tokens: numbers }
+    let outline = Outline::Embedding { rows: Rows { batch: 1, seq: places.len() }, channels, positions };
+    let wpe = positions.then(|| Pick::new(places, 0..channels));
+    let picks = [Pick::new(of_rows, 0..channels), table].into_iter().chain(wpe).map(Some);
+    Excerpt { outline, picks: picks.collect(), tokens: numbers }
 }

@@ -21,6 +21,7 @@ mod muon;
 mod norm;
 mod optimizer;
 pub mod outline;
+mod rotary;
 
 use super::types::{Dtype, Result, Role};
 pub use attention::{Attention, AttentionBackward};
@@ -34,6 +35,7 @@ pub use linear::{
 pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
 pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
+pub use rotary::{Rotary, RotaryAt, rotary_table};
 
 /// Hands the list of operations to the macro named in its argument: a row is the method, its struct with
 /// the buffers that it holds, and what the method gives.
@@ -47,6 +49,7 @@ macro_rules! operations {
             linear(Linear<Buf>) -> ();
             linear_gelu(LinearGelu<Buf>) -> ();
             gelu(Gelu<Buf>) -> ();
+            rotary(Rotary<Buf, Ids>) -> ();
             attention(Attention<Buf>) -> ();
             classifier_loss(ClassifierLoss<Buf, Ids>) -> ();
             copy(CopyPart<Buf>) -> ();
@@ -114,6 +117,7 @@ pub enum Family {
     ResidualLayernorm,
     LayernormBackward,
     Gelu,
+    Rotary,
     Embedding,
     EmbeddingBackward,
     Optimizer,

@@ -6,7 +6,7 @@
 use super::{
     Attention, AttentionBackward, Classifier, CopyPart, Embedding, EmbeddingBackward, Gelu, Layernorm,
     LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, ResidualLayernorm,
+    LinearGelu, LinearShape, ResidualLayernorm, Rotary, RotaryAt,
 };
 use crate::ops::types::{Heads, Role, Rows, Vocab, Write};
 
@@ -16,6 +16,8 @@ pub enum Outline {
     Embedding {
         rows: Rows,
         channels: usize,
+        /// Whether there is a table of positions.
+        positions: bool,
     },
     Layernorm {
         rows: usize,
@@ -35,6 +37,14 @@ pub enum Outline {
     Gelu {
         rows: usize,
         channels: usize,
+    },
+    /// Of whole sequences; `first` is the position of their first row.
+    Rotary {
+        rows: Rows,
+        heads: Heads,
+        theta: f64,
+        inverse: bool,
+        first: usize,
     },
     Attention {
         rows: Rows,
@@ -74,7 +84,11 @@ pub enum Outline {
     EmbeddingBackward {
         rows: Rows,
         channels: usize,
-        write: Write,
+        /// Rows of the table of tokens.
+        vocab: usize,
+        dwte_write: Write,
+        /// What is done with the table of positions, if there is one.
+        dwpe_write: Option<Write>,
     },
 }
 
@@ -147,6 +161,7 @@ impl Outline {
             Outline::Linear { .. } => "linear",
             Outline::LinearGelu { .. } => "linear_gelu",
             Outline::Gelu { .. } => "gelu",
+            Outline::Rotary { .. } => "rotary",
             Outline::Attention { .. } => "attention",
             Outline::Classifier { .. } | Outline::TableGradient(_) => "classifier",
             Outline::LayernormBackward { .. } => "layernorm_backward",
@@ -173,11 +188,11 @@ impl Outline {
         use Role::{Activation, F32, Param};
         let m = |name, role, access, rows, columns| Matrix { name, role, access, rows, columns };
         match *self {
-            Outline::Embedding { rows, channels: c } => vec![
-                m("out", Activation, Set, rows.count(), c),
-                m("wte", Param, Read, 0, c),
-                m("wpe", Param, Read, rows.seq, c),
-            ],
+            Outline::Embedding { rows, channels: c, positions } => {
+                let mut all = vec![m("out", Activation, Set, rows.count(), c), m("wte", Param, Read, 0, c)];
+                all.extend(positions.then(|| m("wpe", Param, Read, rows.seq, c)));
+                all
+            }
             Outline::Layernorm { rows: n, channels: c } => vec![
                 m("out", Activation, Set, n, c),
                 m("mean", F32, Set, n, 1),
@@ -214,6 +229,10 @@ impl Outline {
             ],
             Outline::Gelu { rows: n, channels: c } => {
                 vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, c)]
+            }
+            // The table is made again from `theta`.
+            Outline::Rotary { rows, heads, .. } => {
+                vec![m("qkv", Activation, Access::Add, rows.count(), 3 * heads.channels())]
             }
             Outline::Attention { rows, heads } => vec![
                 m("out", Activation, Set, rows.count(), heads.channels()),
@@ -272,11 +291,12 @@ impl Outline {
                 m("out", Activation, Read, rows.count(), heads.channels()),
                 m("lse", F32, Read, rows.count() * heads.heads, 1),
             ],
-            Outline::EmbeddingBackward { rows, channels: c, write } => vec![
-                m("dwte", F32, Access::Add, 0, c),
-                m("dwpe", F32, write.into(), rows.seq, c),
-                m("dout", Activation, Read, rows.count(), c),
-            ],
+            Outline::EmbeddingBackward { rows, channels: c, vocab, dwte_write, dwpe_write } => {
+                let mut all = vec![m("dwte", F32, dwte_write.into(), vocab, c)];
+                all.extend(dwpe_write.map(|write| m("dwpe", F32, write.into(), rows.seq, c)));
+                all.push(m("dout", Activation, Read, rows.count(), c));
+                all
+            }
         }
     }
 }
@@ -316,8 +336,12 @@ macro_rules! outlined {
 }
 
 outlined! {
-    Embedding<B, I>: |op| Some(Outline::Embedding { rows: op.rows, channels: op.channels }),
-        vec![op.out, op.wte, op.wpe];
+    Embedding<B, I>: |op| Some(Outline::Embedding {
+            rows: op.rows,
+            channels: op.channels,
+            positions: op.wpe.is_some(),
+        }),
+        [&*op.out, op.wte].into_iter().chain(op.wpe).collect();
     Layernorm<B>: |op| Some(Outline::Layernorm { rows: op.rows, channels: op.channels }),
         vec![op.out, op.mean, op.rstd, op.x, op.weight, op.bias];
     ResidualLayernorm<B>: |op| Some(Outline::ResidualLayernorm { rows: op.rows, channels: op.channels }),
@@ -327,6 +351,21 @@ outlined! {
     LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape }),
         vec![op.out, op.pre, op.x, op.weight, op.bias];
     Gelu<B>: |op| Some(Outline::Gelu { rows: 1, channels: op.len }), vec![op.out, op.pre];
+    // A decoding pass is not audited.
+    Rotary<B, I>: |op| match op.at {
+            RotaryAt::Sequences(rows) => Some(Outline::Rotary {
+                rows,
+                heads: op.heads,
+                theta: op.theta,
+                inverse: op.inverse,
+                first: 0,
+            }),
+            RotaryAt::Listed { .. } => None,
+        },
+        match op.at {
+            RotaryAt::Sequences(_) => vec![op.qkv],
+            RotaryAt::Listed { .. } => Vec::new(),
+        };
     Attention<B>: |op| Some(Outline::Attention { rows: op.rows, heads: op.heads }),
         vec![op.out, op.lse, op.qkv];
     // In a pass the losses begin at 0, so that they are a matrix of their own.
@@ -361,9 +400,11 @@ outlined! {
     EmbeddingBackward<B, I>: |op| Some(Outline::EmbeddingBackward {
             rows: op.rows,
             channels: op.channels,
-            write: op.write,
+            vocab: op.vocab,
+            dwte_write: op.dwte_write,
+            dwpe_write: op.dwpe.is_some().then_some(op.write),
         }),
-        vec![op.dwte, op.dwpe, op.dout];
+        [&*op.dwte].into_iter().chain(op.dwpe.as_deref()).chain([op.dout]).collect();
 }
 
 /// The losses of a micro-batch go to their place among those of the step.

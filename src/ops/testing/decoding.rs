@@ -35,7 +35,7 @@ impl<O: Ops> Bench<'_, O> {
                 ids: &ids,
                 positions: &positions,
                 wte: &wte.buf,
-                wpe: &wpe.buf,
+                wpe: Some(&wpe.buf),
                 rows: n,
                 channels,
             };
@@ -46,6 +46,19 @@ impl<O: Ops> Bench<'_, O> {
                 wte.values[at(tokens[row], c)] + wpe.values[at(places[row], c)]
             });
             self.result(&format!("decode_embedding {n} {channels}"), &out, want.collect());
+            let mut out = self.poisoned(Role::Activation, n * channels);
+            let op = DecodeEmbedding {
+                out: &mut out,
+                ids: &ids,
+                positions: &positions,
+                wte: &wte.buf,
+                wpe: None,
+                rows: n,
+                channels,
+            };
+            self.ops.decode_embedding(op).unwrap();
+            let want = (0..n * channels).map(|i| wte.values[at(tokens[i / channels], i % channels)]);
+            self.result(&format!("decode_embedding of tokens {n} {channels}"), &out, want.collect());
         }
     }
 

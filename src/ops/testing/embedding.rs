@@ -7,6 +7,9 @@ use crate::ops::{Embedding, EmbeddingBackward, Ops, Role, Rows, Write};
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("embedding", "364e1d03457c9564f75ff84876ac6656904609e7d958c69e1a6f8846840284f9"),
     ("embedding_backward", "233f363116136c0ac5f851715f86b4846091e07b04c8753f0492080fe1ba2e89"),
+    ("embedding_of_tokens", ""),
+    ("embedding_of_tokens_backward", ""),
+    ("embedding_set_backward", ""),
 ];
 
 impl<O: Ops> Bench<'_, O> {
@@ -21,7 +24,7 @@ impl<O: Ops> Bench<'_, O> {
             let wte = self.input(Role::Param, vocab * channels, 1.0);
             let wpe = self.input(Role::Param, positions * channels, 1.0);
             let mut out = self.poisoned(Role::Activation, n * channels);
-            let (wte_buf, wpe_buf) = (&wte.buf, &wpe.buf);
+            let (wte_buf, wpe_buf) = (&wte.buf, Some(&wpe.buf));
             let op = Embedding { out: &mut out, ids: &ids, wte: wte_buf, wpe: wpe_buf, rows, channels };
             self.ops.embedding(op).unwrap();
             let at = |i: usize| {
@@ -43,7 +46,9 @@ impl<O: Ops> Bench<'_, O> {
                 }
                 let op = EmbeddingBackward {
                     dwte: &mut dwte.buf,
-                    dwpe: &mut dwpe.buf,
+                    dwte_write: Write::Add,
+                    vocab,
+                    dwpe: Some(&mut dwpe.buf),
                     write,
                     dout: &dout.buf,
                     ids: &ids,
@@ -61,6 +66,53 @@ impl<O: Ops> Bench<'_, O> {
                     &dwpe.buf,
                     dwpe.values,
                 );
+            }
+        }
+    }
+
+    /// Without a table of positions; and gradients of a table of tokens that no classifier wrote before, with
+    /// and without one.
+    pub(super) fn embedding_of_tokens(&mut self) {
+        for (rows, channels, vocab) in [
+            (Rows { batch: 1, seq: 1 }, 1, 3),
+            (Rows { batch: 3, seq: 17 }, 70, 11),
+            (Rows { batch: 2, seq: 64 }, 48, 300),
+        ] {
+            let (n, channels) = (rows.count(), self.limits.row(channels));
+            let (ids, tokens) = self.ids(n, vocab);
+            let wte = self.input(Role::Param, vocab * channels, 1.0);
+            let mut out = self.poisoned(Role::Activation, n * channels);
+            let op = Embedding { out: &mut out, ids: &ids, wte: &wte.buf, wpe: None, rows, channels };
+            self.ops.embedding(op).unwrap();
+            let at = |i: usize| usize::from(tokens[i / channels]) * channels + i % channels;
+            let want = (0..n * channels).map(|i| wte.values[at(i)]).collect();
+            self.result(&format!("embedding_of_tokens {rows:?} {channels}"), &out, want);
+            for (dwte_write, positions) in [(Write::Set, false), (Write::Add, false), (Write::Set, true)] {
+                let dout = self.input(Role::Activation, n * channels, 1.0);
+                let mut dwte = self.target(vocab * channels, dwte_write);
+                let mut dwpe = self.target(rows.seq * channels, Write::Set);
+                for i in 0..n * channels {
+                    dwte.values[at(i)] += dout.values[i];
+                    dwpe.values[i % (rows.seq * channels)] += dout.values[i];
+                }
+                let op = EmbeddingBackward {
+                    dwte: &mut dwte.buf,
+                    dwte_write,
+                    vocab,
+                    dwpe: positions.then_some(&mut dwpe.buf),
+                    write: Write::Set,
+                    dout: &dout.buf,
+                    ids: &ids,
+                    rows,
+                    channels,
+                };
+                self.ops.embedding_backward(op).unwrap();
+                let kind = if positions { "embedding_set_backward" } else { "embedding_of_tokens_backward" };
+                let name = format!("{kind} dwte {rows:?} {channels} {dwte_write:?}");
+                self.result(&name, &dwte.buf, dwte.values);
+                if positions {
+                    self.result(&format!("{kind} dwpe {rows:?} {channels}"), &dwpe.buf, dwpe.values);
+                }
             }
         }
     }

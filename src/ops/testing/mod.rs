@@ -14,6 +14,7 @@ mod muon;
 mod norm;
 mod optimizer;
 pub mod reference;
+mod rotary;
 
 use std::collections::BTreeMap;
 
@@ -135,6 +136,8 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(137, Bench::classifier);
     bench.family(153, Bench::optimizer);
     bench.family(171, Bench::muon);
+    bench.family(2000, Bench::rotary);
+    bench.family(2100, Bench::embedding_of_tokens);
     bench.cases
 }
 
@@ -149,6 +152,7 @@ pub fn cpu_bits() -> BTreeMap<&'static str, &'static str> {
         classifier::CPU_BITS,
         optimizer::CPU_BITS,
         muon::CPU_BITS,
+        rotary::CPU_BITS,
     ];
     families.into_iter().flatten().copied().collect()
 }

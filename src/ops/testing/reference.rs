@@ -1,5 +1,7 @@
 //! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
 
+use crate::ops::Heads;
+
 /// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
 pub fn linear(
     x: &[f64],
@@ -98,6 +100,24 @@ pub fn layernorm_backward(
         }
     }
     (dx, dweight, dbias)
+}
+
+/// Queries and keys of `qkv` (N, 3, NH, HS), each turned by `position theta^(-2i/HS)`, or by its negative.
+pub fn rotary(qkv: &[f64], positions: &[usize], heads: Heads, theta: f64, inverse: bool) -> Vec<f64> {
+    let (channels, size) = (heads.channels(), heads.head_size);
+    let mut out = qkv.to_vec();
+    for (row, position) in out.chunks_mut(3 * channels).zip(positions) {
+        for head in row[..2 * channels].chunks_mut(size) {
+            for (i, pair) in head.chunks_mut(2).enumerate() {
+                let angle = *position as f64 * libm::pow(theta, -2.0 * i as f64 / size as f64);
+                let angle = if inverse { -angle } else { angle };
+                let [a, b] = [pair[0], pair[1]];
+                pair[0] = a * libm::cos(angle) - b * libm::sin(angle);
+                pair[1] = a * libm::sin(angle) + b * libm::cos(angle);
+            }
+        }
+    }
+    out
 }
 
 /// B, T, NH, HS.
@@ -280,6 +300,15 @@ mod tests {
         assert_close(&dx, &differences(&x, &r, |x| layernorm(x, &w, &b, c).0));
         assert_close(&dw, &differences(&w, &r, |w| layernorm(&x, w, &b, c).0));
         assert_close(&db, &differences(&b, &r, |b| layernorm(&x, &w, b, c).0));
+    }
+
+    #[test]
+    fn turning_back_is_the_gradient_of_turning() {
+        let heads = Heads { heads: 2, head_size: 4 };
+        let (qkv, r) = (wide(20, 3 * 24), wide(21, 3 * 24));
+        let turn = |x: &[f64], inverse| rotary(x, &[0, 1, 7], heads, 30.0, inverse);
+        assert_close(&turn(&r, true), &differences(&qkv, &r, |qkv| turn(qkv, false)));
+        assert_close(&turn(&turn(&qkv, false), true), &qkv);
     }
 
     #[test]

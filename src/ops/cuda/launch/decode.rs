@@ -52,7 +52,7 @@ fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
         ids: In::at(k.ids(OP, "ids", ids, n)?),
         positions: In::at(k.ids(OP, "positions", positions, n)?),
         wte: In::at(k.act(OP, "wte", wte, channels)?),
-        wpe: In::at(k.act(OP, "wpe", wpe, channels)?),
+        wpe: wpe.map_or(Ok(In::null()), |wpe| k.act(OP, "wpe", wpe, channels).map(In::at))?,
         rows: n as u32,
         channels: channels as u32,
     };

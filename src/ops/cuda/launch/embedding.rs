@@ -46,7 +46,7 @@ fn forward(k: &Kernels, op: Embedding<'_, Buf, CudaIds>) -> Result<()> {
         out: Out::at(k.act(OP, "out", out, n * channels)?),
         ids: In::at(k.ids(OP, "ids", ids, n)?),
         wte: In::at(k.act(OP, "wte", wte, channels)?),
-        wpe: In::at(k.act(OP, "wpe", wpe, rows.seq * channels)?),
+        wpe: wpe.map_or(Ok(In::null()), |wpe| k.act(OP, "wpe", wpe, rows.seq * channels).map(In::at))?,
         rows: n as u64,
         seq: rows.seq as u32,
         channels: channels as u32,
@@ -74,12 +74,17 @@ pub fn sort_scratch_bytes(n: u64, channels: u64) -> [u64; 3] {
 
 fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "embedding_backward";
-    let EmbeddingBackward { dwte, dwpe, write, dout, ids, rows, channels } = op;
+    let EmbeddingBackward { dwte, dwte_write, vocab, dwpe, write, dout, ids, rows, channels } = op;
     k.row_length(OP, channels)?;
     let n = rows.count();
     k.check(OP, n < 1 << 32, || format!("{n} rows are more than fit 32 bits"))?;
     let dout = k.act(OP, "dout", dout, n * channels)?;
     let ids = k.ids(OP, "ids", ids, n)?;
+    let dwte = k.f32(OP, "dwte", dwte, vocab * channels)?;
+    if dwte_write == Write::Set {
+        // SAFETY: the length was checked.
+        unsafe { k.gpu.zero(dwte, 4 * (vocab * channels) as u64, OP) }?;
+    }
     let tiles = (n as u64).div_ceil(SORT_TILE);
     let [first, second] = scratch.lists;
     for (shift, source, target) in [(0, 0, first), (8, first, second)] {
@@ -98,7 +103,7 @@ fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, Cu
         }
     }
     let args = TokenGradArgs {
-        dwte: Out::at(k.f32(OP, "dwte", dwte, channels)?),
+        dwte: Out::at(dwte),
         partials: Out::at(scratch.partials),
         dout: In::at(dout),
         ids: In::at(ids),
@@ -112,6 +117,7 @@ fn backward(k: &Kernels, scratch: SortScratch, op: EmbeddingBackward<'_, Buf, Cu
         k.launch(OP, &TOKENS, geometry, &args)?;
         k.launch(OP, &CROSSING, geometry, &args)?;
     }
+    let Some(dwpe) = dwpe else { return Ok(()) };
     k.check(OP, dwpe.len().is_multiple_of(channels), || {
         format!("`dwpe` has {} elements, not rows of {channels}", dwpe.len())
     })?;

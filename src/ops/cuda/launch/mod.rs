@@ -15,6 +15,7 @@ pub mod layernorm;
 pub mod muon;
 pub mod optimizer;
 pub mod reduce;
+pub mod rotary;
 pub mod tensor_map;
 #[cfg(test)]
 mod tests;
@@ -31,7 +32,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 14] = [
+pub static BINDINGS: [Bindings; 15] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     average::BINDINGS,
@@ -46,6 +47,7 @@ pub static BINDINGS: [Bindings; 14] = [
     muon::BINDINGS,
     optimizer::BINDINGS,
     reduce::BINDINGS,
+    rotary::BINDINGS,
 ];
 
 /// Every file that holds kernels.

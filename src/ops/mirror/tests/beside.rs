@@ -1,10 +1,10 @@
 //! What a training step of GPT-2 with AdamW does not do, on the same numbers: decoding, the average of the
-//! weights, Muon. And inputs that no kind of numbers reaches.
+//! weights, Muon, rotary embeddings. And inputs that no kind of numbers reaches.
 
 use super::*;
 use crate::ops::{
     Average, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, MatrixPart, MuonDirection,
-    MuonPolynomial, MuonUpdate, RowPositions,
+    MuonPolynomial, MuonUpdate, Rotary, RotaryAt, RowPositions, rotary_table,
 };
 
 fn ids<O: Ops>(ops: &mut O, values: &[u16]) -> O::Ids {
@@ -27,7 +27,7 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
         ids: &tokens,
         positions: &positions,
         wte: &wte,
-        wpe: &wpe,
+        wpe: Some(&wpe),
         rows,
         channels,
     };
@@ -123,6 +123,68 @@ pub(super) fn average_and_muon<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw)
     let op = MuonPolynomial { square: &mut square, gram: &gram, order, coefficients };
     to.ops.muon_polynomial(op).expect("muon_polynomial");
     to.add("muon_polynomial", &square, order * order);
+}
+
+/// Both ways over whole sequences, and rows at listed positions.
+pub(super) fn rotary<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
+    let (theta, known) = (10_000.0, rows.seq + 5);
+    let table = filled(to.ops, Role::F32, &rotary_table(known, heads.head_size, theta));
+    let size = 3 * rows.count() * heads.channels();
+    for inverse in [false, true] {
+        let mut qkv = draw.buf(to.ops, Role::Activation, size, 1.0);
+        let at = RotaryAt::Sequences(rows);
+        let op = Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse };
+        to.ops.rotary(op).expect("rotary");
+        to.add(format!("rotary, inverse {inverse}"), &qkv, size);
+    }
+    let places = [known as u16 - 1, 0, 3, 3, 1];
+    let positions = ids(to.ops, &places);
+    let size = 3 * places.len() * heads.channels();
+    let mut qkv = draw.buf(to.ops, Role::Activation, size, 1.0);
+    let at = RotaryAt::Listed { positions: &positions, rows: places.len() };
+    let op = Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse: false };
+    to.ops.rotary(op).expect("rotary");
+    to.add("rotary at listed positions", &qkv, size);
+}
+
+/// Without positions; the gradient of a table of tokens that it sets.
+pub(super) fn embedding_of_tokens<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
+    let (rows, channels, vocab) = (shape.rows, shape.heads.channels(), shape.vocab.padded);
+    let size = rows.count() * channels;
+    let wte = draw.buf(to.ops, Role::Param, vocab * channels, 1.0);
+    let tokens = draw.ids(to.ops, rows.count(), shape.vocab.used);
+    let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
+    let op = Embedding { out: &mut out, ids: &tokens, wte: &wte, wpe: None, rows, channels };
+    to.ops.embedding(op).expect("embedding");
+    to.add("embedding of tokens", &out, size);
+    let op = DecodeEmbedding {
+        out: &mut out,
+        ids: &tokens,
+        positions: &tokens,
+        wte: &wte,
+        wpe: None,
+        rows: 5,
+        channels,
+    };
+    to.ops.decode_embedding(op).expect("decode_embedding");
+    to.add("decode_embedding of tokens", &out, 5 * channels);
+    let dout = draw.buf(to.ops, Role::Activation, size, 1.0);
+    let mut dwte = draw.buf(to.ops, Role::F32, vocab * channels, 1.0);
+    for dwte_write in [Write::Set, Write::Add] {
+        let op = EmbeddingBackward {
+            dwte: &mut dwte,
+            dwte_write,
+            vocab,
+            dwpe: None,
+            write: Write::Set,
+            dout: &dout,
+            ids: &tokens,
+            rows,
+            channels,
+        };
+        to.ops.embedding_backward(op).expect("embedding_backward");
+        to.add(format!("embedding_backward of tokens {dwte_write:?}"), &dwte, vocab * channels);
+    }
 }
 
 /// The gradient of a norm whose rows are constant and so large that mean times rstd is no number of fp32: a

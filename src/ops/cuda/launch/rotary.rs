@@ -1,0 +1,56 @@
+//! Launches of `rotary.cu`: rotary position embeddings.
+
+use super::super::Cuda;
+use super::super::args::{Act, F32, In, Out, U16, bindings};
+use super::super::memory::{Buf, CudaIds};
+use super::super::modules::{Geometry, Kernels};
+use crate::ops::{Heads, Perform, Result, Rotary, RotaryAt};
+
+bindings! {
+    "rotary.cu" {
+        struct RotaryArgs {
+            qkv: Out<Act>, table: In<F32>, positions: In<U16>, rows: u32, seq: u32, heads: u32,
+            head_size: u32, inverse: u32, unused: u32,
+        }
+        kernel ROTARY(RotaryArgs) = "rotary";
+    }
+}
+
+/// Heads that one thread turns.
+const HEADS: usize = 4;
+
+fn rotate(k: &Kernels, op: Rotary<'_, Buf, CudaIds>) -> Result<()> {
+    const OP: &str = "rotary";
+    let Rotary { qkv, table, at, heads, inverse, .. } = op;
+    let (n, Heads { heads, head_size }) = (at.rows(), heads);
+    k.row_length(OP, head_size)?;
+    let threads = (n * (2 * heads).div_ceil(HEADS) * (head_size / 8)) as u64;
+    k.check(OP, threads < (1 << 32) - 256, || {
+        format!("{n} rows of {heads} heads are more than fit 32 bits")
+    })?;
+    let (positions, seq, known) = match at {
+        RotaryAt::Sequences(rows) => (In::null(), rows.seq, rows.seq),
+        RotaryAt::Listed { positions, .. } => (In::at(k.ids(OP, "positions", positions, n)?), 1, 1),
+    };
+    let args = RotaryArgs {
+        qkv: Out::at(k.act(OP, "qkv", qkv, 3 * n * heads * head_size)?),
+        table: In::at(k.f32(OP, "table", table, known * head_size)?),
+        positions,
+        rows: n as u32,
+        seq: seq as u32,
+        heads: heads as u32,
+        head_size: head_size as u32,
+        inverse: u32::from(inverse),
+        unused: 0,
+    };
+    // SAFETY: lengths were checked; listed positions within the table are the caller's promise, as for every
+    // operation on ids.
+    unsafe { k.launch(OP, &ROTARY, Geometry::new(threads.div_ceil(256), 256), &args) }
+}
+
+impl Perform<Rotary<'_, Buf, CudaIds>> for Cuda {
+    fn perform(&mut self, op: Rotary<'_, Buf, CudaIds>) -> Result<()> {
+        self.written(op.qkv);
+        rotate(&self.kernels, op)
+    }
+}
