@@ -4,9 +4,9 @@ use super::activations::{Activations, GradientBuffers, LayerActivations, Normed}
 use super::gpt2::{Gpt2, heads, vocab};
 use super::weights::{Affine, Block, Group, Weights};
 use crate::ops::{
-    AttentionBackward, Classifier, DeviceError, EmbeddingBackward, Gelu, Heads, Layernorm, LayernormBackward,
-    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape, Ops, Result, Rows,
-    Write,
+    Activate, AttentionBackward, Classifier, DeviceError, EmbeddingBackward, Heads, Layernorm,
+    LayernormBackward, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape,
+    Nonlinearity, Ops, Result, Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -118,7 +118,8 @@ impl<B: Send> BlockBackward<'_, B> {
         let (up, down) = (self.shape(c, 4 * c), self.shape(4 * c, c));
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
         if let Some(out) = shared_gelu.as_mut() {
-            ops.gelu(Gelu { out, pre: &a.fc, len: n * 4 * c })?;
+            let function = Nonlinearity::Gelu;
+            ops.activate(Activate { out, pre: &a.fc, function, rows: n, channels: 4 * c })?;
         }
         let gelu = a.fc_gelu.as_ref().or(shared_gelu.as_ref()).expect("GELU's output is kept or shared");
         ops.linear_backward_weight(LinearBackwardWeight {

@@ -14,8 +14,8 @@ use super::gpt2::heads;
 use super::weights::{Affine, Weights};
 use crate::experiment::Model;
 use crate::ops::{
-    DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Ops, ResidualLayernorm,
-    Result, Role, RowPositions,
+    DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Nonlinearity, Ops,
+    ResidualLayernorm, Result, Role, RowPositions,
 };
 
 /// Rows a pass takes at least: what a prompt is cut into.
@@ -175,7 +175,7 @@ impl<O: Ops> Decoder<O> {
                 x: &self.normed,
                 weight: &params.wte,
                 bias: None,
-                gelu: false,
+                function: None,
                 shape: LinearShape { rows: new.len(), c_in: channels, c_out: vocab_padded },
             })?;
         }
@@ -201,7 +201,7 @@ impl<O: Ops> Decoder<O> {
         let Affine { weight, bias } = &params.layers[0].ln_1;
         ops.layernorm(Layernorm { out: normed, mean, rstd, x: before, weight, bias, rows, channels: c })?;
         for (l, ([keys, values], w)) in layers.iter_mut().zip(&params.layers).enumerate() {
-            ops.decode_linear(linear(qkv, normed, &w.qkv, false, shape(c, 3 * c)))?;
+            ops.decode_linear(linear(qkv, normed, &w.qkv, None, shape(c, 3 * c)))?;
             ops.decode_attention(DecodeAttention {
                 out: att,
                 cache: KvCache { keys, values, capacity: self.room.positions },
@@ -210,7 +210,7 @@ impl<O: Ops> Decoder<O> {
                 rows,
                 heads: heads(&self.model),
             })?;
-            ops.decode_linear(linear(branch, att, &w.attn_proj, false, shape(c, c)))?;
+            ops.decode_linear(linear(branch, att, &w.attn_proj, None, shape(c, c)))?;
             ops.residual_layernorm(ResidualLayernorm {
                 residual: after,
                 out: normed,
@@ -223,8 +223,8 @@ impl<O: Ops> Decoder<O> {
                 rows,
                 channels: c,
             })?;
-            ops.decode_linear(linear(hidden, normed, &w.fc, true, shape(c, 4 * c)))?;
-            ops.decode_linear(linear(branch, hidden, &w.fc_proj, false, shape(4 * c, c)))?;
+            ops.decode_linear(linear(hidden, normed, &w.fc, Some(Nonlinearity::Gelu), shape(c, 4 * c)))?;
+            ops.decode_linear(linear(branch, hidden, &w.fc_proj, None, shape(4 * c, c)))?;
             let Affine { weight, bias } = params.layers.get(l + 1).map_or(&params.ln_f, |next| &next.ln_1);
             ops.residual_layernorm(ResidualLayernorm {
                 residual: before,
@@ -266,16 +266,16 @@ impl<O: Ops> Decoder<O> {
     }
 }
 
-/// A linear layer of a block, through GELU where `gelu` says so.
+/// A linear layer of a block, and the function that follows it.
 fn linear<'a, B>(
     out: &'a mut B,
     x: &'a B,
     layer: &'a Affine<B>,
-    gelu: bool,
+    function: Option<Nonlinearity>,
     shape: LinearShape,
 ) -> DecodeLinear<'a, B> {
     let Affine { weight, bias } = layer;
-    DecodeLinear { out, x, weight, bias: Some(bias), gelu, shape }
+    DecodeLinear { out, x, weight, bias: Some(bias), function, shape }
 }
 
 #[cfg(test)]

@@ -41,7 +41,7 @@ impl<O: Ops> Gpt2<O> {
                 x: &room.normed,
                 weight: &self.params.wte,
                 bias: None,
-                gelu: false,
+                function: None,
                 shape: LinearShape { rows: places.len(), c_in: c, c_out: padded },
             })?;
             let logits = &mut host[..places.len() * padded];

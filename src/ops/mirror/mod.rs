@@ -8,8 +8,8 @@
 //!
 //! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
 //!   [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `norm`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`,
-//!   `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it the operations, which
+//! * `linear`, `activate`, `norm`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`,
+//!   `reduce`, `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it the operations, which
 //!   check operands.
 //! * `device` is the memory.
 //!
@@ -18,6 +18,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activate;
 mod attention;
 mod buffer;
 mod checks;

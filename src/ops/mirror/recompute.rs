@@ -7,8 +7,8 @@ use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
 use crate::ops::op::outline::{Outline, WeightOrder};
 use crate::ops::{
-    Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward, Gelu, Layernorm,
-    LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
+    Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
+    Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
     LinearGelu, LinearShape, Ops, ResidualLayernorm, Result, Write,
 };
 
@@ -72,8 +72,15 @@ impl Mirror {
             (Outline::LinearGelu { shape }, [out, pre, x, weight, bias]) => {
                 self.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape })
             }
-            (Outline::Gelu { rows, channels }, [out, pre]) => {
-                self.gelu(Gelu { out, pre, len: rows * channels })
+            (Outline::Activate { rows, channels, function }, [out, pre]) => {
+                self.activate(Activate { out, pre, function, rows, channels })
+            }
+            (Outline::ActivateBackward { rows, channels, function, .. }, [dpre, pre]) => {
+                self.activate_backward(ActivateBackward { dpre, dout: None, pre, function, rows, channels })
+            }
+            (Outline::ActivateBackward { rows, channels, function, .. }, [dpre, dout, pre]) => {
+                let dout = Some(&*dout);
+                self.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels })
             }
             (Outline::Attention { rows, heads }, [out, lse, qkv]) => {
                 self.attention(Attention { out, lse, qkv, rows, heads })

@@ -103,6 +103,9 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     optimizer(&mut to, &mut draw);
     beside::decoding(&mut to, &mut draw, heads);
     beside::average_and_muon(&mut to, &mut draw);
+    // Wide enough that a block does not end with the rows.
+    beside::activations(&mut to, &mut draw, rows.count(), 4 * c);
+    beside::activations(&mut to, &mut draw, 3, 8 * 43);
     to.named
 }
 

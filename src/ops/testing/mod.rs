@@ -4,6 +4,7 @@
 //! filled with NaN before every call, so that an element that is not written fails. [`cases`] gives the
 //! raw outputs, which a device compares bit for bit between its own settings.
 
+mod activate;
 mod attention;
 mod classifier;
 mod decoding;
@@ -135,6 +136,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(137, Bench::classifier);
     bench.family(153, Bench::optimizer);
     bench.family(171, Bench::muon);
+    bench.family(400, Bench::activate);
     bench.cases
 }
 
@@ -149,6 +151,7 @@ pub fn cpu_bits() -> BTreeMap<&'static str, &'static str> {
         classifier::CPU_BITS,
         optimizer::CPU_BITS,
         muon::CPU_BITS,
+        activate::CPU_BITS,
     ];
     families.into_iter().flatten().copied().collect()
 }
