@@ -230,6 +230,33 @@ mod tests {
         println!("exp below -87.33: {:.2e} absolute", worst(flushed, -87.33, -f32::MAX, 1).0);
     }
 
+    /// Prints SwiGLU's rows of the table of `docs/arithmetic.md`; run it with `--ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn errors_of_swiglu_over_whole_ranges() {
+        let silu = |x: f32| {
+            let v = f64::from(x);
+            v / (1.0 + libm::exp(-v))
+        };
+        let in_ulp = |x: f32| ulps(swiglu(x, 1.0), silu(x));
+        let off = |x: f32| (f64::from(swiglu(x, 1.0)) - silu(x)).abs();
+        let slope_off = |x: f32| {
+            let [s, rest] = [x, -x].map(|x| 1.0 / (1.0 + libm::exp(-f64::from(x))));
+            (f64::from(swiglu_gradient(1.0, x, 1.0)[0]) - (s + f64::from(x) * s * rest)).abs()
+        };
+        let least = f32::from_bits(1);
+        println!("silu from 0: {:.2} ulp", worst(in_ulp, least, f32::MAX, 1).0);
+        println!("silu from 0 to -8: {:.2} ulp", worst(in_ulp, -least, -8.0, 1).0);
+        println!("silu from 0 to -87.3: {:.2} ulp", worst(in_ulp, -least, -87.3, 1).0);
+        println!("silu below -87.3: {:.1e} absolute", worst(off, -87.3, -f32::MAX, 1).0);
+        for (name, from, to) in [("0 up", least, f32::MAX), ("0 down", -least, -f32::MAX)] {
+            println!(
+                "silu's slope from {name}: 2^{:.2} absolute",
+                libm::log2(worst(slope_off, from, to, 1).0)
+            );
+        }
+    }
+
     #[test]
     fn gelu_and_its_slope_are_far_finer_than_bf16() {
         for i in -80_000..=80_000 {
