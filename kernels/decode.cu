@@ -1,7 +1,7 @@
 // Decoding: a few new tokens against the keys and values of all tokens before them.
 //
 //   decode_embedding   out[i,:] = wte[ids[i],:] + wpe[positions[i],:], without wpe the token's row as it is
-//   decode_linear      out[i,:] = gelu?(x[i,:] weight^T + bias)
+//   decode_linear      out[i,:] = f(x[i,:] weight^T + bias), f GELU, squared ReLU or nothing
 //   decode_store       the keys and values of qkv go to their stream and position in the cache
 //   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of
 //                      its stream
@@ -17,6 +17,7 @@
 // then the tree of lane numbers. Attention: a group of LANES lanes takes the keys g, g + G, g + 2G, ... of G
 // groups in order, its softmax rescaled after every four; then the groups in order.
 #include "common.cuh"
+#include "activate.cuh"
 #include "exact.cuh"
 #include "gelu.cuh"
 
@@ -61,7 +62,7 @@ struct DecodeLinearArgs {
     u32 rows;             // n
     u32 c_in;             // a multiple of 8
     u32 c_out;            // any
-    u32 gelu;             // 1: through GELU, which reads the float sum
+    u32 function;         // of the float sum. 0: none, 1: GELU, 2: squared ReLU
 };
 
 // grid (ceil(c_out / 8), ceil(n / ROWS)), block 256: a warp an output column, for ROWS rows.
@@ -103,7 +104,8 @@ __device__ __forceinline__ void decode_linear(const DecodeLinearArgs& args) {
     for (u32 r = 0; r < ROWS; ++r) {
         if (first + r < args.rows) {
             float y = __fadd_rn(sum[r], bias);
-            if (args.gelu) y = gelu(y);
+            if (args.function == 1) y = gelu(y);
+            else if (args.function == 2) y = squared_relu(y);
             const u64 at = u64(first + r) * args.c_out + column;
             if (args.wide) args.wide[at] = y; else from_float(y, args.out[at]);
         }

@@ -134,7 +134,7 @@ impl<O: Ops> Ops for Timed<O> {
 #[cfg(test)]
 mod tests {
     use super::super::dry::Dry;
-    use super::super::{Gelu, Linear, LinearShape};
+    use super::super::{Activate, Linear, LinearShape, Nonlinearity};
     use super::*;
 
     #[test]
@@ -151,7 +151,9 @@ mod tests {
             ops.linear(Linear { out: &mut out, x: &x, weight: &weight, bias: None, shape })
                 .expect("nothing can fail");
         }
-        ops.gelu(Gelu { out: &mut out, pre: &x, len: 128 }).expect("nothing can fail");
+        let function = Nonlinearity::Gelu;
+        ops.activate(Activate { out: &mut out, pre: &x, function, rows: 8, channels: 16 })
+            .expect("nothing can fail");
         let records: Vec<_> = ops
             .finish()
             .into_iter()

@@ -180,11 +180,6 @@ impl<'a, O: Ops> Traced<'a, O> {
     fn in_context(&self, outline: Outline, bufs: &[&O::Buf]) -> Outline {
         let held = |buf: &O::Buf| Some(&self.trace.matrices[*self.held.get(&address(buf))?]);
         match outline {
-            // As wide as what it reads.
-            Outline::Gelu { rows, channels } => {
-                let whole = held(bufs[1]).filter(|pre| pre.rows * pre.columns == rows * channels);
-                whole.map_or(outline, |pre| Outline::Gelu { rows: pre.rows, channels: pre.columns })
-            }
             Outline::LinearBackwardWeight { shape, bias, write, mut order } => {
                 let dout = held(bufs[bufs.len() - 2]);
                 let writer = dout.and_then(|dout| Some(self.trace.operations[dout.writer?].outline));

@@ -69,6 +69,33 @@ pub enum Write {
     Add,
 }
 
+/// The function between the two linear layers of a block's MLP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Nonlinearity {
+    /// GELU in its tanh form (Hendrycks and Gimpel 2016).
+    Gelu,
+    /// `max(x, 0)²` (So et al. 2021).
+    SquaredRelu,
+    /// `silu(gate) up` with `silu(x) = x / (1 + exp(-x))` (Shazeer 2020). The columns 2i and 2i + 1 of what it
+    /// reads are gate and up of its column i.
+    Swiglu,
+}
+
+impl Nonlinearity {
+    /// Columns that each column of the output is made of.
+    pub const fn inputs(self) -> usize {
+        match self {
+            Nonlinearity::Gelu | Nonlinearity::SquaredRelu => 1,
+            Nonlinearity::Swiglu => 2,
+        }
+    }
+
+    /// Columns of the output where a row has `pre_width` columns before the function.
+    pub const fn outputs_of(self, pre_width: usize) -> usize {
+        pre_width / self.inputs()
+    }
+}
+
 /// Sequences by tokens: the shape of one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {

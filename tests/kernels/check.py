@@ -199,6 +199,44 @@ def check_gelu(ops, t):
         same(f"gelu_backward {n}x{width} sums are column_sum's", sums, dbias)
 
 
+def squared_relu64(x):
+    x = x.to(F64).clamp(min=0)
+    return x * x, 2 * x
+
+
+def swiglu64(pre, dout):
+    gate, up, dout = pre[0::2].to(F64), pre[1::2].to(F64), dout.to(F64)
+    s = torch.sigmoid(gate)
+    dgate = dout * up * (s + gate * s * torch.sigmoid(-gate))
+    return gate * s * up, torch.stack([dgate, dout * gate * s], dim=1).flatten()
+
+
+def check_activate(ops, t):
+    rel = None if t != F32 else 2e-5
+    for n in [1, 3, 4, 7, 8, 2047, 4095, 100003]:
+        pre, dout = randn(2 * n, dtype=t, scale=3), randn(n, dtype=t)
+        out, dpre = poison(n, dtype=t), poison(n, dtype=t)
+        want, slope = squared_relu64(pre[:n])
+        run(ops.activate("squared_relu", out, pre[:n]))
+        run(ops.activate_backward("squared_relu", dpre, dout, pre[:n]))
+        close(f"squared_relu {n}", out, want, rel=rel)
+        close(f"squared_relu_backward {n}", dpre, dout.to(F64) * slope, rel=rel)
+        again = dout.clone()
+        run(ops.activate_backward("squared_relu", again, again, pre[:n]))
+        same(f"squared_relu_backward {n} in place", again, dpre)
+        out, dpre = poison(n, dtype=t), poison(2 * n, dtype=t)
+        want, gradient = swiglu64(pre, dout)
+        run(ops.activate("swiglu", out, pre))
+        run(ops.activate_backward("swiglu", dpre, dout, pre))
+        close(f"swiglu {n}", out, want, rel=rel)
+        close(f"swiglu_backward {n}", dpre, gradient, rel=rel)
+    far = torch.tensor([100.0, 1.0, -100.0, 1.0, 1e4, 1.0, -1e4, 1.0], device="cuda").to(t)
+    out, dpre, dout = poison(4, dtype=t), poison(8, dtype=t), torch.ones(4, device="cuda").to(t)
+    run(ops.activate("swiglu", out, far))
+    run(ops.activate_backward("swiglu", dpre, dout, far))
+    report("swiglu far out", bool(out.isfinite().all() and dpre.isfinite().all()), f"{out} {dpre}")
+
+
 def check_reduce(ops, t):
     for n, width in [(1, 8), (127, 384), (1000, 4800), (5000, 1600), (129, 264), (4097, 2304)]:
         dout = randn(n, width, dtype=t, shift=0.1)
@@ -494,6 +532,10 @@ def repeat_cases(ops, t):
     yield "embedding_backward", ops.embedding_backward(dwte, dwpe, 0, dout, ids, batch, seq), [dwpe], [dwte]
     dpre, dbias = f(n, width, dtype=t), f(width)
     yield "gelu_backward", ops.gelu_backward(dpre, big, pre, dbias), [dpre, dbias], []
+    for name, columns in [("squared_relu", width), ("swiglu", width // 2)]:
+        out, dout, dpre = f(n, columns, dtype=t), randn(n, columns, dtype=t), f(n, width, dtype=t)
+        yield name, ops.activate(name, out, pre), [out], []
+        yield f"{name}_backward", ops.activate_backward(name, dpre, dout, pre), [dpre], []
     sums = f(width)
     yield "column_sum", ops.column_sum(sums, 0, big), [sums], []
     logits, losses = randn(200, vocab, dtype=t, scale=3), f(200)
@@ -563,6 +605,7 @@ def main():
             check_embedding,
             check_layernorm,
             check_gelu,
+            check_activate,
             check_reduce,
             check_classifier,
             check_adamw,

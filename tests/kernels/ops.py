@@ -7,7 +7,17 @@ import torch
 
 from device import Module
 
-FILES = ["embedding", "layernorm", "gelu", "reduce", "classifier", "adamw", "elementwise", "digest"]
+FILES = [
+    "embedding",
+    "layernorm",
+    "gelu",
+    "activate",
+    "reduce",
+    "classifier",
+    "adamw",
+    "elementwise",
+    "digest",
+]
 F32 = torch.float32
 
 
@@ -155,6 +165,17 @@ class Ops:
     def gelu(self, out, pre):
         n = pre.numel()
         return [self.modules["gelu"].launch("gelu_forward", ceil(n, 4096), 256, "QQQ", out, pre, n)]
+
+    def activate(self, name, out, pre):
+        """`name` is squared_relu or swiglu; `pre` of the latter is pairs of gate and up."""
+        blocks = ceil(pre.numel(), 4096)
+        module = self.modules["activate"]
+        return [module.launch(f"{name}_forward", blocks, 256, "QQQ", out, pre, out.numel())]
+
+    def activate_backward(self, name, dpre, dout, pre):
+        blocks = ceil(pre.numel(), 4096)
+        module = self.modules["activate"]
+        return [module.launch(f"{name}_backward", blocks, 256, "QQQQ", dpre, dout, pre, dout.numel())]
 
     def gelu_backward(self, dpre, dout, pre, dbias=None, add=0):
         n, width = pre.shape

@@ -160,6 +160,14 @@ def time_rows(ops, label, batch, c, sets=3):
         time_us([ops.gelu_backward(dout[i], dout[i], pre[i], dbias, 1) for i in range(2)]),
         3 * wide_bytes,
     )
+    for name, columns, passes in [("squared_relu", wide, [2, 3]), ("swiglu", wide // 2, [1.5, 2.5])]:
+        out = [fast_random(n, columns) for _ in range(2)]
+        times = [
+            time_us([ops.activate(name, out[i], pre[i]) for i in range(2)]),
+            time_us([ops.activate_backward(name, dout[i], out[i], pre[i]) for i in range(2)]),
+        ]
+        record(label, f"{name}_forward", times[0], passes[0] * wide_bytes)
+        record(label, f"{name}_backward", times[1], passes[1] * wide_bytes)
     record(label, "column_sum 4C", time_us([ops.column_sum(dbias, 1, pre[i]) for i in range(2)]), wide_bytes)
 
 

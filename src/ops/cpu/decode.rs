@@ -8,11 +8,14 @@
 
 use rayon::prelude::*;
 
-use super::super::{DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Perform, Result, Rows};
+use super::super::op::decode::NOT_WITH_SWIGLU;
+use super::super::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, Nonlinearity, Perform, Result, Rows,
+};
 use super::buffer::Buffer;
-use super::checks::{indices, tokens, view, view_mut};
+use super::checks::{failed, indices, tokens, view, view_mut};
 use super::engine::{Engine, blocks};
-use super::math::{exp, gelu};
+use super::math::{exp, gelu, squared_relu};
 use super::simd::{Isa, LANES, Vectored, largest, run_vectors, sum_lanes, sum_of};
 use super::{Cpu, Ids};
 use pulp::Simd;
@@ -37,11 +40,11 @@ pub struct CpuDecodeLinear<'a> {
     /// (c_out, c_in)
     pub weight: &'a [f32],
     pub bias: Option<&'a [f32]>,
-    pub gelu: bool,
+    pub function: Option<Nonlinearity>,
     pub c_in: usize,
 }
 
-/// `out = x weightᵀ + bias`, through GELU where it is asked for.
+/// `out = x weightᵀ + bias`, through GELU or squared ReLU where that is asked for.
 pub fn linear(engine: &Engine, out: &mut [f32], c_out: usize, layer: CpuDecodeLinear<'_>) {
     let rows = out.len() / c_out;
     let tasks = blocks(out, c_out, c_out, rows, COLUMNS);
@@ -113,7 +116,12 @@ fn columns<S: Simd, const NV: usize, const ROWS: usize, const WIDTH: usize>(
 #[inline(always)]
 fn finish(sum: f32, column: usize, layer: CpuDecodeLinear<'_>) -> f32 {
     let sum = layer.bias.map_or(sum, |bias| sum + bias[column]);
-    if layer.gelu { gelu(sum) } else { sum }
+    match layer.function {
+        Some(Nonlinearity::Gelu) => gelu(sum),
+        Some(Nonlinearity::SquaredRelu) => squared_relu(sum),
+        // SwiGLU is refused before.
+        Some(Nonlinearity::Swiglu) | None => sum,
+    }
 }
 
 /// The dot product of each row with each column, all equally long: the bits of [`dot`](super::simd::dot),
@@ -278,12 +286,15 @@ impl Perform<DecodeEmbedding<'_, Buffer, Ids>> for Cpu {
 impl Perform<DecodeLinear<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: DecodeLinear<'_, Buffer>) -> Result<()> {
         const OP: &str = "decode_linear";
-        let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+        let DecodeLinear { out, x, weight, bias, function, shape } = op;
+        if function == Some(Nonlinearity::Swiglu) {
+            return Err(failed(OP, NOT_WITH_SWIGLU.into()));
+        }
         let layer = CpuDecodeLinear {
             x: view(OP, "x", x, shape.input())?,
             weight: view(OP, "weight", weight, shape.weight())?,
             bias: bias.map(|bias| view(OP, "bias", bias, shape.c_out)).transpose()?,
-            gelu,
+            function,
             c_in: shape.c_in,
         };
         linear(&self.engine, view_mut(OP, "out", out, shape.output())?, shape.c_out, layer);

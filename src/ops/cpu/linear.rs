@@ -3,10 +3,11 @@
 use rayon::prelude::*;
 
 use super::super::{
-    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Ops, Perform, Result, Write,
+    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Nonlinearity, Ops, Perform, Result, Write,
 };
 use super::Cpu;
+use super::activate;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::Engine;
@@ -107,30 +108,6 @@ pub fn add(to: &mut [f32], from: &[f32]) {
     to.iter_mut().zip(from).for_each(|(to, from)| *to += from);
 }
 
-/// `out = gelu(pre)`.
-pub fn gelu(engine: &Engine, out: &mut [f32], pre: &[f32]) {
-    engine.install(|| {
-        out.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(out, pre)| {
-            vectorize!(engine.isa, |_| out
-                .iter_mut()
-                .zip(pre)
-                .for_each(|(out, pre)| *out = math::gelu(*pre)));
-        });
-    });
-}
-
-/// `dpre *= gelu'(pre)`.
-pub fn gelu_backward(engine: &Engine, dpre: &mut [f32], pre: &[f32]) {
-    engine.install(|| {
-        dpre.par_chunks_mut(ELEMENTS).zip(pre.par_chunks(ELEMENTS)).for_each(|(dpre, pre)| {
-            vectorize!(engine.isa, |_| dpre
-                .iter_mut()
-                .zip(pre)
-                .for_each(|(dpre, pre)| *dpre *= math::gelu_derivative(*pre)));
-        });
-    });
-}
-
 impl Perform<Linear<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: Linear<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear";
@@ -147,16 +124,8 @@ impl Perform<LinearGelu<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
-        self.gelu(Gelu { out, pre, len: shape.output() })
-    }
-}
-
-impl Perform<Gelu<'_, Buffer>> for Cpu {
-    fn perform(&mut self, op: Gelu<'_, Buffer>) -> Result<()> {
-        const OP: &str = "gelu";
-        let Gelu { out, pre, len } = op;
-        gelu(&self.engine, view_mut(OP, "out", out, len)?, view(OP, "pre", pre, len)?);
-        Ok(())
+        let function = Nonlinearity::Gelu;
+        self.activate(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
     }
 }
 
@@ -177,7 +146,8 @@ impl Perform<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
         let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
         self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
         let dpre = view_mut(OP, "dpre", dpre, shape.input())?;
-        gelu_backward(&self.engine, dpre, view(OP, "pre", pre, shape.input())?);
+        let pre = view(OP, "pre", pre, shape.input())?;
+        activate::backward_in_place(&self.engine, dpre, pre, math::gelu_derivative);
         Ok(())
     }
 }

@@ -82,6 +82,48 @@ pub fn gelu_derivative(x: f32) -> f32 {
     }
 }
 
+/// The larger of `x` and 0; NaN stays NaN.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+/// `max(x, 0)²`.
+#[inline(always)]
+pub fn squared_relu(x: f32) -> f32 {
+    relu(x) * relu(x)
+}
+
+/// The derivative of [`squared_relu`]: `2 max(x, 0)`.
+#[inline(always)]
+pub fn squared_relu_derivative(x: f32) -> f32 {
+    relu(x) + relu(x)
+}
+
+/// The logistic function `s = 1 / (1 + exp(-x))` and `1 - s`. Of the exponential of `-|x|`, which is at most
+/// 1: nothing overflows, and the smaller of the two keeps its relative accuracy.
+#[inline(always)]
+fn logistic(x: f32) -> [f32; 2] {
+    let e = exp(-x.abs());
+    let near = 1.0 / (1.0 + e);
+    let far = e * near;
+    if x < 0.0 { [far, near] } else { [near, far] }
+}
+
+/// `silu(gate) up` with `silu(x) = x / (1 + exp(-x))`.
+#[inline(always)]
+pub fn swiglu(gate: f32, up: f32) -> f32 {
+    gate * logistic(gate)[0] * up
+}
+
+/// `dout` times the derivatives of [`swiglu`] by gate and up: `silu'(x) = s + x s (1 - s)`.
+#[inline(always)]
+pub fn swiglu_gradient(dout: f32, gate: f32, up: f32) -> [f32; 2] {
+    let [s, rest] = logistic(gate);
+    let silu = gate * s;
+    [dout * (up * silu.mul_add(rest, s)), dout * silu]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -142,6 +184,39 @@ mod tests {
                 gelu_derivative(x)
             );
         }
+    }
+
+    #[test]
+    fn swiglu_and_its_gradient_match_f64() {
+        for i in 0..400_000 {
+            let gate = -80.0 + 160.0 * (i as f32 / 4e5);
+            let x = f64::from(gate);
+            let [s, rest] = [x, -x].map(|x| 1.0 / (1.0 + libm::exp(-x)));
+            assert!(ulps(swiglu(gate, 1.0), x * s) <= 5.0, "swiglu({gate}, 1)");
+            let [dgate, dup] = swiglu_gradient(1.0, gate, 1.0);
+            assert!(ulps(dup, x * s) <= 5.0, "the slope by up at {gate}");
+            let (want, size) = (s + x * s * rest, s.max((x * s * rest).abs()));
+            assert!((f64::from(dgate) - want).abs() <= 4e-7 * size, "{gate}: {dgate} and not {want}");
+        }
+    }
+
+    #[test]
+    fn squared_relu_and_swiglu_are_finite_and_settled_far_out() {
+        for x in [100.0f32, 1e4] {
+            assert_eq!([swiglu(x, 3.0), squared_relu(x)], [3.0 * x, x * x]);
+            assert_eq!(swiglu_gradient(2.0, x, 3.0), [6.0, 2.0 * x]);
+            assert_eq!(
+                [squared_relu(-x), squared_relu_derivative(-x), squared_relu_derivative(x)],
+                [0.0, 0.0, 2.0 * x]
+            );
+            let [dgate, dup] = swiglu_gradient(2.0, -x, 3.0);
+            assert!([swiglu(-x, 3.0), dgate, dup].iter().all(|y| y.abs() < 1e-40), "{x}");
+        }
+        assert_eq!([swiglu(-1e4, 3.0), swiglu(0.0, 3.0)], [0.0; 2]);
+        assert_eq!(swiglu_gradient(2.0, 0.0, 3.0), [3.0, 0.0]);
+        assert!(swiglu(f32::NAN, 1.0).is_nan() && swiglu(1.0, f32::NAN).is_nan());
+        assert!(squared_relu(f32::NAN).is_nan() && squared_relu_derivative(f32::NAN).is_nan());
+        assert!(swiglu_gradient(1.0, f32::NAN, 1.0).iter().all(|x| x.is_nan()));
     }
 
     #[test]

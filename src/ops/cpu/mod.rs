@@ -7,12 +7,13 @@
 //!
 //! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles; [`decode`] does
 //!   without.
-//! * [`simd`]: one kernel body for every vector width; [`math`]: exponential and GELU.
+//! * [`simd`]: one kernel body for every vector width; [`math`]: exponential, GELU, SwiGLU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
 //!
 //! A file of operations holds, for each, its [`super::Perform`], which checks lengths and token ids, and the
 //! arithmetic on slices, which relies on that. `device` is the memory.
 
+mod activate;
 mod attention;
 mod buffer;
 pub(in crate::ops) mod checks;

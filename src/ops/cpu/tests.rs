@@ -129,8 +129,12 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         for row in 0..n {
             assert!(out.as_slice()[row * c..][..c].iter().all(|x| x.is_nan() == (row == 4)));
         }
-        cpu.gelu(Gelu { out: &mut out, pre: &x, len: n * c }).unwrap();
-        assert_eq!(out.as_slice().iter().filter(|x| x.is_nan()).count(), 1);
+        for function in [Nonlinearity::Gelu, Nonlinearity::SquaredRelu, Nonlinearity::Swiglu] {
+            let channels = function.outputs_of(c);
+            cpu.activate(Activate { out: &mut out, pre: &x, function, rows: n, channels }).unwrap();
+            let outputs = &out.as_slice()[..n * channels];
+            assert_eq!(outputs.iter().filter(|x| x.is_nan()).count(), 1, "{function:?}");
+        }
         let squares = cpu.sum_squares(SumSquares { tensors: &[&x] }).unwrap();
         assert!(squares[0].is_nan());
     }

@@ -11,7 +11,7 @@ use super::scratch::Use;
 use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
 use crate::ops::{
-    Classifier, ClassifierLoss, Dtype, Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu,
+    Classifier, ClassifierLoss, Dtype, Linear, LinearBackwardInput, LinearBackwardInputGelu,
     LinearBackwardWeight, LinearGelu, LinearShape, Perform, Result, ScratchShape, Vocab, Write,
 };
 
@@ -28,7 +28,7 @@ fn key(shape: LinearShape, product: Product, options: &CudaOptions, epilogue: Ep
 }
 
 /// Fusion is a matter of bf16: cuBLASLt has no such epilogue for every type.
-fn fusion(options: &CudaOptions) -> u8 {
+pub fn fusion(options: &CudaOptions) -> u8 {
     if matches!(options.compute, Compute::Auto | Compute::Bf16) { options.gelu_fusion } else { 0 }
 }
 
@@ -128,22 +128,7 @@ impl Perform<LinearGelu<'_, Buf>> for Cuda {
         let operands = if whole { operands } else { Operands { out: operands.pre, ..operands } };
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
-        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, Gelu { out, pre, len: shape.output() }) }
-    }
-}
-
-/// `out = gelu(pre)` for recomputation: only where the forward pass rounded `pre` first, as this does.
-impl Perform<Gelu<'_, Buf>> for Cuda {
-    fn perform(&mut self, op: Gelu<'_, Buf>) -> Result<()> {
-        const OP: &str = "gelu";
-        self.kernels.check(OP, fusion(&self.options) == 0, || {
-            "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
-             computed again from what was stored\n  \
-             hint: set `memory.recompute` or `kernels.gelu_fusion` to 0"
-                .into()
-        })?;
-        self.written(op.out);
-        gelu::forward(&self.kernels, OP, op)
+        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, out, pre, shape.output()) }
     }
 }
 

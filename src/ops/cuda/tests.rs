@@ -23,9 +23,10 @@ use crate::model::weights::Weights;
 use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
-    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError, Gelu, Heads,
-    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
-    ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+    Activate, AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError,
+    Heads, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Nonlinearity, Ops, ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab,
+    Write,
 };
 use crate::rng::Key;
 

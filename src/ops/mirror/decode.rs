@@ -7,13 +7,15 @@ use super::Mirror;
 use super::buffer::{MirrorBuffer, MirrorValues};
 use super::checks::{act, row_length, short};
 use super::embedding::forward as embed;
-use super::scalar::{exp, gelu, kept, max, round, warp_sum, wide};
+use super::scalar::{exp, gelu, kept, max, round, squared_relu, warp_sum, wide};
 use crate::ops::cpu::Ids;
-use crate::ops::cpu::checks::{indices, tokens};
+use crate::ops::cpu::checks::{failed, indices, tokens};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
+use crate::ops::op::decode::NOT_WITH_SWIGLU;
 use crate::ops::{
-    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Perform, Result,
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Nonlinearity, Perform,
+    Result,
 };
 
 const LOWEST: f32 = f32::MIN;
@@ -26,12 +28,12 @@ pub struct MirrorDecodeLinear<'a> {
     /// (c_out, c_in)
     pub weight: &'a [bf16],
     pub bias: Option<&'a [bf16]>,
-    pub gelu: bool,
+    pub function: Option<Nonlinearity>,
     pub shape: LinearShape,
 }
 
-/// `x weightᵀ + bias`, through GELU where that is asked for, (n, c_out), not rounded. Lane l of 32 adds the
-/// columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
+/// `x weightᵀ + bias`, through GELU or squared ReLU where that is asked for, (n, c_out), not rounded. Lane l of
+/// 32 adds the columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
 pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
     let MirrorDecodeLinear { x, weight, bias, shape, .. } = layer;
     let element = |i: usize| {
@@ -42,7 +44,12 @@ pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
             columns.fold(0.0, |sum, k| wide(w[k]).mul_add(wide(x[k]), sum))
         };
         let y = warp_sum(std::array::from_fn(lane)) + bias.map_or(0.0, |bias| wide(bias[column]));
-        if layer.gelu { gelu(y) } else { y }
+        match layer.function {
+            Some(Nonlinearity::Gelu) => gelu(y),
+            Some(Nonlinearity::SquaredRelu) => squared_relu(y),
+            // SwiGLU is refused before.
+            Some(Nonlinearity::Swiglu) | None => y,
+        }
     };
     engine.install(|| (0..shape.output()).into_par_iter().map(element).collect())
 }
@@ -177,13 +184,16 @@ impl Perform<DecodeEmbedding<'_, MirrorBuffer, Ids>> for Mirror {
 impl Perform<DecodeLinear<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: DecodeLinear<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "decode_linear";
-        let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+        let DecodeLinear { out, x, weight, bias, function, shape } = op;
+        if function == Some(Nonlinearity::Swiglu) {
+            return Err(failed(OP, NOT_WITH_SWIGLU.into()));
+        }
         row_length(OP, shape.c_in)?;
         let layer = MirrorDecodeLinear {
             x: act(OP, "x", x, shape.input())?,
             weight: act(OP, "weight", weight, shape.weight())?,
             bias: bias.map(|bias| act(OP, "bias", bias, shape.c_out)).transpose()?,
-            gelu,
+            function,
             shape,
         };
         let sums = linear(&self.engine, layer);

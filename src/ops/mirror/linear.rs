@@ -7,18 +7,19 @@
 use half::bf16;
 use rayon::prelude::*;
 
+use super::activate::backward_in_place;
 use super::buffer::MirrorBuffer;
 use super::checks::{act, float_mut};
 use super::reduce::{BLOCK_ROWS, add_in_order, column_sum, reduce_partials};
-use super::scalar::{gelu, gelu_slope, kept, round, wide};
+use super::scalar::{gelu_slope, kept, round, wide};
 use super::tensor_core::{Left, Right, multiply};
 use super::{GeluColumnSums, Mirror};
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::gemm_hopper::{self, Order};
 use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
 use crate::ops::{
-    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Perform, Result, Write,
+    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Nonlinearity, Perform, Result, Write,
 };
 
 /// Rows of a block of terms: what parts and bias chains are counted in.
@@ -51,11 +52,6 @@ pub fn forward(
     }
 }
 
-/// `out = bf16(gelu(pre))` of the stored `pre`.
-pub fn gelu_forward(engine: &Engine, out: &mut [bf16], pre: &[bf16]) {
-    engine.install(|| out.par_iter_mut().zip(pre).for_each(|(out, pre)| *out = round(gelu(wide(*pre)))));
-}
-
 /// `dx = bf16(dout weight)`. dout (n, c_out), weight (c_out, c_in).
 pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
     let LinearShape { rows, c_in, c_out } = shape;
@@ -64,12 +60,6 @@ pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &
     let right = Right::new(engine, c_out, c_in, |k, column| weight[k * c_in + column]);
     multiply(engine, &mut sums, &left, &right);
     dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
-}
-
-/// `dpre = bf16(dpre gelu'(pre))` in place.
-pub fn gelu_gradient(engine: &Engine, dpre: &mut [bf16], pre: &[bf16]) {
-    let element = |(d, x): (&mut bf16, &bf16)| *d = round(wide(*d) * gelu_slope(wide(*x)));
-    engine.install(|| dpre.par_iter_mut().zip(pre).for_each(element));
 }
 
 /// The partial column sums of a GELU's gradient as stored, one row for each 128 rows. A column's 128 rows are
@@ -201,17 +191,8 @@ impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         self.perform(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
-        self.perform(Gelu { out, pre, len: shape.output() })
-    }
-}
-
-impl Perform<Gelu<'_, MirrorBuffer>> for Mirror {
-    fn perform(&mut self, op: Gelu<'_, MirrorBuffer>) -> Result<()> {
-        const OP: &str = "gelu";
-        let Gelu { out, pre, len } = op;
-        let out = self.act_mut(OP, "out", out, len)?;
-        gelu_forward(&self.engine, out, act(OP, "pre", pre, len)?);
-        Ok(())
+        let function = Nonlinearity::Gelu;
+        self.perform(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
     }
 }
 
@@ -235,7 +216,7 @@ impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
         let buffer = dpre.id;
         let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
         let pre = act(OP, "pre", pre, shape.input())?;
-        gelu_gradient(&self.engine, values, pre);
+        backward_in_place(&self.engine, values, pre, gelu_slope);
         let partials = gelu_sums(&self.engine, values, shape.c_in);
         self.gelu_sums = Some(GeluColumnSums { buffer, rows: shape.rows, width: shape.c_in, partials });
         Ok(())

@@ -8,8 +8,9 @@
 //!
 //! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
 //!   [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`, `optimizer`, `reduce`,
-//!   `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it the operations, which
+//! * `linear`, `activate`, `norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`,
+//!   `optimizer`, `reduce`, `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it
+//!   the operations, which
 //!   check operands.
 //! * `device` is the memory.
 //!
@@ -18,6 +19,7 @@
 
 #![forbid(unsafe_code)]
 
+mod activate;
 mod attention;
 mod buffer;
 mod checks;

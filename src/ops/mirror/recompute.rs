@@ -7,8 +7,8 @@ use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
 use crate::ops::op::outline::{Outline, WeightOrder};
 use crate::ops::{
-    Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward, Gelu, Layernorm,
-    LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
+    Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
+    Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
     LinearGelu, LinearShape, Ops, ResidualLayernorm, Result, Role, Rotary, RotaryAt, Write, rotary_table,
 };
 
@@ -72,8 +72,15 @@ impl Mirror {
             (Outline::LinearGelu { shape }, [out, pre, x, weight, bias]) => {
                 self.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape })
             }
-            (Outline::Gelu { rows, channels }, [out, pre]) => {
-                self.gelu(Gelu { out, pre, len: rows * channels })
+            (Outline::Activate { rows, channels, function }, [out, pre]) => {
+                self.activate(Activate { out, pre, function, rows, channels })
+            }
+            (Outline::ActivateBackward { rows, channels, function, .. }, [dpre, pre]) => {
+                self.activate_backward(ActivateBackward { dpre, dout: None, pre, function, rows, channels })
+            }
+            (Outline::ActivateBackward { rows, channels, function, .. }, [dpre, dout, pre]) => {
+                let dout = Some(&*dout);
+                self.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels })
             }
             (Outline::Rotary { rows, heads, theta, inverse, first }, [qkv]) => {
                 let values = rotary_table(first + rows.seq, heads.head_size, theta);

@@ -11,7 +11,7 @@ use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
 use crate::ops::op::grid::{Grid, GridUnit};
 use crate::ops::op::outline::Tokens;
 use crate::ops::traced::{FlowSource, Trace, Traced, TracedMatrix, TracedOperation};
-use crate::ops::{DeviceError, Heads, Role, Rows};
+use crate::ops::{DeviceError, Heads, Nonlinearity, Role, Rows};
 use crate::rng::Key;
 
 /// A pass, and the bytes of all that flowed in it.
@@ -225,5 +225,79 @@ fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
             ("rotary", 2 * 3 * 3 * 3),
         ];
         assert_eq!(counts, BTreeMap::from(want), "{write:?}");
+    }
+}
+
+/// The MLP of a block in ragged sizes, forward and backward, with a function that no product ends in.
+fn mlp_pass(function: Nonlinearity, in_place: bool) -> RecordedPass {
+    let (rows, channels, width) = (77, 72, 200);
+    let wide = function.inputs() * width;
+    let mut ops = mirror();
+    let key = Key::new(6, "excerpts");
+    let mut filled = |stream: u64, role, len: usize, scale: f32| {
+        let values: Vec<f32> = (0..len).map(|i| scale * key.normal(stream, i as u64) as f32).collect();
+        let mut buf = ops.alloc(role, len).expect("memory");
+        ops.upload(&mut buf, &values).expect("an upload");
+        buf
+    };
+    let x = filled(0, Role::Activation, rows * channels, 1.0);
+    let up = filled(1, Role::Param, wide * channels, 0.2);
+    let down = filled(2, Role::Param, channels * width, 0.2);
+    let dout = filled(3, Role::Activation, rows * channels, 1.0);
+    let [mut pre, mut dpre] = [(); 2].map(|()| filled(4, Role::Activation, rows * wide, 0.0));
+    let [mut act, mut dact] = [(); 2].map(|()| filled(4, Role::Activation, rows * width, 0.0));
+    let mut out = filled(4, Role::Activation, rows * channels, 0.0);
+    let mut dweight = filled(4, Role::F32, wide * channels, 0.0);
+    let parameters =
+        [(vec![wide, channels], up.bytes().to_vec()), (vec![channels, width], down.bytes().to_vec())];
+    let mut matrices = BTreeMap::new();
+    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
+        let size = if matrix.role == Role::F32 { 4 } else { 2 };
+        matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
+        Ok(())
+    };
+    let mut traced = Traced::new(&mut ops, [&up, &down].into_iter(), &mut keep);
+    let shape = LinearShape { rows, c_in: channels, c_out: wide };
+    let narrow = LinearShape { rows, c_in: width, c_out: channels };
+    let mut pass = || -> Result<()> {
+        traced.linear(Linear { out: &mut pre, x: &x, weight: &up, bias: None, shape })?;
+        traced.activate(Activate { out: &mut act, pre: &pre, function, rows, channels: width })?;
+        traced.linear(Linear { out: &mut out, x: &act, weight: &down, bias: None, shape: narrow })?;
+        let dx = if in_place { &mut dpre } else { &mut dact };
+        traced.linear_backward_input(LinearBackwardInput {
+            dx,
+            dout: &dout,
+            weight: &down,
+            shape: narrow,
+        })?;
+        let dout = (!in_place).then_some(&dact);
+        let (dpre, pre) = (&mut dpre, &pre);
+        traced.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels: width })?;
+        let (dweight, dout, write) = (&mut dweight, &*dpre, Write::Set);
+        let op = LinearBackwardWeight { dweight, dbias: None, dout, x: &x, shape, write };
+        traced.linear_backward_weight(op)?;
+        [&out, &*dweight].into_iter().try_for_each(|buf| traced.release(buf).map(drop))
+    };
+    pass().expect("a pass");
+    let trace = traced.finish().expect("all was seen");
+    RecordedPass { trace, matrices, parameters: parameters.into(), inputs: Vec::new(), targets: Vec::new() }
+}
+
+#[test]
+fn an_excerpt_of_a_function_or_its_gradient_has_the_bits_of_the_whole() {
+    use Nonlinearity::{Gelu, SquaredRelu, Swiglu};
+    for (function, name, gradient) in [
+        (Gelu, "gelu", "gelu_backward"),
+        (SquaredRelu, "squared_relu", "squared_relu_backward"),
+        (Swiglu, "swiglu", "swiglu_backward"),
+    ] {
+        for in_place in [false, true] {
+            if function == Swiglu && in_place {
+                continue;
+            }
+            // Three tiles of rows by four of columns.
+            let counts = mlp_pass(function, in_place).check();
+            assert_eq!((counts[name], counts[gradient]), (12, 12), "{counts:?}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! One number at a time, as `kernels/exact.cuh`, `gelu.cuh` and `common.cuh` compute it.
+//! One number at a time, as `kernels/exact.cuh`, `gelu.cuh`, `activate.cuh` and `common.cuh` compute it.
 //!
 //! Every function is a list of IEEE operations in the order of the header's. What differs between processors
 //! is the sign and payload of a NaN: a GPU makes 0x7fffffff of it, and 0x7fff in bf16, so results are
@@ -91,6 +91,47 @@ pub fn gelu_slope(x: f32) -> f32 {
     let s = gelu_gate(x);
     let slope = x * (x * x).mul_add(6.0 * SQRT_2_OVER_PI * CUBIC, 2.0 * SQRT_2_OVER_PI);
     (-s).mul_add(s, s).mul_add(slope, s)
+}
+
+/// The larger of x and 0; NaN passes.
+#[inline(always)]
+fn relu(x: f32) -> f32 {
+    if x < 0.0 { 0.0 } else { x }
+}
+
+#[inline(always)]
+pub fn squared_relu(x: f32) -> f32 {
+    let y = relu(x);
+    y * y
+}
+
+#[inline(always)]
+pub fn squared_relu_slope(x: f32) -> f32 {
+    let y = relu(x);
+    y + y
+}
+
+/// 1 / (1 + exp(-x)), and what it lacks to 1.
+#[inline(always)]
+fn logistic(x: f32) -> [f32; 2] {
+    let e = exp(-x.abs());
+    let near = 1.0 / (1.0 + e);
+    let far = e * near;
+    if x < 0.0 { [far, near] } else { [near, far] }
+}
+
+/// silu(gate) up.
+#[inline(always)]
+pub fn swiglu(gate: f32, up: f32) -> f32 {
+    gate * logistic(gate)[0] * up
+}
+
+/// The gradients of gate and up.
+#[inline(always)]
+pub fn swiglu_gradient(dout: f32, gate: f32, up: f32) -> [f32; 2] {
+    let [s, rest] = logistic(gate);
+    let silu = gate * s;
+    [dout * (up * silu.mul_add(rest, s)), dout * silu]
 }
 
 /// The 32 lanes of a warp, added by its butterfly: lane numbers that differ in bit 16 first, in bit 1 last.
@@ -189,6 +230,33 @@ mod tests {
         println!("exp below -87.33: {:.2e} absolute", worst(flushed, -87.33, -f32::MAX, 1).0);
     }
 
+    /// Prints SwiGLU's rows of the table of `docs/arithmetic.md`; run it with `--ignored --nocapture`.
+    #[test]
+    #[ignore = "a measurement"]
+    fn errors_of_swiglu_over_whole_ranges() {
+        let silu = |x: f32| {
+            let v = f64::from(x);
+            v / (1.0 + libm::exp(-v))
+        };
+        let in_ulp = |x: f32| ulps(swiglu(x, 1.0), silu(x));
+        let off = |x: f32| (f64::from(swiglu(x, 1.0)) - silu(x)).abs();
+        let slope_off = |x: f32| {
+            let [s, rest] = [x, -x].map(|x| 1.0 / (1.0 + libm::exp(-f64::from(x))));
+            (f64::from(swiglu_gradient(1.0, x, 1.0)[0]) - (s + f64::from(x) * s * rest)).abs()
+        };
+        let least = f32::from_bits(1);
+        println!("silu from 0: {:.2} ulp", worst(in_ulp, least, f32::MAX, 1).0);
+        println!("silu from 0 to -8: {:.2} ulp", worst(in_ulp, -least, -8.0, 1).0);
+        println!("silu from 0 to -87.3: {:.2} ulp", worst(in_ulp, -least, -87.3, 1).0);
+        println!("silu below -87.3: {:.1e} absolute", worst(off, -87.3, -f32::MAX, 1).0);
+        for (name, from, to) in [("0 up", least, f32::MAX), ("0 down", -least, -f32::MAX)] {
+            println!(
+                "silu's slope from {name}: 2^{:.2} absolute",
+                libm::log2(worst(slope_off, from, to, 1).0)
+            );
+        }
+    }
+
     #[test]
     fn gelu_and_its_slope_are_far_finer_than_bf16() {
         for i in -80_000..=80_000 {
@@ -203,6 +271,29 @@ mod tests {
             let slope = s + s * (1.0 - s) * 2.0 * u * (1.0 + 3.0 * 0.044715 * v * v);
             assert!((f64::from(gelu_slope(x)) - slope).abs() <= 4e-6, "{x}");
         }
+    }
+
+    #[test]
+    fn swiglu_and_its_gradient_are_far_finer_than_bf16_and_settled_far_out() {
+        for i in -80_000..=80_000 {
+            let x = i as f32 / 1_000.0;
+            let v = f64::from(x);
+            let [s, rest] = [v, -v].map(|v| 1.0 / (1.0 + libm::exp(-v)));
+            let close = |got: f32, want: f64, size: f64| (f64::from(got) - want).abs() <= 1e-5 * size;
+            let [dgate, dup] = swiglu_gradient(1.0, x, 1.0);
+            assert!(close(swiglu(x, 1.0), v * s, (v * s).abs()), "{x}");
+            assert!(close(dup, v * s, (v * s).abs()), "{x}");
+            assert!(close(dgate, s + v * s * rest, s.max((v * s * rest).abs())), "{x}");
+        }
+        for x in [100.0, 1e4, 3e38] {
+            assert_eq!([swiglu(x, 0.5), swiglu(-x, 0.5)], [0.5 * x, 0.0]);
+            assert_eq!(
+                [swiglu_gradient(2.0, x, 0.5), swiglu_gradient(2.0, -x, 0.5)],
+                [[1.0, 2.0 * x], [0.0, 0.0]]
+            );
+        }
+        assert!(swiglu(f32::NEG_INFINITY, 1.0).is_nan() && squared_relu(f32::NAN).is_nan());
+        assert_eq!([squared_relu(-0.0), squared_relu(f32::NEG_INFINITY), squared_relu_slope(-3.0)], [0.0; 3]);
     }
 
     #[test]

@@ -105,6 +105,9 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     beside::average_and_muon(&mut to, &mut draw);
     beside::rotary(&mut to, &mut draw, rows, heads);
     beside::embedding_of_tokens(&mut to, &mut draw, shape);
+    // Wide enough that a block does not end with the rows.
+    beside::activations(&mut to, &mut draw, rows.count(), 4 * c);
+    beside::activations(&mut to, &mut draw, 3, 8 * 43);
     to.named
 }
 

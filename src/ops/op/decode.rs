@@ -7,7 +7,7 @@
 
 use super::outline::Outlined;
 use super::{ElementBytes, Family, LinearShape, Operation, Work};
-use crate::ops::types::Heads;
+use crate::ops::types::{Heads, Nonlinearity};
 
 /// `out[i,:] = wte[ids[i],:] + wpe[positions[i],:]`; without `wpe` the bits of the token's row.
 pub struct DecodeEmbedding<'a, B, I> {
@@ -43,7 +43,8 @@ impl<B, I> Operation for DecodeEmbedding<'_, B, I> {
     }
 }
 
-/// `out = x weightᵀ + bias`, then GELU where `gelu` says so.
+/// `out = x weightᵀ + bias`, then through `function`, which reads the sum before it is rounded. SwiGLU is not
+/// among them: [`super::Activate`] follows.
 pub struct DecodeLinear<'a, B> {
     /// (n, c_out), activation or f32.
     pub out: &'a mut B,
@@ -53,9 +54,12 @@ pub struct DecodeLinear<'a, B> {
     pub weight: &'a B,
     /// (c_out), parameter.
     pub bias: Option<&'a B>,
-    pub gelu: bool,
+    pub function: Option<Nonlinearity>,
     pub shape: LinearShape,
 }
+
+/// Why [`DecodeLinear`] with SwiGLU is refused, on every device.
+pub(in crate::ops) const NOT_WITH_SWIGLU: &str = "SwiGLU is an operation of its own after decoding's layer";
 
 impl<B> Outlined<B> for DecodeLinear<'_, B> {}
 

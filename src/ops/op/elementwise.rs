@@ -1,31 +1,7 @@
-//! One element at a time: GELU, copies, sums of tensors.
+//! One element at a time: copies, sums of tensors.
 
 use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
-
-/// `out = gelu(pre)`, the bits that [`super::LinearGelu`] gave: for recomputation.
-pub struct Gelu<'a, B> {
-    /// Activation.
-    pub out: &'a mut B,
-    /// Activation.
-    pub pre: &'a B,
-    /// Elements of both.
-    pub len: usize,
-}
-
-impl<B> Operation for Gelu<'_, B> {
-    fn family(&self) -> Family {
-        Family::Gelu
-    }
-
-    fn label(&self) -> String {
-        "gelu again".into()
-    }
-
-    fn work(&self, element: ElementBytes) -> Work {
-        element.pass(2 * self.len)
-    }
-}
 
 /// `dst[at..at + len] = src[from..from + len]`, both of one element type.
 pub struct CopyPart<'a, B> {

@@ -6,7 +6,8 @@
 //!
 //! | operation | an excerpt | reads |
 //! |---|---|---|
-//! | products, GELU | a tile of the output | its rows of one factor, its columns of the other |
+//! | products | a tile of the output | its rows of one factor, its columns of the other |
+//! | GELU, squared ReLU, SwiGLU, their gradients | a tile of what is F wide | that tile; of gates a wider one |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
@@ -20,7 +21,7 @@ use std::ops::Range;
 
 use super::LinearShape;
 use super::outline::{Outline, TableGradient};
-use crate::ops::types::{Heads, Rows, Write};
+use crate::ops::types::{Heads, Nonlinearity, Rows, Write};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
 pub const TILE_ROWS: usize = 32;
@@ -102,8 +103,10 @@ impl Outline {
             Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
             Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
-            Outline::Gelu { rows, channels } => tiles(rows, channels),
             Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
+            Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
+                tiles(rows, channels)
+            }
             Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
                 rows.batch * heads.heads
             }
@@ -164,11 +167,17 @@ impl Outline {
                 let shape = LinearShape { rows: rows.len(), c_out: columns.len(), ..shape };
                 plain(Outline::LinearGelu { shape }, [out.clone(), out, x, weight, bias].map(Some))
             }
-            Outline::Gelu { rows, channels } => {
-                let (rows, columns) = tile(index, rows, channels);
-                let outline = Outline::Gelu { rows: rows.len(), channels: columns.len() };
-                let pick = Pick::new(rows, columns);
-                plain(outline, [pick.clone(), pick].map(Some))
+            Outline::Activate { rows, channels, function } => {
+                let [out, pre] = activation(tile(index, rows, channels), function);
+                let [rows, channels] = out.size();
+                plain(Outline::Activate { rows, channels, function }, [out, pre].map(Some))
+            }
+            Outline::ActivateBackward { rows, channels, function, in_place } => {
+                let [dout, pre] = activation(tile(index, rows, channels), function);
+                let [rows, channels] = dout.size();
+                let outline = Outline::ActivateBackward { rows, channels, function, in_place };
+                let dout = (!in_place).then_some(dout);
+                plain(outline, [pre.clone()].into_iter().chain(dout).chain([pre]).map(Some))
             }
             Outline::Rotary { rows, heads, theta, inverse, first } => {
                 let (part, head) = (index / heads.heads, index % heads.heads);
@@ -352,6 +361,12 @@ fn forward(shape: LinearShape, rows: &Range<usize>, columns: &Range<usize>) -> [
         Pick::new(columns.clone(), 0..shape.c_in),
         Pick::new(0..1, columns.clone()),
     ]
+}
+
+/// A tile after a function and what it is made of before.
+fn activation((rows, columns): (Range<usize>, Range<usize>), function: Nonlinearity) -> [Pick; 2] {
+    let wide = function.inputs() * columns.start..function.inputs() * columns.end;
+    [Pick::new(rows.clone(), columns), Pick::new(rows, wide)]
 }
 
 /// Output, gradient and weight of a tile of an input gradient.

@@ -9,9 +9,10 @@
 //! may be longer than the operation needs. "Activation", "parameter" and "f32" in the comments are the
 //! roles of [`super::Role`].
 
+pub(in crate::ops) mod activate;
 mod attention;
 mod classifier;
-mod decode;
+pub(in crate::ops) mod decode;
 mod elementwise;
 mod embedding;
 pub mod excerpt;
@@ -24,10 +25,11 @@ pub mod outline;
 mod rotary;
 
 use super::types::{Dtype, Result, Role};
+pub use activate::{Activate, ActivateBackward};
 pub use attention::{Attention, AttentionBackward};
 pub use classifier::{Classifier, ClassifierLoss};
 pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPositions};
-pub use elementwise::{Add, AddPart, CopyPart, Gelu};
+pub use elementwise::{Add, AddPart, CopyPart};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use linear::{
     Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
@@ -48,8 +50,8 @@ macro_rules! operations {
             residual_layernorm(ResidualLayernorm<Buf>) -> ();
             linear(Linear<Buf>) -> ();
             linear_gelu(LinearGelu<Buf>) -> ();
-            gelu(Gelu<Buf>) -> ();
             rotary(Rotary<Buf, Ids>) -> ();
+            activate(Activate<Buf>) -> ();
             attention(Attention<Buf>) -> ();
             classifier_loss(ClassifierLoss<Buf, Ids>) -> ();
             copy(CopyPart<Buf>) -> ();
@@ -62,6 +64,7 @@ macro_rules! operations {
             layernorm_backward(LayernormBackward<Buf>) -> ();
             linear_backward_input(LinearBackwardInput<Buf>) -> ();
             linear_backward_input_gelu(LinearBackwardInputGelu<Buf>) -> ();
+            activate_backward(ActivateBackward<Buf>) -> ();
             linear_backward_weight(LinearBackwardWeight<Buf>) -> ();
             attention_backward(AttentionBackward<Buf>) -> ();
             embedding_backward(EmbeddingBackward<Buf, Ids>) -> ();

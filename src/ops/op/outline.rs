@@ -4,11 +4,11 @@
 //! and [`super::excerpt`] cuts it into excerpts that are operations of the same kind, but smaller.
 
 use super::{
-    Attention, AttentionBackward, Classifier, CopyPart, Embedding, EmbeddingBackward, Gelu, Layernorm,
-    LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, ResidualLayernorm, Rotary, RotaryAt,
+    Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
+    EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu,
+    LinearBackwardWeight, LinearGelu, LinearShape, ResidualLayernorm, Rotary, RotaryAt,
 };
-use crate::ops::types::{Heads, Role, Rows, Vocab, Write};
+use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Vocab, Write};
 
 /// An operation of a forward or backward pass without its tensors.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -34,9 +34,10 @@ pub enum Outline {
     LinearGelu {
         shape: LinearShape,
     },
-    Gelu {
+    Activate {
         rows: usize,
         channels: usize,
+        function: Nonlinearity,
     },
     /// Of whole sequences; `first` is the position of their first row.
     Rotary {
@@ -70,6 +71,12 @@ pub enum Outline {
     },
     LinearBackwardInputGelu {
         shape: LinearShape,
+    },
+    ActivateBackward {
+        rows: usize,
+        channels: usize,
+        function: Nonlinearity,
+        in_place: bool,
     },
     LinearBackwardWeight {
         shape: LinearShape,
@@ -152,7 +159,7 @@ pub enum Tokens {
 }
 
 impl Outline {
-    /// The name of the operation's method.
+    /// The name of the operation's method; of [`Activate`] and its gradient that of the function.
     pub fn name(&self) -> &'static str {
         match self {
             Outline::Embedding { .. } => "embedding",
@@ -160,8 +167,17 @@ impl Outline {
             Outline::ResidualLayernorm { .. } => "residual_layernorm",
             Outline::Linear { .. } => "linear",
             Outline::LinearGelu { .. } => "linear_gelu",
-            Outline::Gelu { .. } => "gelu",
             Outline::Rotary { .. } => "rotary",
+            Outline::Activate { function, .. } => match function {
+                Nonlinearity::Gelu => "gelu",
+                Nonlinearity::SquaredRelu => "squared_relu",
+                Nonlinearity::Swiglu => "swiglu",
+            },
+            Outline::ActivateBackward { function, .. } => match function {
+                Nonlinearity::Gelu => "gelu_backward",
+                Nonlinearity::SquaredRelu => "squared_relu_backward",
+                Nonlinearity::Swiglu => "swiglu_backward",
+            },
             Outline::Attention { .. } => "attention",
             Outline::Classifier { .. } | Outline::TableGradient(_) => "classifier",
             Outline::LayernormBackward { .. } => "layernorm_backward",
@@ -227,8 +243,8 @@ impl Outline {
                 m("weight", Param, Read, s.c_out, s.c_in),
                 m("bias", Param, Read, 1, s.c_out),
             ],
-            Outline::Gelu { rows: n, channels: c } => {
-                vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, c)]
+            Outline::Activate { rows: n, channels: c, function } => {
+                vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, function.inputs() * c)]
             }
             // The table is made again from `theta`.
             Outline::Rotary { rows, heads, .. } => {
@@ -277,6 +293,13 @@ impl Outline {
                 m("weight", Param, Read, s.c_out, s.c_in),
                 m("pre", Activation, Read, s.rows, s.c_in),
             ],
+            Outline::ActivateBackward { rows: n, channels: c, function, in_place } => {
+                let wide = function.inputs() * c;
+                let mut all = vec![m("dpre", Activation, if in_place { Access::Add } else { Set }, n, wide)];
+                all.extend((!in_place).then(|| m("dout", Activation, Read, n, c)));
+                all.push(m("pre", Activation, Read, n, wide));
+                all
+            }
             Outline::LinearBackwardWeight { shape: s, bias, write, .. } => {
                 let mut all = vec![m("dweight", F32, write.into(), s.c_out, s.c_in)];
                 all.extend(bias.then(|| m("dbias", F32, write.into(), 1, s.c_out)));
@@ -350,7 +373,6 @@ outlined! {
         [&*op.out, op.x, op.weight].into_iter().chain(op.bias).collect();
     LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape }),
         vec![op.out, op.pre, op.x, op.weight, op.bias];
-    Gelu<B>: |op| Some(Outline::Gelu { rows: 1, channels: op.len }), vec![op.out, op.pre];
     // A decoding pass is not audited.
     Rotary<B, I>: |op| match op.at {
             RotaryAt::Sequences(rows) => Some(Outline::Rotary {
@@ -366,6 +388,12 @@ outlined! {
             RotaryAt::Sequences(_) => vec![op.qkv],
             RotaryAt::Listed { .. } => Vec::new(),
         };
+    Activate<B>: |op| Some(Outline::Activate {
+            rows: op.rows,
+            channels: op.channels,
+            function: op.function,
+        }),
+        vec![op.out, op.pre];
     Attention<B>: |op| Some(Outline::Attention { rows: op.rows, heads: op.heads }),
         vec![op.out, op.lse, op.qkv];
     // In a pass the losses begin at 0, so that they are a matrix of their own.
@@ -388,6 +416,13 @@ outlined! {
         vec![op.dx, op.dout, op.weight];
     LinearBackwardInputGelu<B>: |op| Some(Outline::LinearBackwardInputGelu { shape: op.shape }),
         vec![op.dpre, op.dout, op.weight, op.pre];
+    ActivateBackward<B>: |op| Some(Outline::ActivateBackward {
+            rows: op.rows,
+            channels: op.channels,
+            function: op.function,
+            in_place: op.dout.is_none(),
+        }),
+        [&*op.dpre].into_iter().chain(op.dout).chain([op.pre]).collect();
     LinearBackwardWeight<B>: |op| Some(Outline::LinearBackwardWeight {
             shape: op.shape,
             bias: op.dbias.is_some(),

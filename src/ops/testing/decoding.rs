@@ -3,7 +3,8 @@
 use super::reference::{self, AttentionShape};
 use super::{Bench, Case, Limits, random};
 use crate::ops::{
-    DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Ops, Role, RowPositions,
+    Activate, DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Nonlinearity, Ops,
+    Role, RowPositions,
 };
 
 /// Runs every decoding operation at odd shapes.
@@ -71,13 +72,16 @@ impl<O: Ops> Bench<'_, O> {
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let bias = self.input(Role::Param, c_out, 1.0);
-            let [mut out, mut act] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let [mut out, mut act, mut square] = [(); 3].map(|()| self.poisoned(Role::Activation, n * c_out));
             let mut wide = self.poisoned(Role::F32, n * c_out);
             let biased = Some(&bias.buf);
-            for (out, bias, gelu) in
-                [(&mut out, biased, false), (&mut act, biased, true), (&mut wide, None, false)]
-            {
-                let op = DecodeLinear { out, x: &x.buf, weight: &weight.buf, bias, gelu, shape };
+            for (out, bias, function) in [
+                (&mut out, biased, None),
+                (&mut act, biased, Some(Nonlinearity::Gelu)),
+                (&mut square, biased, Some(Nonlinearity::SquaredRelu)),
+                (&mut wide, None, None),
+            ] {
+                let op = DecodeLinear { out, x: &x.buf, weight: &weight.buf, bias, function, shape };
                 self.ops.decode_linear(op).unwrap();
             }
             let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
@@ -87,6 +91,11 @@ impl<O: Ops> Bench<'_, O> {
                 &format!("decode_linear gelu {name}"),
                 &act,
                 want.iter().map(|x| reference::gelu(*x)).collect(),
+            );
+            self.result(
+                &format!("decode_linear squared relu {name}"),
+                &square,
+                reference::activate(&want, Nonlinearity::SquaredRelu),
             );
             self.result(&format!("decode_linear f32 {name}"), &wide, bare);
         }
@@ -153,12 +162,33 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
         let qkv =
             bench.input_of(Role::Activation, &qkv[rows.start * 3 * channels..rows.end * 3 * channels]).buf;
         let mut all = Vec::new();
-        for (role, gelu) in [(Role::Activation, true), (Role::Activation, false), (Role::F32, false)] {
+        for (role, function) in [
+            (Role::Activation, Some(Nonlinearity::Gelu)),
+            (Role::Activation, Some(Nonlinearity::SquaredRelu)),
+            (Role::Activation, Some(Nonlinearity::Swiglu)),
+            (Role::Activation, None),
+            (Role::F32, None),
+        ] {
             let mut out = bench.poisoned(role, n * c_out);
             let shape = LinearShape { rows: n, c_in, c_out };
-            let op = DecodeLinear { out: &mut out, x: &x, weight: &weight, bias: Some(&bias), gelu, shape };
+            let gated = function == Some(Nonlinearity::Swiglu);
+            let op = DecodeLinear {
+                out: &mut out,
+                x: &x,
+                weight: &weight,
+                bias: Some(&bias),
+                function: function.filter(|_| !gated),
+                shape,
+            };
             bench.ops.decode_linear(op).unwrap();
             all.push((c_out, bench.read(&out, n * c_out)));
+            if gated {
+                let (pre, function, channels) = (out, Nonlinearity::Swiglu, c_out / 2);
+                let mut out = bench.poisoned(role, n * channels);
+                let op = Activate { out: &mut out, pre: &pre, function, rows: n, channels };
+                bench.ops.activate(op).unwrap();
+                all.push((channels, bench.read(&out, n * channels)));
+            }
         }
         let stream = capacity * channels;
         let [mut keys, mut values] = [(); 2]

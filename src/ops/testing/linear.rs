@@ -2,8 +2,8 @@
 
 use super::{Bench, reference, sum};
 use crate::ops::{
-    Gelu, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Ops, Role, Write,
+    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    LinearShape, Nonlinearity, Ops, Role, Write,
 };
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
@@ -48,7 +48,10 @@ impl<O: Ops> Bench<'_, O> {
                 shape,
             };
             self.ops.linear_gelu(op).unwrap();
-            self.ops.gelu(Gelu { out: &mut again, pre: &pre, len: n * c_out }).unwrap();
+            let function = Nonlinearity::Gelu;
+            self.ops
+                .activate(Activate { out: &mut again, pre: &pre, function, rows: n, channels: c_out })
+                .unwrap();
             let want = reference::linear(&x.values, &weight.values, Some(&bias.values), n, c_in, c_out);
             let bare = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
             let stored: Vec<f64> = self.read(&pre, n * c_out).into_iter().map(f64::from).collect();

@@ -4,6 +4,7 @@
 //! filled with NaN before every call, so that an element that is not written fails. [`cases`] gives the
 //! raw outputs, which a device compares bit for bit between its own settings.
 
+mod activate;
 mod attention;
 mod classifier;
 mod decoding;
@@ -138,6 +139,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(171, Bench::muon);
     bench.family(2000, Bench::rotary);
     bench.family(2100, Bench::embedding_of_tokens);
+    bench.family(400, Bench::activate);
     bench.cases
 }
 
@@ -153,6 +155,7 @@ pub fn cpu_bits() -> BTreeMap<&'static str, &'static str> {
         optimizer::CPU_BITS,
         muon::CPU_BITS,
         rotary::CPU_BITS,
+        activate::CPU_BITS,
     ];
     families.into_iter().flatten().copied().collect()
 }

@@ -1,6 +1,6 @@
 //! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
 
-use crate::ops::Heads;
+use crate::ops::{Heads, Nonlinearity};
 
 /// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
 pub fn linear(
@@ -63,6 +63,37 @@ pub fn gelu_derivative(x: f64) -> f64 {
     let scale = (2.0 / std::f64::consts::PI).sqrt();
     let t = libm::tanh(scale * (x + 0.044715 * x * x * x));
     0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * scale * (1.0 + 3.0 * 0.044715 * x * x)
+}
+
+fn logistic(x: f64) -> f64 {
+    1.0 / (1.0 + libm::exp(-x))
+}
+
+/// Of SwiGLU, `pre` is pairs of gate and up.
+pub fn activate(pre: &[f64], function: Nonlinearity) -> Vec<f64> {
+    match function {
+        Nonlinearity::Gelu => pre.iter().map(|x| gelu(*x)).collect(),
+        Nonlinearity::SquaredRelu => pre.iter().map(|x| x.max(0.0) * x.max(0.0)).collect(),
+        Nonlinearity::Swiglu => {
+            pre.as_chunks().0.iter().map(|[gate, up]| gate * logistic(*gate) * up).collect()
+        }
+    }
+}
+
+/// `dpre`.
+pub fn activate_backward(dout: &[f64], pre: &[f64], function: Nonlinearity) -> Vec<f64> {
+    let each = |slope: fn(f64) -> f64| dout.iter().zip(pre).map(|(d, x)| d * slope(*x)).collect();
+    match function {
+        Nonlinearity::Gelu => each(gelu_derivative),
+        Nonlinearity::SquaredRelu => each(|x| 2.0 * x.max(0.0)),
+        Nonlinearity::Swiglu => {
+            let gradients = |(d, [gate, up]): (&f64, &[f64; 2])| {
+                let s = logistic(*gate);
+                [d * up * s * (1.0 + gate * (1.0 - s)), d * gate * s]
+            };
+            dout.iter().zip(pre.as_chunks().0).flat_map(gradients).collect()
+        }
+    }
 }
 
 /// (out, mean, rstd)
@@ -290,6 +321,17 @@ mod tests {
         let x = wide(5, 50);
         let slopes: Vec<f64> = x.iter().map(|x| gelu_derivative(*x)).collect();
         assert_close(&slopes, &differences(&x, &[1.0; 50], |x| x.iter().map(|x| gelu(*x)).collect()));
+    }
+
+    #[test]
+    fn gradients_of_functions_are_the_slopes() {
+        for function in [Nonlinearity::Gelu, Nonlinearity::SquaredRelu, Nonlinearity::Swiglu] {
+            let (x, r) = (wide(5, 50), wide(6, function.outputs_of(50)));
+            assert_close(
+                &activate_backward(&r, &x, function),
+                &differences(&x, &r, |x| activate(x, function)),
+            );
+        }
     }
 
     #[test]

@@ -211,7 +211,7 @@ impl Gemm {
                     gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
                 }
                 (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {
-                    gelu::backward_at(k, OP, sums, operands.out, operands.pre, key.rows, key.c_in)
+                    gelu::backward_at(k, OP, sums, [operands.out; 2], operands.pre, key.rows, key.c_in)
                 }
                 (ready, Epilogue::BiasGradient)
                     if matches!(ready, Ready::CublasLt(..))

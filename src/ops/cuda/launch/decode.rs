@@ -5,7 +5,10 @@ use super::super::args::{Act, F32, In, Kernel, Out, U16, bindings};
 use super::super::memory::{Buf, CudaIds};
 use super::super::modules::{Geometry, Kernels};
 use super::attention::{MOST_HEAD_SIZE, scale};
-use crate::ops::{DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Perform, Result};
+use crate::ops::op::decode::NOT_WITH_SWIGLU;
+use crate::ops::{
+    DecodeAttention, DecodeEmbedding, DecodeLinear, Dtype, Heads, KvCache, Nonlinearity, Perform, Result,
+};
 
 bindings! {
     "decode.cu" {
@@ -15,7 +18,7 @@ bindings! {
         }
         struct DecodeLinearArgs {
             out: Out<Act>, wide: Out<F32>, x: In<Act>, weight: In<Act>, bias: In<Act>, rows: u32,
-            c_in: u32, c_out: u32, gelu: u32,
+            c_in: u32, c_out: u32, function: u32,
         }
         struct DecodeStoreArgs {
             keys: Out<Act>, values: Out<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
@@ -64,7 +67,8 @@ fn embedding(k: &Kernels, op: DecodeEmbedding<'_, Buf, CudaIds>) -> Result<()> {
 
 fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
     const OP: &str = "decode_linear";
-    let DecodeLinear { out, x, weight, bias, gelu, shape } = op;
+    let DecodeLinear { out, x, weight, bias, function, shape } = op;
+    k.check(OP, function != Some(Nonlinearity::Swiglu), || NOT_WITH_SWIGLU.into())?;
     let (n, c_in, c_out) = (shape.rows, shape.c_in, shape.c_out);
     k.row_length(OP, c_in)?;
     k.check(OP, n > 0, || "there are no rows".to_owned())?;
@@ -81,7 +85,11 @@ fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
         rows: n as u32,
         c_in: c_in as u32,
         c_out: c_out as u32,
-        gelu: u32::from(gelu),
+        function: match function {
+            Some(Nonlinearity::Gelu) => 1,
+            Some(Nonlinearity::SquaredRelu) => 2,
+            Some(Nonlinearity::Swiglu) | None => 0,
+        },
     };
     let size = n.next_power_of_two().min(8);
     let geometry = Geometry::new2((c_out as u64).div_ceil(8), (n as u64).div_ceil(size as u64), 256);

@@ -4,7 +4,7 @@ use super::super::args::{Act, F32, In, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::reduce::column_geometry;
-use crate::ops::{Gelu, Result};
+use crate::ops::Result;
 
 bindings! {
     "gelu.cu" {
@@ -18,8 +18,7 @@ bindings! {
 }
 
 /// `op` names the calling operation in messages; it may be larger.
-pub fn forward(k: &Kernels, op: &'static str, gelu: Gelu<'_, Buf>) -> Result<()> {
-    let Gelu { out, pre, len } = gelu;
+pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
     let (out, pre) = (k.act(op, "out", out, len)?, k.act(op, "pre", pre, len)?);
     // SAFETY: both lengths were checked.
     unsafe { forward_at(k, op, out, pre, len as u64) }
@@ -54,16 +53,17 @@ pub fn backward_in_place(
     k.row_length(op, width)?;
     let (dpre, pre) = (k.act(op, "dpre", dpre, n * width)?, k.act(op, "pre", pre, n * width)?);
     // SAFETY: the lengths were checked; the scratch is the caller's promise.
-    unsafe { backward_at(k, op, partials, dpre, pre, n as u64, width as u64) }
+    unsafe { backward_at(k, op, partials, [dpre, dpre], pre, n as u64, width as u64) }
 }
 
 /// # Safety
-/// `dpre` and `pre` are addresses of `rows` times `width` elements, and `partials` has room for their sums.
+/// `dpre`, `dout`, which may be one, and `pre` are addresses of `rows` times `width` elements, and `partials`
+/// has room for their sums, or is 0 where none are wanted.
 pub unsafe fn backward_at(
     k: &Kernels,
     op: &'static str,
     partials: u64,
-    dpre: u64,
+    [dpre, dout]: [u64; 2],
     pre: u64,
     rows: u64,
     width: u64,
@@ -71,7 +71,7 @@ pub unsafe fn backward_at(
     let args = GeluBackwardArgs {
         dpre: Out::at(dpre),
         partials: Out::at(partials),
-        dout: In::at(dpre),
+        dout: In::at(dout),
         pre: In::at(pre),
         rows,
         width,

@@ -1,6 +1,7 @@
 //! Typed launches: one Rust function a kernel, which checks lengths and limits, computes the geometry
 //! and passes one argument struct. One file for each .cu file.
 
+pub mod activate;
 pub mod attention;
 pub mod attention_hopper;
 pub mod average;
@@ -32,7 +33,8 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 15] = [
+pub static BINDINGS: [Bindings; 16] = [
+    activate::BINDINGS,
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     average::BINDINGS,

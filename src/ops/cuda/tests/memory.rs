@@ -107,7 +107,8 @@ fn too_little_memory_and_wrong_operands_are_refused_by_name() {
         "{error}"
     );
     let floats = cuda.alloc(Role::F32, 128).expect("memory");
-    let op = Gelu { out: &mut short, pre: &floats, len: 64 };
-    let error = cuda.gelu(op).expect_err("`pre` is fp32").to_string();
-    assert!(error.contains("gelu failed on") && error.contains("`pre` is F32, expected BF16"), "{error}");
+    let function = Nonlinearity::Gelu;
+    let op = Activate { out: &mut short, pre: &floats, function, rows: 1, channels: 64 };
+    let error = cuda.activate(op).expect_err("`pre` is fp32").to_string();
+    assert!(error.contains("activate failed on") && error.contains("`pre` is F32, expected BF16"), "{error}");
 }

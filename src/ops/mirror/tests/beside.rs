@@ -3,8 +3,8 @@
 
 use super::*;
 use crate::ops::{
-    Average, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, MatrixPart, MuonDirection,
-    MuonPolynomial, MuonUpdate, Rotary, RotaryAt, RowPositions, rotary_table,
+    Activate, ActivateBackward, Average, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, MatrixPart,
+    MuonDirection, MuonPolynomial, MuonUpdate, Nonlinearity, Rotary, RotaryAt, RowPositions, rotary_table,
 };
 
 fn ids<O: Ops>(ops: &mut O, values: &[u16]) -> O::Ids {
@@ -36,11 +36,13 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
     let shape = LinearShape { rows, c_in: channels, c_out: vocab };
     let x = draw.buf(to.ops, Role::Activation, shape.input(), 1.0);
     let bias = draw.buf(to.ops, Role::Param, shape.c_out, 1.0);
-    for (role, gelu) in [(Role::Activation, true), (Role::Activation, false), (Role::F32, false)] {
+    let functions = [Some(Nonlinearity::Gelu), Some(Nonlinearity::SquaredRelu), None];
+    let activations = functions.map(|function| (Role::Activation, function));
+    for (role, function) in activations.into_iter().chain([(Role::F32, None)]) {
         let mut out = to.ops.alloc(role, shape.output()).expect("memory");
-        let op = DecodeLinear { out: &mut out, x: &x, weight: &wte, bias: Some(&bias), gelu, shape };
+        let op = DecodeLinear { out: &mut out, x: &x, weight: &wte, bias: Some(&bias), function, shape };
         to.ops.decode_linear(op).expect("decode_linear");
-        to.add(format!("decode_linear {role:?}, GELU {gelu}"), &out, shape.output());
+        to.add(format!("decode_linear {role:?}, {function:?}"), &out, shape.output());
     }
     let cached = rows * capacity * channels;
     let [mut keys, mut values] = [(); 2].map(|()| draw.buf(to.ops, Role::Activation, cached, 1.0));
@@ -59,6 +61,28 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
     to.add("decode_attention", &out, rows * channels);
     to.add("decode_attention keys", &keys, cached);
     to.add("decode_attention values", &values, cached);
+}
+
+/// The functions that no product ends in, and their gradients.
+pub(super) fn activations<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: usize, channels: usize) {
+    let len = rows * channels;
+    let dout = draw.buf(to.ops, Role::Activation, len, 1e-2);
+    let pre = draw.buf(to.ops, Role::Activation, 2 * len, 2.0);
+    for function in [Nonlinearity::Gelu, Nonlinearity::SquaredRelu, Nonlinearity::Swiglu] {
+        let mut out = to.ops.alloc(Role::Activation, len).expect("memory");
+        let op = Activate { out: &mut out, pre: &pre, function, rows, channels };
+        to.ops.activate(op).expect("activate");
+        to.add(format!("activate {function:?}"), &out, len);
+        let mut dpre = to.ops.alloc(Role::Activation, 2 * len).expect("memory");
+        let op = ActivateBackward { dpre: &mut dpre, dout: Some(&dout), pre: &pre, function, rows, channels };
+        to.ops.activate_backward(op).expect("activate_backward");
+        to.add(format!("activate_backward {function:?}"), &dpre, function.inputs() * len);
+        if function != Nonlinearity::Swiglu {
+            let op = ActivateBackward { dpre: &mut out, dout: None, pre: &pre, function, rows, channels };
+            to.ops.activate_backward(op).expect("activate_backward");
+            to.add(format!("activate_backward {function:?} in place"), &out, len);
+        }
+    }
 }
 
 pub(super) fn average_and_muon<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw) {

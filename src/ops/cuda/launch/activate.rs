@@ -1,0 +1,95 @@
+//! Launches of `activate.cu`: squared ReLU, SwiGLU and their gradients; GELU's go to `gelu.cu`.
+
+use super::super::Cuda;
+use super::super::args::{Act, In, Kernel, Out, bindings};
+use super::super::linear::fusion;
+use super::super::memory::Buf;
+use super::super::modules::{Geometry, Kernels};
+use super::gelu;
+use crate::ops::op::activate::NOT_IN_PLACE;
+use crate::ops::{Activate, ActivateBackward, Nonlinearity, Perform, Result};
+
+bindings! {
+    "activate.cu" {
+        struct ActivateArgs { out: Out<Act>, pre: In<Act>, length: u64 }
+        struct ActivateBackwardArgs { dpre: Out<Act>, dout: In<Act>, pre: In<Act>, length: u64 }
+        kernel SQUARED_RELU(ActivateArgs) = "squared_relu_forward";
+        kernel SWIGLU(ActivateArgs) = "swiglu_forward";
+        kernel SQUARED_RELU_BACKWARD(ActivateBackwardArgs) = "squared_relu_backward";
+        kernel SWIGLU_BACKWARD(ActivateBackwardArgs) = "swiglu_backward";
+    }
+}
+
+/// A thread has two chunks of eight elements of what is wider.
+fn geometry(function: Nonlinearity, length: u64) -> Geometry {
+    Geometry::new((length * function.inputs() as u64).div_ceil(4096), 256)
+}
+
+fn forward(k: &Kernels, op: Activate<'_, Buf>) -> Result<()> {
+    const OP: &str = "activate";
+    let Activate { out, pre, function, rows, channels } = op;
+    let len = rows * channels;
+    let kernel: &Kernel<ActivateArgs> = match function {
+        Nonlinearity::Gelu => return gelu::forward(k, OP, out, pre, len),
+        Nonlinearity::SquaredRelu => &SQUARED_RELU,
+        Nonlinearity::Swiglu => &SWIGLU,
+    };
+    let args = ActivateArgs {
+        out: Out::at(k.act(OP, "out", out, len)?),
+        pre: In::at(k.act(OP, "pre", pre, function.inputs() * len)?),
+        length: len as u64,
+    };
+    // SAFETY: both lengths were checked.
+    unsafe { k.launch(OP, kernel, geometry(function, len as u64), &args) }
+}
+
+fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
+    const OP: &str = "activate_backward";
+    let (inputs, outputs) = (op.inputs(), op.outputs());
+    let ActivateBackward { dpre, dout, pre, function, rows, channels } = op;
+    let (to, pre) = (k.act(OP, "dpre", dpre, inputs)?, k.act(OP, "pre", pre, inputs)?);
+    let dout = dout.map(|dout| k.act(OP, "dout", dout, outputs)).transpose()?;
+    let kernel = match function {
+        Nonlinearity::Gelu => {
+            k.row_length(OP, channels)?;
+            let (rows, width) = (rows as u64, channels as u64);
+            // SAFETY: all lengths were checked; no column sums are asked for.
+            return unsafe { gelu::backward_at(k, OP, 0, [to, dout.unwrap_or(to)], pre, rows, width) };
+        }
+        Nonlinearity::SquaredRelu => &SQUARED_RELU_BACKWARD,
+        Nonlinearity::Swiglu => {
+            k.check(OP, dout.is_some(), || NOT_IN_PLACE.into())?;
+            &SWIGLU_BACKWARD
+        }
+    };
+    let args = ActivateBackwardArgs {
+        dpre: Out::at(to),
+        dout: In::at(dout.unwrap_or(to)),
+        pre: In::at(pre),
+        length: outputs as u64,
+    };
+    // SAFETY: all lengths were checked; the kernel that is launched without `dout` allows `dpre` in its place.
+    unsafe { k.launch(OP, kernel, geometry(function, outputs as u64), &args) }
+}
+
+impl Perform<Activate<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: Activate<'_, Buf>) -> Result<()> {
+        // GELU again, only where the forward pass rounded `pre` first, as this does.
+        let again = op.function != Nonlinearity::Gelu || fusion(&self.options) == 0;
+        self.kernels.check("activate", again, || {
+            "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
+             computed again from what was stored\n  \
+             hint: set `memory.recompute` or `kernels.gelu_fusion` to 0"
+                .into()
+        })?;
+        self.written(op.out);
+        forward(&self.kernels, op)
+    }
+}
+
+impl Perform<ActivateBackward<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: ActivateBackward<'_, Buf>) -> Result<()> {
+        self.written(op.dpre);
+        backward(&self.kernels, op)
+    }
+}

@@ -1,0 +1,87 @@
+//! The function between the two layers of an MLP, and its gradient.
+//!
+//! GELU is part of the products around it ([`super::LinearGelu`], [`super::LinearBackwardInputGelu`]) where
+//! those layers have biases, and [`Activate`] then only computes it again. Squared ReLU and SwiGLU stand
+//! between [`super::Linear`] and [`super::LinearBackwardInput`].
+
+use super::{ElementBytes, Family, Operation, Work};
+use crate::ops::types::Nonlinearity;
+
+/// `out = f(pre)`. GELU has the bits that [`super::LinearGelu`] gives.
+pub struct Activate<'a, B> {
+    /// (n, F), activation.
+    pub out: &'a mut B,
+    /// (n, F), of SwiGLU (n, 2F), activation.
+    pub pre: &'a B,
+    pub function: Nonlinearity,
+    /// n.
+    pub rows: usize,
+    /// F.
+    pub channels: usize,
+}
+
+impl<B> Operation for Activate<'_, B> {
+    fn family(&self) -> Family {
+        Family::Gelu
+    }
+
+    fn label(&self) -> String {
+        match self.function {
+            Nonlinearity::Gelu => "gelu again".into(),
+            Nonlinearity::SquaredRelu => "squared relu".into(),
+            Nonlinearity::Swiglu => "swiglu".into(),
+        }
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        element.pass((1 + self.function.inputs()) * self.rows * self.channels)
+    }
+}
+
+/// `dpre = dout f'(pre)`: the gradient of [`Activate`].
+pub struct ActivateBackward<'a, B> {
+    /// (n, F), of SwiGLU (n, 2F), activation.
+    pub dpre: &'a mut B,
+    /// (n, F), activation. None: `dpre` holds it before. Not so with SwiGLU, whose `dpre` is wider.
+    pub dout: Option<&'a B>,
+    /// As `dpre`: what [`Activate`] read.
+    pub pre: &'a B,
+    pub function: Nonlinearity,
+    /// n.
+    pub rows: usize,
+    /// F.
+    pub channels: usize,
+}
+
+/// Why [`ActivateBackward`] of SwiGLU without `dout` is refused, on every device.
+pub(in crate::ops) const NOT_IN_PLACE: &str = "SwiGLU's gradient cannot take the place of what it is made of";
+
+impl<B> ActivateBackward<'_, B> {
+    /// Elements of `dout`.
+    pub fn outputs(&self) -> usize {
+        self.rows * self.channels
+    }
+
+    /// Elements of `pre` and of `dpre`.
+    pub fn inputs(&self) -> usize {
+        self.function.inputs() * self.outputs()
+    }
+}
+
+impl<B> Operation for ActivateBackward<'_, B> {
+    fn family(&self) -> Family {
+        Family::Gelu
+    }
+
+    fn label(&self) -> String {
+        match self.function {
+            Nonlinearity::Gelu => "gelu gradient".into(),
+            Nonlinearity::SquaredRelu => "squared relu gradient".into(),
+            Nonlinearity::Swiglu => "swiglu gradient".into(),
+        }
+    }
+
+    fn work(&self, element: ElementBytes) -> Work {
+        element.pass(self.outputs() + 2 * self.inputs())
+    }
+}
