@@ -47,12 +47,12 @@ impl<O: Ops> Gpt2<O> {
             dx: dres,
             dx_write: Write::Set,
             dweight: &mut grads.ln_f.weight,
-            dbias: &mut grads.ln_f.bias,
+            dbias: Some(&mut grads.ln_f.bias),
             write,
             dout: narrow,
             x: layers.last().map_or(&*encoded, |l| &l.residual_out),
             weight: &p.ln_f.weight,
-            mean: &ln_f.mean,
+            mean: Some(&ln_f.mean),
             rstd: &ln_f.rstd,
             rows: n,
             channels: c,
@@ -155,12 +155,12 @@ impl<B: Send> BlockBackward<'_, B> {
             dx: dres,
             dx_write: Write::Add,
             dweight: &mut g.ln_2.weight,
-            dbias: &mut g.ln_2.bias,
+            dbias: Some(&mut g.ln_2.bias),
             write,
             dout: narrow,
             x: &a.residual_mid,
             weight: &w.ln_2.weight,
-            mean: &a.ln_2.mean,
+            mean: Some(&a.ln_2.mean),
             rstd: &a.ln_2.rstd,
             rows: n,
             channels: c,
@@ -214,12 +214,12 @@ impl<B: Send> BlockBackward<'_, B> {
             dx: dres,
             dx_write: Write::Add,
             dweight: &mut g.ln_1.weight,
-            dbias: &mut g.ln_1.bias,
+            dbias: Some(&mut g.ln_1.bias),
             write,
             dout: narrow,
             x: residual_in,
             weight: &w.ln_1.weight,
-            mean: &a.ln_1.mean,
+            mean: Some(&a.ln_1.mean),
             rstd: &a.ln_1.rstd,
             rows: n,
             channels: c,
@@ -239,5 +239,5 @@ fn recompute_norm<O: Ops>(
 ) -> Result<()> {
     let (Normed { out: None, mean, rstd }, Some(out)) = (norm, shared) else { return Ok(()) };
     let Affine { weight, bias } = weights;
-    ops.layernorm(Layernorm { out, mean, rstd, x, weight, bias, rows, channels })
+    ops.layernorm(Layernorm { out, mean: Some(mean), rstd, x, weight, bias: Some(bias), rows, channels })
 }

@@ -199,7 +199,16 @@ impl<O: Ops> Decoder<O> {
             channels: c,
         })?;
         let Affine { weight, bias } = &params.layers[0].ln_1;
-        ops.layernorm(Layernorm { out: normed, mean, rstd, x: before, weight, bias, rows, channels: c })?;
+        ops.layernorm(Layernorm {
+            out: normed,
+            mean: Some(mean),
+            rstd,
+            x: before,
+            weight,
+            bias: Some(bias),
+            rows,
+            channels: c,
+        })?;
         for (l, ([keys, values], w)) in layers.iter_mut().zip(&params.layers).enumerate() {
             ops.decode_linear(linear(qkv, normed, &w.qkv, false, shape(c, 3 * c)))?;
             ops.decode_attention(DecodeAttention {
@@ -214,12 +223,12 @@ impl<O: Ops> Decoder<O> {
             ops.residual_layernorm(ResidualLayernorm {
                 residual: after,
                 out: normed,
-                mean,
+                mean: Some(mean),
                 rstd,
                 x: before,
                 branch,
                 weight: &w.ln_2.weight,
-                bias: &w.ln_2.bias,
+                bias: Some(&w.ln_2.bias),
                 rows,
                 channels: c,
             })?;
@@ -229,12 +238,12 @@ impl<O: Ops> Decoder<O> {
             ops.residual_layernorm(ResidualLayernorm {
                 residual: before,
                 out: normed,
-                mean,
+                mean: Some(mean),
                 rstd,
                 x: after,
                 branch,
                 weight,
-                bias,
+                bias: Some(bias),
                 rows,
                 channels: c,
             })?;

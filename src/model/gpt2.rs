@@ -211,7 +211,16 @@ impl<O: Ops> Gpt2<O> {
             let Normed { out, mean, rstd } = &mut layers[0].ln_1;
             let Affine { weight, bias } = &p.layers[0].ln_1;
             let out = kept_or_shared(out, shared_norm);
-            ops.layernorm(Layernorm { out, mean, rstd, x: encoded, weight, bias, rows: n, channels: c })?;
+            ops.layernorm(Layernorm {
+                out,
+                mean: Some(mean),
+                rstd,
+                x: encoded,
+                weight,
+                bias: Some(bias),
+                rows: n,
+                channels: c,
+            })?;
         }
         for l in 0..layers.len() {
             let w = &p.layers[l];
@@ -237,12 +246,12 @@ impl<O: Ops> Gpt2<O> {
             ops.residual_layernorm(ResidualLayernorm {
                 residual: &mut a.residual_mid,
                 out: kept_or_shared(&mut a.ln_2.out, shared_norm),
-                mean: &mut a.ln_2.mean,
+                mean: Some(&mut a.ln_2.mean),
                 rstd: &mut a.ln_2.rstd,
                 x: residual_in,
                 branch,
                 weight: &w.ln_2.weight,
-                bias: &w.ln_2.bias,
+                bias: Some(&w.ln_2.bias),
                 rows: n,
                 channels: c,
             })?;
@@ -253,7 +262,7 @@ impl<O: Ops> Gpt2<O> {
                 pre: &mut a.fc,
                 x: a.ln_2.output(shared_norm.as_ref()),
                 weight: &w.fc.weight,
-                bias: &w.fc.bias,
+                bias: Some(&w.fc.bias),
                 shape: shape(c, 4 * c),
             })?;
             ops.linear(Linear {
@@ -272,12 +281,12 @@ impl<O: Ops> Gpt2<O> {
             ops.residual_layernorm(ResidualLayernorm {
                 residual: &mut a.residual_out,
                 out: kept_or_shared(&mut next.out, shared_norm),
-                mean: &mut next.mean,
+                mean: Some(&mut next.mean),
                 rstd: &mut next.rstd,
                 x: &a.residual_mid,
                 branch,
                 weight,
-                bias,
+                bias: Some(bias),
                 rows: n,
                 channels: c,
             })?;
@@ -304,6 +313,7 @@ pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchSh
         heads: heads(model),
         vocab: vocab(model),
         backward,
+        bias: true,
         params,
     }
 }

@@ -146,7 +146,7 @@ impl Perform<Linear<'_, Buffer>> for Cpu {
 impl Perform<LinearGelu<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
-        self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.linear(Linear { out: pre, x, weight, bias, shape })?;
         self.gelu(Gelu { out, pre, len: shape.output() })
     }
 }

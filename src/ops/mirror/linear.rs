@@ -200,7 +200,7 @@ impl Perform<Linear<'_, MirrorBuffer>> for Mirror {
 impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
-        self.perform(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.perform(Linear { out: pre, x, weight, bias, shape })?;
         self.perform(Gelu { out, pre, len: shape.output() })
     }
 }

@@ -58,12 +58,16 @@ impl<O: Ops> Bench<'_, O> {
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let bias = self.input(Role::Param, c_out, 1.0);
-            let [mut out, mut act] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let [mut out, mut act, mut bare_act] =
+                [(); 3].map(|()| self.poisoned(Role::Activation, n * c_out));
             let mut wide = self.poisoned(Role::F32, n * c_out);
             let biased = Some(&bias.buf);
-            for (out, bias, gelu) in
-                [(&mut out, biased, false), (&mut act, biased, true), (&mut wide, None, false)]
-            {
+            for (out, bias, gelu) in [
+                (&mut out, biased, false),
+                (&mut act, biased, true),
+                (&mut bare_act, None, true),
+                (&mut wide, None, false),
+            ] {
                 let op = DecodeLinear { out, x: &x.buf, weight: &weight.buf, bias, gelu, shape };
                 self.ops.decode_linear(op).unwrap();
             }
@@ -75,7 +79,12 @@ impl<O: Ops> Bench<'_, O> {
                 &act,
                 want.iter().map(|x| reference::gelu(*x)).collect(),
             );
-            self.result(&format!("decode_linear f32 {name}"), &wide, bare);
+            self.result(&format!("decode_linear f32 {name}"), &wide, bare.clone());
+            self.result(
+                &format!("decode_linear gelu without bias {name}"),
+                &bare_act,
+                bare.iter().map(|x| reference::gelu(*x)).collect(),
+            );
         }
     }
 

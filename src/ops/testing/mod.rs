@@ -135,6 +135,8 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(137, Bench::classifier);
     bench.family(153, Bench::optimizer);
     bench.family(171, Bench::muon);
+    bench.family(1000, Bench::other_norms);
+    bench.family(1200, Bench::unbiased_linear);
     bench.cases
 }
 
@@ -222,7 +224,7 @@ impl<O: Ops> Bench<'_, O> {
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
         let params = ParamCount::default();
         self.ops
-            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params })
+            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, bias: true, params })
             .unwrap();
     }
 }
