@@ -1,15 +1,20 @@
-// Layer normalisation, alone and after a residual addition, and its gradient.
+// Layer normalisation and RMSNorm, alone and after a residual addition, and their gradients.
 //
 //   forward    out = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + 1e-5), a row of C channels
 //              with a branch: residual = x + branch first; statistics are of the residual as stored
 //   backward   g = dout*weight, h = (x - mean)*rstd
 //              dx (=|+=) rstd * (g - avg(g) - h*avg(g*h)),  dweight (=|+=) sum dout*h,  dbias (=|+=) sum dout
+//   RMSNorm    the same with a mean of 0: rstd = 1/sqrt(avg(x*x) + 1e-5), h = x*rstd,
+//              dx (=|+=) rstd * (g - h*avg(g*h)); a row has one sum in place of two, forward and backward
+//   no bias    the bits of a bias of zeros; no sums of dout
 //   x, branch, out, residual, dout, dx (n, C) act_t; weight, bias (C) act_t;
 //   mean, rstd (n), dweight, dbias (C) float
 //
 // Each tensor is read once and written once: a row waits in registers between the passes over it.
 // The variance is the two-pass one. Weight gradients are summed over a block's rows in registers, stored as
-// one partial row a block, and added by reduce_partials (reduce.cu).
+// one partial row a block and vector, and added by reduce_partials (reduce.cu).
+//
+// Each kernel is there four times: layernorm_*, layernorm_*_unbiased, rmsnorm_*, rmsnorm_*_unbiased.
 #include "common.cuh"
 
 constexpr u32 LN_THREADS = 256;
@@ -19,12 +24,12 @@ constexpr float LN_EPSILON = 1e-5f;
 struct LayernormArgs {
     act_t* out;           // (n, C)
     act_t* residual;      // (n, C) written when branch is given, else unused
-    float* mean;          // (n)
+    float* mean;          // (n), unused by RMSNorm
     float* rstd;          // (n)
     const act_t* x;       // (n, C)
     const act_t* branch;  // (n, C) or null
     const act_t* weight;  // (C)
-    const act_t* bias;    // (C)
+    const act_t* bias;    // (C), unused without bias
     u64 rows;             // n
     u32 channels;         // C, a multiple of 8, at most 16384
     u32 warps_per_row;    // 1 for C <= 2048, 2 <= 4096, 4 <= 8192, 8 <= 16384
@@ -44,7 +49,7 @@ __device__ __forceinline__ float row_sum(float x, u32 warps, float* shared) {
 }
 
 // grid ceil(n / (8 / warps_per_row)), block 256: 8 warps, each row owned by warps_per_row of them.
-template <bool RESIDUAL>
+template <bool RESIDUAL, bool RMS, bool BIAS>
 __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
     __shared__ float shared[LN_THREADS / 32];
     const u32 width = args.warps_per_row * 32;  // threads a row
@@ -55,7 +60,7 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
     const u64 start = row * args.channels;
 
     Chunk<act_t> held[LN_CHUNKS];
-    float sum = 0.f;
+    float sum = 0.f;  // of x, or of its squares
 #pragma unroll
     for (u32 k = 0; k < LN_CHUNKS; ++k) {
         const u32 chunk = k * width + thread;
@@ -79,18 +84,21 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
                 held[k].widen(x);
             }
 #pragma unroll
-            for (int i = 0; i < 8; ++i) sum += x[i];
+            for (int i = 0; i < 8; ++i) sum = RMS ? __fmaf_rn(x[i], x[i], sum) : sum + x[i];
         }
     }
-    const float mean = __fdiv_rn(row_sum(sum, args.warps_per_row, shared), float(args.channels));
-    float squares = 0.f;
+    float mean = 0.f, squares = sum;
+    if (!RMS) {
+        mean = __fdiv_rn(row_sum(sum, args.warps_per_row, shared), float(args.channels));
+        squares = 0.f;
 #pragma unroll
-    for (u32 k = 0; k < LN_CHUNKS; ++k) {
-        if (k * width + thread < chunks) {
-            float x[8];
-            held[k].widen(x);
+        for (u32 k = 0; k < LN_CHUNKS; ++k) {
+            if (k * width + thread < chunks) {
+                float x[8];
+                held[k].widen(x);
 #pragma unroll
-            for (int i = 0; i < 8; ++i) squares = __fmaf_rn(x[i] - mean, x[i] - mean, squares);
+                for (int i = 0; i < 8; ++i) squares = __fmaf_rn(x[i] - mean, x[i] - mean, squares);
+            }
         }
     }
     const float variance = __fdiv_rn(row_sum(squares, args.warps_per_row, shared), float(args.channels));
@@ -100,43 +108,79 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
         const u32 chunk = k * width + thread;
         if (chunk < chunks) {
             Chunk<act_t> other;
-            float x[8], w[8], b[8];
+            float x[8], w[8], b[8] = {};
             held[k].widen(x);
             other.load(args.weight + chunk * 8);
             other.widen(w);
-            other.load(args.bias + chunk * 8);
-            other.widen(b);
+            if (BIAS) {
+                other.load(args.bias + chunk * 8);
+                other.widen(b);
+            }
 #pragma unroll
-            for (int i = 0; i < 8; ++i) x[i] = __fmaf_rn((x[i] - mean) * rstd, w[i], b[i]);
+            for (int i = 0; i < 8; ++i) {
+                const float centred = RMS ? x[i] : x[i] - mean;
+                x[i] = __fmaf_rn(centred * rstd, w[i], b[i]);
+            }
             other.narrow(x);
             other.store(args.out + start + chunk * 8);
         }
     }
     if (exists && thread == 0) {
-        args.mean[row] = mean;
+        if (!RMS) args.mean[row] = mean;
         args.rstd[row] = rstd;
     }
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     layernorm_forward(const __grid_constant__ LayernormArgs args) {
-    layernorm_row<false>(args);
+    layernorm_row<false, false, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    layernorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<false, false, false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rmsnorm_forward(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<false, true, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    rmsnorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<false, true, false>(args);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     residual_layernorm_forward(const __grid_constant__ LayernormArgs args) {
-    layernorm_row<true>(args);
+    layernorm_row<true, false, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    residual_layernorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<true, false, false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    residual_rmsnorm_forward(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<true, true, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(256)
+    residual_rmsnorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
+    layernorm_row<true, true, false>(args);
 }
 
 // ---- backward ---------------------------------------------------------------------------------------------
 
 struct LayernormBackwardArgs {
     act_t* dx;            // (n, C); may be dout itself
-    float* partials;      // (blocks, 2, C): sums of dout*h, then of dout, over the rows of each block
+    float* partials;      // (blocks, 2, C): sums of dout*h, then of dout, over the rows of each block;
+                          // without bias (blocks, 1, C): sums of dout*h
     const act_t* dout;    // (n, C)
     const act_t* x;       // (n, C) input of the forward pass
     const act_t* weight;  // (C)
-    const float* mean;    // (n)
+    const float* mean;    // (n), unused by RMSNorm
     const float* rstd;    // (n)
     u64 rows;             // n
     u32 channels;         // C
@@ -146,32 +190,38 @@ struct LayernormBackwardArgs {
 };
 
 // grid blocks = ceil(n / rows_per_block).
-//   layernorm_backward       C <= 4096: block C/8 rounded up to a warp; two rows a step, one chunk a thread,
+//   *_backward               C <= 4096: block C/8 rounded up to a warp; two rows a step, one chunk a thread,
 //                            held in registers between the two passes over a row while the next two are read
-//   layernorm_backward_wide  C <= 16384: block 512; one row at a time, up to four chunks a thread, read again
+//   *_backward_wide          C <= 16384: block 512; one row at a time, up to four chunks a thread, read again
 //                            (from cache) for the second pass, since registers are taken by the sums
 // A thread owns the same columns in all rows, so that it can sum their weight gradients in registers; the
 // two sums of each row are reduced over the block, for all rows of a step at once.
 struct NormRow {
     float mean, rstd;
 
-    __device__ __forceinline__ float normalised(float x) const { return (x - mean) * rstd; }
+    template <bool RMS>
+    __device__ __forceinline__ float normalised(float x) const {
+        return (RMS ? x : x - mean) * rstd;
+    }
 };
 
 // What a thread adds up over its rows, for one chunk of columns.
 struct WeightSums {
     float dweight[8], dbias[8];
 
+    template <bool BIAS>
     __device__ __forceinline__ void store(float* partials, u32 channels, u32 chunk) const {
         Chunk<float> sum;
         sum.narrow(dweight);
         sum.store(partials + chunk * 8);
+        if (!BIAS) return;
         sum.narrow(dbias);
         sum.store(partials + channels + chunk * 8);
     }
 };
 
 // First pass over one chunk of a row.
+template <bool RMS, bool BIAS>
 __device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, const Chunk<act_t>& dout,
                                                         const Chunk<act_t>& x, const Chunk<act_t>& weight,
                                                         WeightSums& sums, float& sum_g, float& sum_gh) {
@@ -179,15 +229,16 @@ __device__ __forceinline__ void layernorm_backward_sums(const NormRow& row, cons
     dout.widen(d), x.widen(v), weight.widen(w);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const float h = row.normalised(v[i]), g = d[i] * w[i];
-        sum_g += g;
+        const float h = row.normalised<RMS>(v[i]), g = d[i] * w[i];
+        if (!RMS) sum_g += g;
         sum_gh = __fmaf_rn(g, h, sum_gh);
         sums.dweight[i] = __fmaf_rn(d[i], h, sums.dweight[i]);
-        sums.dbias[i] += d[i];
+        if (BIAS) sums.dbias[i] += d[i];
     }
 }
 
 // Second pass: adds the gradient to `old`.
+template <bool RMS>
 __device__ __forceinline__ void layernorm_backward_input(const NormRow& row, const Chunk<act_t>& dout,
                                                          const Chunk<act_t>& x, const Chunk<act_t>& weight,
                                                          float avg_g, float avg_gh, Chunk<act_t>& old) {
@@ -195,14 +246,15 @@ __device__ __forceinline__ void layernorm_backward_input(const NormRow& row, con
     dout.widen(d), x.widen(v), weight.widen(w), old.widen(o);
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        const float centred = __fmaf_rn(-row.normalised(v[i]), avg_gh, __fmaf_rn(d[i], w[i], -avg_g));
+        const float centred = __fmaf_rn(-row.normalised<RMS>(v[i]), avg_gh,
+                                        RMS ? d[i] * w[i] : __fmaf_rn(d[i], w[i], -avg_g));
         o[i] = __fmaf_rn(row.rstd, centred, o[i]);
     }
     old.narrow(o);
 }
 
 // One chunk of each of a few neighbouring rows, as read.
-template <u32 ROWS>
+template <u32 ROWS, bool RMS>
 struct LayernormBackwardRows {
     Chunk<act_t> dout[ROWS], x[ROWS], old[ROWS];
     NormRow row[ROWS];
@@ -214,7 +266,7 @@ struct LayernormBackwardRows {
         for (u32 r = 0; r < ROWS; ++r) {
             const u64 offset = (first + r) * args.channels + threadIdx.x * 8;
             const bool exists = first + r < end;
-            row[r].mean = exists && active ? args.mean[first + r] : 0.f;
+            row[r].mean = !RMS && exists && active ? args.mean[first + r] : 0.f;
             row[r].rstd = exists && active ? args.rstd[first + r] : 0.f;
             dout[r].clear(), x[r].clear(), old[r].clear();
             if (exists && active) {
@@ -226,8 +278,8 @@ struct LayernormBackwardRows {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(512)
-    layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
+template <bool RMS, bool BIAS>
+__device__ __forceinline__ void layernorm_backward_rows(const LayernormBackwardArgs& args) {
     constexpr u32 ROWS = sizeof(act_t) == 2 ? 2 : 1;  // of a step; the next step's are read meanwhile
     __shared__ float2 shared[2][16][ROWS];            // two sets, used in turns: one barrier a step
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, warps = blockDim.x / 32;
@@ -240,7 +292,7 @@ extern "C" __global__ void __launch_bounds__(512)
     weight.clear();
     if (active) weight.load(args.weight + threadIdx.x * 8);
     WeightSums sums = {};
-    LayernormBackwardRows<ROWS> now, next;
+    LayernormBackwardRows<ROWS, RMS> now, next;
     now.load(args, first, end, active);
     u32 turn = 0;
 #pragma unroll 1
@@ -249,8 +301,8 @@ extern "C" __global__ void __launch_bounds__(512)
 #pragma unroll
         for (u32 r = 0; r < ROWS; ++r) {
             float2 sum = make_float2(0.f, 0.f);
-            layernorm_backward_sums(now.row[r], now.dout[r], now.x[r], weight, sums, sum.x, sum.y);
-            sum.x = warp_sum(sum.x);
+            layernorm_backward_sums<RMS, BIAS>(now.row[r], now.dout[r], now.x[r], weight, sums, sum.x, sum.y);
+            if (!RMS) sum.x = warp_sum(sum.x);
             sum.y = warp_sum(sum.y);
             if (lane == 0) shared[turn][warp][r] = sum;
         }
@@ -260,21 +312,23 @@ extern "C" __global__ void __launch_bounds__(512)
             float avg_g = 0.f, avg_gh = 0.f;
             for (u32 w = 0; w < warps; ++w) {
                 const float2 sum = shared[turn][w][r];
-                avg_g += sum.x;
+                if (!RMS) avg_g += sum.x;
                 avg_gh += sum.y;
             }
-            layernorm_backward_input(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse,
-                                     avg_gh * inverse, now.old[r]);
+            layernorm_backward_input<RMS>(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse,
+                                          avg_gh * inverse, now.old[r]);
             if (active && at + r < end)
                 now.old[r].store(args.dx + (at + r) * args.channels + threadIdx.x * 8);
         }
         now = next;
     }
-    if (active) sums.store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, threadIdx.x);
+    if (active)
+        sums.store<BIAS>(args.partials + u64(blockIdx.x) * (BIAS ? 2 : 1) * args.channels, args.channels,
+                         threadIdx.x);
 }
 
-extern "C" __global__ void __launch_bounds__(512)
-    layernorm_backward_wide(const __grid_constant__ LayernormBackwardArgs args) {
+template <bool RMS, bool BIAS>
+__device__ __forceinline__ void layernorm_backward_wide_rows(const LayernormBackwardArgs& args) {
     constexpr u32 CHUNKS = 4, THREADS = 512;
     __shared__ float shared[2][THREADS / 32][2];
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32, chunks = args.channels / 8;
@@ -286,7 +340,7 @@ extern "C" __global__ void __launch_bounds__(512)
 #pragma unroll 1
     for (u32 at = 0; at < count; ++at, turn ^= 1) {
         const u64 start = (first + at) * args.channels;
-        const NormRow row = {args.mean[first + at], args.rstd[first + at]};
+        const NormRow row = {RMS ? 0.f : args.mean[first + at], args.rstd[first + at]};
         Chunk<act_t> dout, x, weight, old;
         float sum_g = 0.f, sum_gh = 0.f;
 #pragma unroll
@@ -296,19 +350,19 @@ extern "C" __global__ void __launch_bounds__(512)
                 dout.load(args.dout + start + chunk * 8);
                 x.load(args.x + start + chunk * 8);
                 weight.load(args.weight + chunk * 8);
-                layernorm_backward_sums(row, dout, x, weight, sums[c], sum_g, sum_gh);
+                layernorm_backward_sums<RMS, BIAS>(row, dout, x, weight, sums[c], sum_g, sum_gh);
             }
         }
-        sum_g = warp_sum(sum_g);
+        if (!RMS) sum_g = warp_sum(sum_g);
         sum_gh = warp_sum(sum_gh);
         if (lane == 0) {
-            shared[turn][warp][0] = sum_g;
+            if (!RMS) shared[turn][warp][0] = sum_g;
             shared[turn][warp][1] = sum_gh;
         }
         __syncthreads();
         float avg_g = 0.f, avg_gh = 0.f;
         for (u32 w = 0; w < THREADS / 32; ++w) {
-            avg_g += shared[turn][w][0];
+            if (!RMS) avg_g += shared[turn][w][0];
             avg_gh += shared[turn][w][1];
         }
         avg_g *= inverse;
@@ -320,7 +374,7 @@ extern "C" __global__ void __launch_bounds__(512)
             weight.load(args.weight + chunk * 8);
             old.clear();
             if (args.add) old.load(args.dx + start + chunk * 8);
-            layernorm_backward_input(row, dout, x, weight, avg_g, avg_gh, old);
+            layernorm_backward_input<RMS>(row, dout, x, weight, avg_g, avg_gh, old);
             old.store(args.dx + start + chunk * 8);
         }
     }
@@ -328,6 +382,47 @@ extern "C" __global__ void __launch_bounds__(512)
     for (u32 c = 0; c < CHUNKS; ++c) {
         const u32 chunk = c * THREADS + threadIdx.x;
         if (chunk < chunks)
-            sums[c].store(args.partials + u64(blockIdx.x) * 2 * args.channels, args.channels, chunk);
+            sums[c].store<BIAS>(args.partials + u64(blockIdx.x) * (BIAS ? 2 : 1) * args.channels,
+                                args.channels, chunk);
     }
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_rows<false, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward_unbiased(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_rows<false, false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_backward(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_rows<true, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_backward_unbiased(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_rows<true, false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward_wide(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_wide_rows<false, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    layernorm_backward_wide_unbiased(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_wide_rows<false, false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_backward_wide(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_wide_rows<true, true>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(512)
+    rmsnorm_backward_wide_unbiased(const __grid_constant__ LayernormBackwardArgs args) {
+    layernorm_backward_wide_rows<true, false>(args);
 }

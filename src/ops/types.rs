@@ -142,6 +142,8 @@ pub struct ScratchShape {
     pub vocab: Vocab,
     /// False for evaluation and sampling alone.
     pub backward: bool,
+    /// Whether linear layers and norms have biases.
+    pub bias: bool,
     pub params: ParamCount,
 }
 

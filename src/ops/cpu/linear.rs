@@ -123,7 +123,7 @@ impl Perform<Linear<'_, Buffer>> for Cpu {
 impl Perform<LinearGelu<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
-        self.linear(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.linear(Linear { out: pre, x, weight, bias, shape })?;
         let function = Nonlinearity::Gelu;
         self.activate(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
     }

@@ -1,4 +1,5 @@
-//! Layernorm over the channels of a row, alone or after a residual addition, and its gradient.
+//! Layernorm and RMSNorm over the channels of a row, alone or after a residual addition, and their gradients.
+//! RMSNorm is a layernorm whose mean is 0 and whose gradient has no average of g: neither is summed.
 //!
 //! Row sums are 16 fixed partial sums in a tree ([`simd::sum_of`]); sums over rows are one chain a
 //! channel in order of rows.
@@ -17,11 +18,19 @@ const EPSILON: f32 = 1e-5;
 /// Rows a task takes. No result depends on it.
 const ROWS: usize = 8;
 
-/// `out = (x - mean) * rstd * weight + bias` of one row; gives (mean, rstd).
+/// The vectors of a norm, (C) each; no bias is one of zeros.
+#[derive(Clone, Copy)]
+pub struct NormVectors<'a> {
+    pub weight: &'a [f32],
+    pub bias: Option<&'a [f32]>,
+}
+
+/// `out = (x - mean) * rstd * weight + bias` of one row; gives (mean, rstd). RMSNorm's mean is 0.
 #[inline(always)]
-fn normalize(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) -> (f32, f32) {
+fn normalize(out: &mut [f32], x: &[f32], vectors: NormVectors<'_>, rms: bool) -> (f32, f32) {
+    let NormVectors { weight, bias } = vectors;
     let channels = x.len() as f32;
-    let mean = sum_of(x, |x| x) / channels;
+    let mean = if rms { 0.0 } else { sum_of(x, |x| x) / channels };
     let mut lanes = [0.0f32; LANES];
     let (blocks, tail) = x.as_chunks::<LANES>();
     for block in blocks {
@@ -33,40 +42,65 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32], bias: &[f32]) -> (f32, 
         lanes[i] = (tail[i] - mean).mul_add(tail[i] - mean, lanes[i]);
     }
     let rstd = 1.0 / (sum_lanes(lanes) / channels + EPSILON).sqrt();
-    for (((out, x), weight), bias) in out.iter_mut().zip(x).zip(weight).zip(bias) {
-        *out = ((x - mean) * rstd).mul_add(*weight, *bias);
+    let each = out.iter_mut().zip(x).zip(weight);
+    if let Some(bias) = bias {
+        for (((out, x), weight), bias) in each.zip(bias) {
+            *out = ((x - mean) * rstd).mul_add(*weight, *bias);
+        }
+    } else {
+        for ((out, x), weight) in each {
+            *out = ((x - mean) * rstd).mul_add(*weight, 0.0);
+        }
     }
     (mean, rstd)
 }
 
-/// Layernorm of every row of `x`.
+/// The outputs of a norm beside `out`: (N) each, no mean for RMSNorm.
+pub struct NormStatistics<'a> {
+    pub mean: Option<&'a mut [f32]>,
+    pub rstd: &'a mut [f32],
+}
+
+/// A group of rows of `out`, with their statistics.
+type OutRows<'a> = ((&'a mut [f32], Option<&'a mut [f32]>), &'a mut [f32]);
+
+impl<'a> NormStatistics<'a> {
+    /// With `out` (N, C), in groups of [`ROWS`] rows.
+    fn groups(self, out: &'a mut [f32], channels: usize) -> Vec<OutRows<'a>> {
+        let mut means = self.mean.map(|mean| mean.chunks_mut(ROWS));
+        let mean = || means.as_mut().and_then(Iterator::next);
+        let means = std::iter::repeat_with(mean);
+        out.chunks_mut(ROWS * channels).zip(means).zip(self.rstd.chunks_mut(ROWS)).collect()
+    }
+}
+
+/// The norm of some rows.
+#[inline(always)]
+fn normalize_rows(((out, mut mean), rstd): OutRows<'_>, x: &[f32], vectors: NormVectors<'_>) {
+    let channels = vectors.weight.len();
+    for (i, (out, x)) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate() {
+        let (average, deviation) = normalize(out, x, vectors, mean.is_none());
+        rstd[i] = deviation;
+        if let Some(mean) = &mut mean {
+            mean[i] = average;
+        }
+    }
+}
+
+/// The norm of every row of `x`.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],
-    mean: &mut [f32],
-    rstd: &mut [f32],
+    statistics: NormStatistics<'_>,
     x: &[f32],
-    weight: &[f32],
-    bias: &[f32],
+    vectors: NormVectors<'_>,
 ) {
-    let channels = weight.len();
+    let channels = vectors.weight.len();
+    let groups = statistics.groups(out, channels);
     engine.install(|| {
-        (
-            out.par_chunks_mut(ROWS * channels),
-            mean.par_chunks_mut(ROWS),
-            rstd.par_chunks_mut(ROWS),
-            x.par_chunks(ROWS * channels),
-        )
-            .into_par_iter()
-            .for_each(|(out, mean, rstd, x)| {
-                vectorize!(engine.isa, |_| {
-                    for (i, (out, x)) in
-                        out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)).enumerate()
-                    {
-                        (mean[i], rstd[i]) = normalize(out, x, weight, bias);
-                    }
-                });
-            });
+        groups.into_par_iter().zip(x.par_chunks(ROWS * channels)).for_each(|(to, x)| {
+            vectorize!(engine.isa, |_| normalize_rows(to, x, vectors));
+        });
     });
 }
 
@@ -77,54 +111,55 @@ pub struct Residual<'a> {
     pub branch: &'a [f32],
 }
 
-/// The residual addition, then layernorm of its sum.
+/// The residual addition, then the norm of its sum.
 pub fn forward_residual(
     engine: &Engine,
     residual: Residual<'_>,
     out: &mut [f32],
-    mean: &mut [f32],
-    rstd: &mut [f32],
-    weight: &[f32],
-    bias: &[f32],
+    statistics: NormStatistics<'_>,
+    vectors: NormVectors<'_>,
 ) {
-    let channels = weight.len();
+    let channels = vectors.weight.len();
     let Residual { sum: residual, x, branch } = residual;
+    let groups = statistics.groups(out, channels);
     engine.install(|| {
         (
+            groups.into_par_iter(),
             residual.par_chunks_mut(ROWS * channels),
-            out.par_chunks_mut(ROWS * channels),
-            mean.par_chunks_mut(ROWS),
-            rstd.par_chunks_mut(ROWS),
             x.par_chunks(ROWS * channels),
             branch.par_chunks(ROWS * channels),
         )
             .into_par_iter()
-            .for_each(|(residual, out, mean, rstd, x, branch)| {
+            .for_each(|(to, residual, x, branch)| {
                 vectorize!(engine.isa, |_| {
                     for ((residual, x), branch) in residual.iter_mut().zip(x).zip(branch) {
                         *residual = x + branch;
                     }
-                    for (i, (out, x)) in
-                        out.chunks_exact_mut(channels).zip(residual.chunks_exact(channels)).enumerate()
-                    {
-                        (mean[i], rstd[i]) = normalize(out, x, weight, bias);
-                    }
+                    normalize_rows(to, residual, vectors);
                 });
             });
     });
 }
 
-/// Results of the forward pass that the backward pass reads.
+/// Results of the forward pass that the backward pass reads; no mean of RMSNorm.
 #[derive(Clone, Copy)]
 pub struct LayernormForward<'a> {
     pub x: &'a [f32],
     pub weight: &'a [f32],
-    pub mean: &'a [f32],
+    pub mean: Option<&'a [f32]>,
     pub rstd: &'a [f32],
 }
 
+impl LayernormForward<'_> {
+    /// The mean of a row, 0 for RMSNorm.
+    #[inline(always)]
+    fn mean(&self, row: usize) -> f32 {
+        self.mean.map_or(0.0, |mean| mean[row])
+    }
+}
+
 /// Gradient of the input: with `h = (x - mean) rstd` and `g = dout weight`,
-/// `dx = rstd (g - mean(g) - h mean(g h))`.
+/// `dx = rstd (g - mean(g) - h mean(g h))`; of RMSNorm without mean and mean(g).
 pub fn backward_input(
     engine: &Engine,
     dx: &mut [f32],
@@ -133,30 +168,51 @@ pub fn backward_input(
     forward: LayernormForward<'_>,
 ) {
     let channels = forward.weight.len();
+    let weight = forward.weight;
+    let rms = forward.mean.is_none();
     engine.install(|| {
         (
             dx.par_chunks_mut(channels),
             dout.par_chunks(channels),
             forward.x.par_chunks(channels),
-            forward.mean,
             forward.rstd,
         )
             .into_par_iter()
+            .enumerate()
             .with_min_len(ROWS)
-            .for_each(|(dx, dout, x, mean, rstd)| {
-                vectorize!(engine.isa, |_| backward_row(dx, write, dout, x, forward.weight, *mean, *rstd));
+            .for_each(|(row, (dx, dout, x, rstd))| {
+                let row = BackwardRow { x, weight, mean: forward.mean(row), rstd: *rstd };
+                vectorize!(engine.isa, |_| {
+                    if rms {
+                        backward_row::<true>(dx, write, dout, row)
+                    } else {
+                        backward_row::<false>(dx, write, dout, row)
+                    }
+                });
             });
     });
 }
 
+/// What the gradient of a row reads of the forward pass: x and weight (C).
+#[derive(Clone, Copy)]
+struct BackwardRow<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    mean: f32,
+    rstd: f32,
+}
+
 #[inline(always)]
-fn backward_row(dx: &mut [f32], write: Write, dout: &[f32], x: &[f32], weight: &[f32], mean: f32, rstd: f32) {
+fn backward_row<const RMS: bool>(dx: &mut [f32], write: Write, dout: &[f32], row: BackwardRow<'_>) {
+    let BackwardRow { x, weight, mean, rstd } = row;
     let channels = x.len();
     let mut lanes = [[0.0f32; LANES]; 2];
     let mut each = |dout: &[f32], x: &[f32], weight: &[f32]| {
         for (i, ((dout, x), weight)) in dout.iter().zip(x).zip(weight).enumerate() {
             let g = dout * weight;
-            lanes[0][i] += g;
+            if !RMS {
+                lanes[0][i] += g;
+            }
             lanes[1][i] = g.mul_add((x - mean) * rstd, lanes[1][i]);
         }
     };
@@ -165,7 +221,7 @@ fn backward_row(dx: &mut [f32], write: Write, dout: &[f32], x: &[f32], weight: &
         each(&dout[at..at + LANES], &x[at..at + LANES], &weight[at..at + LANES]);
     }
     each(&dout[whole..], &x[whole..], &weight[whole..]);
-    let mean_g = simd::sum_lanes(lanes[0]) / channels as f32;
+    let mean_g = if RMS { 0.0 } else { simd::sum_lanes(lanes[0]) / channels as f32 };
     let mean_gh = simd::sum_lanes(lanes[1]) / channels as f32;
     for (((dx, dout), x), weight) in dx.iter_mut().zip(dout).zip(x).zip(weight) {
         let h = (x - mean) * rstd;
@@ -177,51 +233,59 @@ fn backward_row(dx: &mut [f32], write: Write, dout: &[f32], x: &[f32], weight: &
     }
 }
 
-/// Gradients of weight and bias: one chain a channel in order of rows, from zero.
+/// Channels that a task of [`backward_params`] takes. No result depends on it.
+const WIDTH: usize = 64;
+
+/// Gradients of weight and, where there is one, bias: one chain a channel in order of rows, from zero.
 pub fn backward_params(
     engine: &Engine,
     dweight: &mut [f32],
-    dbias: &mut [f32],
+    dbias: Option<&mut [f32]>,
     write: Write,
     dout: &[f32],
     forward: LayernormForward<'_>,
 ) {
-    const WIDTH: usize = 64;
-    let channels = forward.weight.len();
+    let mut biases = dbias.map(|dbias| dbias.chunks_mut(WIDTH));
+    let dbias = std::iter::repeat_with(|| biases.as_mut().and_then(Iterator::next));
+    let blocks: Vec<_> = dweight.chunks_mut(WIDTH).zip(dbias).enumerate().collect();
     engine.install(|| {
-        dweight.par_chunks_mut(WIDTH).zip(dbias.par_chunks_mut(WIDTH)).enumerate().for_each(
-            |(block, (dweight, dbias))| {
-                vectorize!(engine.isa, |_| {
-                    let (first, width) = (block * WIDTH, dweight.len());
-                    let mut weights = [0.0f32; WIDTH];
-                    let mut biases = [0.0f32; WIDTH];
-                    let rows = dout
-                        .chunks_exact(channels)
-                        .zip(forward.x.chunks_exact(channels))
-                        .zip(forward.mean.iter().zip(forward.rstd));
-                    for ((dout, x), (mean, rstd)) in rows {
-                        let sums = weights[..width].iter_mut().zip(&mut biases[..width]);
-                        for ((dout, x), (weight, bias)) in
-                            dout[first..first + width].iter().zip(&x[first..first + width]).zip(sums)
-                        {
-                            *weight = dout.mul_add((x - mean) * rstd, *weight);
-                            *bias += dout;
-                        }
-                    }
-                    match write {
-                        Write::Set => {
-                            dweight.copy_from_slice(&weights[..width]);
-                            dbias.copy_from_slice(&biases[..width]);
-                        }
-                        Write::Add => {
-                            add(dweight, &weights[..width]);
-                            add(dbias, &biases[..width]);
-                        }
-                    }
-                });
-            },
-        );
+        blocks.into_par_iter().for_each(|(block, (dweight, dbias))| {
+            vectorize!(engine.isa, |_| backward_block(block * WIDTH, dweight, dbias, write, dout, forward));
+        });
     });
+}
+
+/// The gradients of the channels from `first` on, at most [`WIDTH`] of them.
+#[inline(always)]
+fn backward_block(
+    first: usize,
+    dweight: &mut [f32],
+    dbias: Option<&mut [f32]>,
+    write: Write,
+    dout: &[f32],
+    forward: LayernormForward<'_>,
+) {
+    let (channels, width) = (forward.weight.len(), dweight.len());
+    let store = |to: &mut [f32], sums: &[f32]| match write {
+        Write::Set => to.copy_from_slice(sums),
+        Write::Add => add(to, sums),
+    };
+    let mut weights = [0.0f32; WIDTH];
+    let mut biases = [0.0f32; WIDTH];
+    let rows = dout.chunks_exact(channels).zip(forward.x.chunks_exact(channels)).zip(forward.rstd);
+    for (row, ((dout, x), rstd)) in rows.enumerate() {
+        let (mean, dout) = (forward.mean(row), &dout[first..first + width]);
+        for ((dout, x), weight) in dout.iter().zip(&x[first..first + width]).zip(&mut weights[..width]) {
+            *weight = dout.mul_add((x - mean) * rstd, *weight);
+        }
+        if dbias.is_some() {
+            add(&mut biases[..width], dout);
+        }
+    }
+    store(dweight, &weights[..width]);
+    if let Some(dbias) = dbias {
+        store(dbias, &biases[..width]);
+    }
 }
 
 impl Perform<Layernorm<'_, Buffer>> for Cpu {
@@ -231,14 +295,32 @@ impl Perform<Layernorm<'_, Buffer>> for Cpu {
         forward(
             &self.engine,
             view_mut(OP, "out", out, rows * channels)?,
-            view_mut(OP, "mean", mean, rows)?,
-            view_mut(OP, "rstd", rstd, rows)?,
+            statistics(OP, mean, rstd, rows)?,
             view(OP, "x", x, rows * channels)?,
-            view(OP, "weight", weight, channels)?,
-            view(OP, "bias", bias, channels)?,
+            vectors(OP, weight, bias, channels)?,
         );
         Ok(())
     }
+}
+
+fn statistics<'a>(
+    op: &'static str,
+    mean: Option<&'a mut Buffer>,
+    rstd: &'a mut Buffer,
+    rows: usize,
+) -> Result<NormStatistics<'a>> {
+    let mean = mean.map(|mean| view_mut(op, "mean", mean, rows)).transpose()?;
+    Ok(NormStatistics { mean, rstd: view_mut(op, "rstd", rstd, rows)? })
+}
+
+fn vectors<'a>(
+    op: &'static str,
+    weight: &'a Buffer,
+    bias: Option<&'a Buffer>,
+    channels: usize,
+) -> Result<NormVectors<'a>> {
+    let bias = bias.map(|bias| view(op, "bias", bias, channels)).transpose()?;
+    Ok(NormVectors { weight: view(op, "weight", weight, channels)?, bias })
 }
 
 impl Perform<ResidualLayernorm<'_, Buffer>> for Cpu {
@@ -253,10 +335,8 @@ impl Perform<ResidualLayernorm<'_, Buffer>> for Cpu {
                 branch: view(OP, "branch", op.branch, rows * channels)?,
             },
             view_mut(OP, "out", op.out, rows * channels)?,
-            view_mut(OP, "mean", op.mean, rows)?,
-            view_mut(OP, "rstd", op.rstd, rows)?,
-            view(OP, "weight", op.weight, channels)?,
-            view(OP, "bias", op.bias, channels)?,
+            statistics(OP, op.mean, op.rstd, rows)?,
+            vectors(OP, op.weight, op.bias, channels)?,
         );
         Ok(())
     }
@@ -269,13 +349,13 @@ impl Perform<LayernormBackward<'_, Buffer>> for Cpu {
         let forward = LayernormForward {
             x: view(OP, "x", op.x, rows * channels)?,
             weight: view(OP, "weight", op.weight, channels)?,
-            mean: view(OP, "mean", op.mean, rows)?,
+            mean: op.mean.map(|mean| view(OP, "mean", mean, rows)).transpose()?,
             rstd: view(OP, "rstd", op.rstd, rows)?,
         };
         let dout = view(OP, "dout", op.dout, rows * channels)?;
         let dx = view_mut(OP, "dx", op.dx, rows * channels)?;
         backward_input(&self.engine, dx, op.dx_write, dout, forward);
-        let dbias = view_mut(OP, "dbias", op.dbias, channels)?;
+        let dbias = op.dbias.map(|dbias| view_mut(OP, "dbias", dbias, channels)).transpose()?;
         let dweight = view_mut(OP, "dweight", op.dweight, channels)?;
         backward_params(&self.engine, dweight, dbias, op.write, dout, forward);
         Ok(())

@@ -117,11 +117,11 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         let [mut out, mut mean, mut rstd] = [n * c, n, n].map(|len| cpu.alloc(Role::F32, len).unwrap());
         cpu.layernorm(Layernorm {
             out: &mut out,
-            mean: &mut mean,
+            mean: Some(&mut mean),
             rstd: &mut rstd,
             x: &x,
             weight: &ones,
-            bias: &ones,
+            bias: Some(&ones),
             rows: n,
             channels: c,
         })
@@ -210,6 +210,7 @@ fn planned_scratch_is_what_the_operations_use() {
         heads: Heads { heads: 2, head_size: 16 },
         vocab: Vocab { used: 100, padded: 128 },
         backward: true,
+        bias: true,
         params: ParamCount::default(),
     };
     cpu.alloc_scratch(&shape).unwrap();

@@ -32,10 +32,19 @@ pub fn fusion(options: &CudaOptions) -> u8 {
     if matches!(options.compute, Compute::Auto | Compute::Bf16) { options.gelu_fusion } else { 0 }
 }
 
-fn gelu_epilogues(options: &CudaOptions) -> (Epilogue, Epilogue) {
-    let forward = if fusion(options) >= 1 { Epilogue::BiasGelu } else { Epilogue::BiasThenGelu };
-    let backward = if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient };
-    (forward, backward)
+/// The epilogue of a layer with GELU behind it.
+fn forward_gelu(options: &CudaOptions, bias: bool) -> Epilogue {
+    match (fusion(options) >= 1, bias) {
+        (true, true) => Epilogue::BiasGelu,
+        (true, false) => Epilogue::Gelu,
+        (false, true) => Epilogue::BiasThenGelu,
+        (false, false) => Epilogue::ThenGelu,
+    }
+}
+
+/// The epilogue of the gradient of a layer whose input came out of a GELU.
+fn backward_gelu(options: &CudaOptions) -> Epilogue {
+    if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient }
 }
 
 /// Every matrix multiplication that training (or, without `backward`, evaluating) GPT-2 on
@@ -43,16 +52,17 @@ fn gelu_epilogues(options: &CudaOptions) -> (Epilogue, Epilogue) {
 pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
-    let (gelu_forward, gelu_backward) = gelu_epilogues(options);
-    // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
-    let before_gelu = if fusion(options) >= 2 { Epilogue::BiasGradient } else { Epilogue::Nothing };
+    let (gelu_forward, gelu_backward) = (forward_gelu(options, shape.bias), backward_gelu(options));
     use Epilogue::{Bias, BiasGradient, Nothing};
+    let (added, gradient) = if shape.bias { (Bias, BiasGradient) } else { (Nothing, Nothing) };
+    // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
+    let before_gelu = if fusion(options) >= 2 { gradient } else { Nothing };
     let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
     let mut layers = vec![
-        (layer(c, 3 * c), [Bias, Nothing, BiasGradient]),
-        (layer(c, c), [Bias, Nothing, BiasGradient]),
+        (layer(c, 3 * c), [added, Nothing, gradient]),
+        (layer(c, c), [added, Nothing, gradient]),
         (layer(c, 4 * c), [gelu_forward, Nothing, before_gelu]),
-        (layer(4 * c, c), [Bias, gelu_backward, BiasGradient]),
+        (layer(4 * c, c), [added, gelu_backward, gradient]),
     ];
     for (_, rows) in chunks(n, shape.vocab, act_dtype(options.compute)) {
         layers.push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
@@ -113,7 +123,7 @@ impl Perform<LinearGelu<'_, Buf>> for Cuda {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
         let k = &self.kernels;
         let operands = Operands {
-            bias: k.act(OP, "bias", bias, shape.c_out)?,
+            bias: bias.map_or(Ok(0), |bias| k.act(OP, "bias", bias, shape.c_out))?,
             pre: k.act(OP, "pre", pre, shape.output())?,
             ..Operands::new(
                 k.act(OP, "x", x, shape.input())?,
@@ -123,8 +133,9 @@ impl Perform<LinearGelu<'_, Buf>> for Cuda {
         };
         self.written(out);
         self.written(pre);
-        let key = key(shape, Product::Forward, &self.options, gelu_epilogues(&self.options).0);
-        let whole = key.epilogue == Epilogue::BiasGelu || self.gemm.own(key)?.is_some();
+        let epilogue = forward_gelu(&self.options, bias.is_some());
+        let key = key(shape, Product::Forward, &self.options, epilogue);
+        let whole = epilogue.fuses_gelu() || self.gemm.own(key)?.is_some();
         let operands = if whole { operands } else { Operands { out: operands.pre, ..operands } };
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
@@ -151,7 +162,7 @@ impl Perform<LinearBackwardInputGelu<'_, Buf>> for Cuda {
         let mut operands = self.input_operands(OP, dpre, dout, weight, shape)?;
         operands.pre = self.kernels.act(OP, "pre", pre, shape.input())?;
         self.written(dpre);
-        let key = key(shape, Product::BackwardInput, &self.options, gelu_epilogues(&self.options).1);
+        let key = key(shape, Product::BackwardInput, &self.options, backward_gelu(&self.options));
         let separate = key.epilogue == Epilogue::ThenGeluGradient;
         let mut sums = 0;
         if separate {
@@ -367,6 +378,7 @@ mod tests {
             heads: Heads { heads: 12, head_size: 64 },
             vocab,
             backward,
+            bias: true,
             params: ParamCount { tensors: 148, elements: 124_439_808 },
         }
     }
@@ -393,6 +405,18 @@ mod tests {
             epilogues(&plain, &fused),
             [Epilogue::BiasThenGelu, Epilogue::ThenGeluGradient, Epilogue::Nothing]
         );
+    }
+
+    #[test]
+    fn without_biases_no_product_adds_one_or_sums_its_gradient() {
+        use Epilogue::{Gelu, GeluGradient, Nothing, ThenGelu, ThenGeluGradient};
+        let shape = ScratchShape { bias: false, ..shape(true) };
+        for (gelu_fusion, gelu) in [(0, [ThenGelu, ThenGeluGradient]), (2, [Gelu, GeluGradient])] {
+            let keys = gemm_keys(&shape, &CudaOptions { gelu_fusion, ..CudaOptions::default() });
+            assert_eq!(keys.len(), 3 * 5);
+            let others: Vec<_> = keys.iter().map(|key| key.epilogue).filter(|it| *it != Nothing).collect();
+            assert_eq!(others, gelu, "beside plain products, which no two layers share");
+        }
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub enum Types {
     Tf32,
 }
 
-/// What the operation does beside the product. What cuBLASLt cannot fuse (the last three), kernels of their
-/// own do after its product; our own products do all of it.
+/// What the operation does beside the product. What cuBLASLt cannot fuse (what has `Then` in its name, and the
+/// gradient of a bias), kernels of their own do after its product; our own products do all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Epilogue {
@@ -50,6 +50,22 @@ pub enum Epilogue {
     ThenGeluGradient,
     /// Adds the columns of `dout` beside: the gradient of the bias.
     BiasGradient,
+    /// [`Epilogue::BiasGelu`] without bias.
+    Gelu,
+    /// [`Epilogue::BiasThenGelu`] without bias.
+    ThenGelu,
+}
+
+impl Epilogue {
+    /// Whether cuBLASLt applies GELU or its derivative, to the sum before it is rounded.
+    pub fn fuses_gelu(self) -> bool {
+        matches!(self, Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient)
+    }
+
+    /// Whether GELU or its derivative is applied to what was rounded.
+    pub fn then_gelu(self) -> bool {
+        matches!(self, Epilogue::BiasThenGelu | Epilogue::ThenGelu | Epilogue::ThenGeluGradient)
+    }
 }
 
 /// The key of a plan: all that the choice of an algorithm depends on.
@@ -100,8 +116,7 @@ pub struct Operands {
     pub add: bool,
     /// For the epilogues that have one, else 0.
     pub bias: u64,
-    /// The pre-activation: written by `BiasGelu` and `BiasThenGelu`, read by `GeluGradient` and
-    /// `ThenGeluGradient`.
+    /// The pre-activation: written by the epilogues with GELU, read by those with its gradient.
     pub pre: u64,
     /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
     pub sums: u64,
@@ -118,7 +133,7 @@ impl Operands {
         let bias = matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu | Epilogue::BiasThenGelu);
         Operands {
             bias: if bias { self.bias } else { 0 },
-            pre: if matches!(epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) { self.pre } else { 0 },
+            pre: if epilogue.fuses_gelu() { self.pre } else { 0 },
             ..self
         }
     }

@@ -35,7 +35,7 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
         let [list, counts, partials] = embedding::sort_scratch_bytes(n, channels);
         plan.extend([
             (Use::AttentionDelta, attention::delta_bytes(shape.rows, shape.heads)),
-            (Use::LayernormPartials, layernorm::partials_bytes(n, channels)),
+            (Use::LayernormPartials, layernorm::partials_bytes(n, channels, shape.bias)),
             (Use::ColumnPartials, columns),
             (Use::GeluPartials, columns),
             (Use::SortFirst, list),
@@ -44,6 +44,7 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
             (Use::EmbeddingPartials, partials),
         ]);
         plan.extend(over_all_tensors(shape, element));
+        plan.retain(|(which, _)| shape.bias || *which != Use::ColumnPartials);
     }
     plan
 }
@@ -86,6 +87,7 @@ mod tests {
             heads: Heads { heads: 25, head_size: 64 },
             vocab: Vocab { used: 50_257, padded: 50_304 },
             backward: true,
+            bias: true,
             params: ParamCount { tensors: 580, elements: 1_557_611_200 },
         };
         let plan = scratch_plan(&shape, Compute::Bf16);
@@ -93,6 +95,12 @@ mod tests {
         assert_eq!(logits, &("logits of a chunk".to_owned(), 8192 * 50_304 * 2));
         let total: u64 = opened_plan().iter().chain(&plan).map(|(_, bytes)| bytes).sum();
         assert!(total < 1200 << 20, "{} MiB", total >> 20);
+        let names = |shape: ScratchShape| -> Vec<String> {
+            scratch_plan(&shape, Compute::Bf16).into_iter().map(|(name, _)| name).collect()
+        };
+        let unbiased = names(ScratchShape { bias: false, ..shape });
+        let missing: Vec<_> = names(shape).into_iter().filter(|name| !unbiased.contains(name)).collect();
+        assert_eq!(missing, ["bias partial sums"]);
         let evaluation = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Bf16);
         assert_eq!(evaluation.len(), 1, "evaluation needs logits alone: {evaluation:?}");
     }

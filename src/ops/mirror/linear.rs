@@ -190,7 +190,7 @@ impl Perform<Linear<'_, MirrorBuffer>> for Mirror {
 impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
         let LinearGelu { out, pre, x, weight, bias, shape } = op;
-        self.perform(Linear { out: pre, x, weight, bias: Some(bias), shape })?;
+        self.perform(Linear { out: pre, x, weight, bias, shape })?;
         let function = Nonlinearity::Gelu;
         self.perform(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
     }

@@ -1,4 +1,5 @@
-//! Layer normalisation, as `kernels/layernorm.cu` computes it.
+//! Layer normalisation and RMSNorm, as `kernels/layernorm.cu` computes them. RMSNorm is a layernorm whose mean
+//! is 0 and whose gradient has no average of g; no bias is one of zeros.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -28,37 +29,42 @@ fn each_thread(threads: usize, channels: usize, f: impl Fn(f32, usize) -> f32) -
     (0..threads).map(sum).collect()
 }
 
-/// The outputs of the forward pass: out (n, C), mean and rstd (n).
+/// The outputs of the forward pass: out (n, C), mean and rstd (n); no mean of RMSNorm.
 pub struct Normalised<'a> {
     pub out: &'a mut [bf16],
-    pub mean: &'a mut [f32],
+    pub mean: Option<&'a mut [f32]>,
     pub rstd: &'a mut [f32],
 }
 
-/// A row's out, mean, rstd and x.
-type NormRow<'a> = (((&'a mut [bf16], &'a mut f32), &'a mut f32), &'a [bf16]);
-
 /// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
 ///
-/// Sums of a row, first of x, then of the squared distances from the mean: eight columns at a time by 32
-/// threads up to 2048 channels, 64 up to 4096 and so on, see [`each_thread`]; then [`add_threads`].
-pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: &[bf16]) {
+/// Sums of a row, first of x, but for RMSNorm, then of the squared distances from the mean: eight columns at a
+/// time by 32 threads up to 2048 channels, 64 up to 4096 and so on, see [`each_thread`]; then [`add_threads`].
+pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: Option<&[bf16]>) {
     let channels = weight.len();
     let threads = LANES * channels.div_ceil(2048).next_power_of_two();
-    let row = |(((out, mean), rstd), x): NormRow<'_>| {
+    let rms = to.mean.is_none();
+    let row = |((out, rstd), x): ((&mut [bf16], &mut f32), &[bf16])| -> f32 {
         let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
-        let sum = add_threads(&each_thread(threads, channels, |sum, c| sum + x[c]));
-        let average = sum / channels as f32;
+        let sum_of = |f: &dyn Fn(f32, usize) -> f32| add_threads(&each_thread(threads, channels, f));
+        let average = if rms { 0.0 } else { sum_of(&|sum, c| sum + x[c]) / channels as f32 };
         let square = |sum: f32, c: usize| (x[c] - average).mul_add(x[c] - average, sum);
-        let variance = add_threads(&each_thread(threads, channels, square)) / channels as f32;
+        let variance = sum_of(&square) / channels as f32;
         let scale = 1.0 / (variance + EPSILON).sqrt();
         for (c, out) in out.iter_mut().enumerate() {
-            *out = round(((x[c] - average) * scale).mul_add(wide(weight[c]), wide(bias[c])));
+            let bias = bias.map_or(0.0, |bias| wide(bias[c]));
+            *out = round(((x[c] - average) * scale).mul_add(wide(weight[c]), bias));
         }
-        (*mean, *rstd) = (kept(average), kept(scale));
+        *rstd = kept(scale);
+        kept(average)
     };
-    let rows = to.out.par_chunks_mut(channels).zip(to.mean.par_iter_mut()).zip(to.rstd.par_iter_mut());
-    engine.install(|| rows.zip(x.par_chunks(channels)).for_each(row));
+    let rows = to.out.par_chunks_mut(channels).zip(to.rstd.par_iter_mut()).zip(x.par_chunks(channels));
+    engine.install(|| match to.mean {
+        Some(mean) => mean.par_iter_mut().zip(rows).for_each(|(mean, it)| *mean = row(it)),
+        None => rows.for_each(|it| {
+            row(it);
+        }),
+    });
 }
 
 /// `sum = bf16(x + branch)`.
@@ -68,24 +74,24 @@ pub fn add_branch(sum: &mut [bf16], x: &[bf16], branch: &[bf16]) {
     }
 }
 
-/// What the gradient reads of the forward pass: x (n, C), weight (C), mean and rstd (n).
+/// What the gradient reads of the forward pass: x (n, C), weight (C), mean and rstd (n); no mean of RMSNorm.
 #[derive(Clone, Copy)]
 pub struct MirrorLayernormForward<'a> {
     pub x: &'a [bf16],
     pub weight: &'a [bf16],
-    pub mean: &'a [f32],
+    pub mean: Option<&'a [f32]>,
     pub rstd: &'a [f32],
 }
 
-/// Where the gradients of the weights go: (C) each.
+/// Where the gradients of the weights go: (C) each, none of a bias that is not there.
 pub struct WeightGradients<'a> {
     pub dweight: &'a mut [f32],
-    pub dbias: &'a mut [f32],
+    pub dbias: Option<&'a mut [f32]>,
     pub write: Write,
 }
 
 /// With h = (x - mean) rstd and g = dout weight: `dx (=|+=) rstd (g - avg(g) - h avg(g h))`, dweight the sum
-/// of dout h and dbias that of dout over the rows.
+/// of dout h and dbias that of dout over the rows. For RMSNorm there is no mean and no avg(g).
 ///
 /// Sums of a row: eight columns at a time by as many threads as there are such chunks, or 512 that take
 /// several, then [`add_threads`]. Weights: blocks of rows, at most some 512 of them and each a multiple of
@@ -104,12 +110,13 @@ pub fn backward(
     let block_rows = rows.div_ceil(512).next_multiple_of(4).max(4);
     let weight: Vec<f32> = forward.weight.iter().map(|w| wide(*w)).collect();
     let inverse = 1.0 / channels as f32;
+    let rms = forward.mean.is_none();
     let block = |(number, (dx, dout)): (usize, (&mut [bf16], &[bf16]))| {
         let mut partials = vec![0.0f32; 2 * channels];
         let (dweight, dbias) = partials.split_at_mut(channels);
         for (at, (dx, dout)) in dx.chunks_exact_mut(channels).zip(dout.chunks_exact(channels)).enumerate() {
             let row = number * block_rows + at;
-            let (mean, rstd) = (forward.mean[row], forward.rstd[row]);
+            let (mean, rstd) = (forward.mean.map_or(0.0, |mean| mean[row]), forward.rstd[row]);
             let d: Vec<f32> = dout.iter().map(|d| wide(*d)).collect();
             let x = &forward.x[row * channels..][..channels];
             let h: Vec<f32> = x.iter().map(|x| (wide(*x) - mean) * rstd).collect();
@@ -121,7 +128,8 @@ pub fn backward(
                 // The warps are added to zero here.
                 (0.0 + add_threads(&each_thread(threads, channels, f))) * inverse
             };
-            let avg_g = average(&|sum, c| sum + d[c] * weight[c]);
+            // With an average of 0 the fused product below is the product that RMSNorm rounds.
+            let avg_g = if rms { 0.0 } else { average(&|sum, c| sum + d[c] * weight[c]) };
             let avg_gh = average(&|sum, c| (d[c] * weight[c]).mul_add(h[c], sum));
             for (c, dx) in dx.iter_mut().enumerate() {
                 let old = if dx_write == Write::Add { wide(*dx) } else { 0.0 };
@@ -135,7 +143,9 @@ pub fn backward(
     let blocks = dx.par_chunks_mut(size).zip(dout.par_chunks(size)).enumerate();
     let partials: Vec<f32> = engine.install(|| blocks.flat_map_iter(block).collect());
     reduce_partials(weights.dweight, weights.write, &partials, 2 * channels, 0);
-    reduce_partials(weights.dbias, weights.write, &partials, 2 * channels, channels);
+    if let Some(dbias) = weights.dbias {
+        reduce_partials(dbias, weights.write, &partials, 2 * channels, channels);
+    }
 }
 
 impl Perform<Layernorm<'_, MirrorBuffer>> for Mirror {
@@ -145,10 +155,11 @@ impl Perform<Layernorm<'_, MirrorBuffer>> for Mirror {
         row_length(OP, channels)?;
         let to = Normalised {
             out: self.act_mut(OP, "out", out, rows * channels)?,
-            mean: float_mut(OP, "mean", mean, rows)?,
+            mean: mean.map(|mean| float_mut(OP, "mean", mean, rows)).transpose()?,
             rstd: float_mut(OP, "rstd", rstd, rows)?,
         };
-        let (weight, bias) = (act(OP, "weight", weight, channels)?, act(OP, "bias", bias, channels)?);
+        let bias = bias.map(|bias| act(OP, "bias", bias, channels)).transpose()?;
+        let weight = act(OP, "weight", weight, channels)?;
         forward(&self.engine, to, act(OP, "x", x, rows * channels)?, weight, bias);
         Ok(())
     }
@@ -173,12 +184,12 @@ impl Perform<LayernormBackward<'_, MirrorBuffer>> for Mirror {
         let forward = MirrorLayernormForward {
             x: act(OP, "x", op.x, rows * channels)?,
             weight: act(OP, "weight", op.weight, channels)?,
-            mean: float(OP, "mean", op.mean, rows)?,
+            mean: op.mean.map(|mean| float(OP, "mean", mean, rows)).transpose()?,
             rstd: float(OP, "rstd", op.rstd, rows)?,
         };
         let weights = WeightGradients {
             dweight: float_mut(OP, "dweight", op.dweight, channels)?,
-            dbias: float_mut(OP, "dbias", op.dbias, channels)?,
+            dbias: op.dbias.map(|dbias| float_mut(OP, "dbias", dbias, channels)).transpose()?,
             write: op.write,
         };
         let dx = self.act_mut(OP, "dx", op.dx, rows * channels)?;

@@ -19,6 +19,12 @@ struct WeightsAgain {
     order: WeightOrder,
 }
 
+/// Gives the buffers of an operation's matrices one after the other.
+fn each<'a>(bufs: &'a mut [MirrorBuffer]) -> impl FnMut() -> &'a mut MirrorBuffer {
+    let mut bufs = bufs.iter_mut();
+    move || bufs.next().expect("a buffer for each of the outline's matrices")
+}
+
 impl Mirror {
     /// Runs an excerpt. `given` are the stored bytes of each of its matrices before, none of what it does not
     /// read; returned are those of each afterwards.
@@ -45,32 +51,45 @@ impl Mirror {
             (Outline::Embedding { rows, channels, .. }, [out, wte, wpe @ ..]) => {
                 self.embedding(Embedding { out, ids, wte, wpe: wpe.first(), rows, channels })
             }
-            (Outline::Layernorm { rows, channels }, [out, mean, rstd, x, weight, bias]) => {
-                self.layernorm(Layernorm { out, mean, rstd, x, weight, bias, rows, channels })
+            (Outline::Layernorm { rows, channels, rms, bias }, bufs) => {
+                let mut next = each(bufs);
+                self.layernorm(Layernorm {
+                    out: next(),
+                    mean: (!rms).then(&mut next),
+                    rstd: next(),
+                    x: next(),
+                    weight: next(),
+                    bias: bias.then(|| &*next()),
+                    rows,
+                    channels,
+                })
             }
-            (
-                Outline::ResidualLayernorm { rows, channels },
-                [residual, out, mean, rstd, x, branch, weight, bias],
-            ) => self.residual_layernorm(ResidualLayernorm {
-                residual,
-                out,
-                mean,
-                rstd,
-                x,
-                branch,
-                weight,
-                bias,
-                rows,
-                channels,
-            }),
+            (Outline::ResidualLayernorm { rows, channels, rms, bias }, bufs) => {
+                let mut next = each(bufs);
+                self.residual_layernorm(ResidualLayernorm {
+                    residual: next(),
+                    out: next(),
+                    mean: (!rms).then(&mut next),
+                    rstd: next(),
+                    x: next(),
+                    branch: next(),
+                    weight: next(),
+                    bias: bias.then(|| &*next()),
+                    rows,
+                    channels,
+                })
+            }
             (Outline::Linear { shape, .. }, [out, x, weight]) => {
                 self.linear(Linear { out, x, weight, bias: None, shape })
             }
             (Outline::Linear { shape, .. }, [out, x, weight, bias]) => {
                 self.linear(Linear { out, x, weight, bias: Some(bias), shape })
             }
-            (Outline::LinearGelu { shape }, [out, pre, x, weight, bias]) => {
-                self.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape })
+            (Outline::LinearGelu { shape, .. }, [out, pre, x, weight]) => {
+                self.linear_gelu(LinearGelu { out, pre, x, weight, bias: None, shape })
+            }
+            (Outline::LinearGelu { shape, .. }, [out, pre, x, weight, bias]) => {
+                self.linear_gelu(LinearGelu { out, pre, x, weight, bias: Some(bias), shape })
             }
             (Outline::Activate { rows, channels, function }, [out, pre]) => {
                 self.activate(Activate { out, pre, function, rows, channels })
@@ -113,23 +132,23 @@ impl Mirror {
             (Outline::TableGradient(gradient), [_, lse, _, dwte, x, wte]) => {
                 self.table_gradient(&gradient, dwte, TableGradientInputs { x, wte, lse, targets: ids })
             }
-            (
-                Outline::LayernormBackward { rows, channels, dx_write, write },
-                [dx, dweight, dbias, dout, x, weight, mean, rstd],
-            ) => self.layernorm_backward(LayernormBackward {
-                dx,
-                dx_write,
-                dweight,
-                dbias,
-                write,
-                dout,
-                x,
-                weight,
-                mean,
-                rstd,
-                rows,
-                channels,
-            }),
+            (Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write }, bufs) => {
+                let mut next = each(bufs);
+                self.layernorm_backward(LayernormBackward {
+                    dx: next(),
+                    dx_write,
+                    dweight: next(),
+                    dbias: bias.then(&mut next),
+                    write,
+                    dout: next(),
+                    x: next(),
+                    weight: next(),
+                    mean: (!rms).then(|| &*next()),
+                    rstd: next(),
+                    rows,
+                    channels,
+                })
+            }
             (Outline::LinearBackwardInput { shape }, [dx, dout, weight]) => {
                 self.linear_backward_input(LinearBackwardInput { dx, dout, weight, shape })
             }

@@ -70,6 +70,103 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
     RecordedPass { trace, matrices, parameters, inputs, targets }
 }
 
+/// Norms of one kind, and layers with or without bias, forward and backward.
+fn pass_of_norms(rms: bool, bias: bool) -> RecordedPass {
+    let (rows, channels) = (300, 72);
+    let shape = LinearShape { rows, c_in: channels, c_out: 136 };
+    let mut ops = mirror();
+    let key = Key::new(6, "excerpts of norms");
+    let mut count = 0;
+    let mut buf = |ops: &mut Mirror, role, len: usize| {
+        let mut buf = ops.alloc(role, len).expect("memory");
+        let values: Vec<f32> = (0..len).map(|i| key.normal(count, i as u64) as f32).collect();
+        count += 1;
+        ops.upload(&mut buf, &values).expect("an upload");
+        buf
+    };
+    let parameters = [vec![channels], vec![channels], vec![shape.c_out, channels], vec![shape.c_out]];
+    let parameters = parameters.map(|size| (buf(&mut ops, Role::Param, size.iter().product()), size));
+    let [x, branch, dout] = [(); 3].map(|()| buf(&mut ops, Role::Activation, shape.input()));
+    let [mut first, mut residual, mut second, mut dx] =
+        [(); 4].map(|()| buf(&mut ops, Role::Activation, shape.input()));
+    let [mut pre, mut act, dwide] = [(); 3].map(|()| buf(&mut ops, Role::Activation, shape.output()));
+    let [mut mean, mut rstd] = [(); 2].map(|()| buf(&mut ops, Role::F32, rows));
+    let [mut dvector, mut dbias] = [(); 2].map(|()| buf(&mut ops, Role::F32, channels));
+    let mut dweight = buf(&mut ops, Role::F32, shape.weight());
+    let mut matrices = BTreeMap::new();
+    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
+        let size = if matrix.role == Role::F32 { 4 } else { 2 };
+        matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
+        Ok(())
+    };
+    let [(weight, _), (of_bias, _), (matrix, _), (of_layer, _)] = &parameters;
+    let mut traced = Traced::new(&mut ops, parameters.iter().map(|(buf, _)| buf), &mut keep);
+    let mut run = || -> Result<()> {
+        traced.layernorm(Layernorm {
+            out: &mut first,
+            mean: (!rms).then_some(&mut mean),
+            rstd: &mut rstd,
+            x: &x,
+            weight,
+            bias: bias.then_some(of_bias),
+            rows,
+            channels,
+        })?;
+        traced.residual_layernorm(ResidualLayernorm {
+            residual: &mut residual,
+            out: &mut second,
+            mean: (!rms).then_some(&mut mean),
+            rstd: &mut rstd,
+            x: &x,
+            branch: &branch,
+            weight,
+            bias: bias.then_some(of_bias),
+            rows,
+            channels,
+        })?;
+        traced.linear_gelu(LinearGelu {
+            out: &mut act,
+            pre: &mut pre,
+            x: &second,
+            weight: matrix,
+            bias: bias.then_some(of_layer),
+            shape,
+        })?;
+        for write in [Write::Set, Write::Add] {
+            traced.linear_backward_weight(LinearBackwardWeight {
+                dweight: &mut dweight,
+                dbias: None,
+                dout: &dwide,
+                x: &second,
+                shape,
+                write,
+            })?;
+            traced.layernorm_backward(LayernormBackward {
+                dx: &mut dx,
+                dx_write: write,
+                dweight: &mut dvector,
+                dbias: bias.then_some(&mut dbias),
+                write,
+                dout: &dout,
+                x: &residual,
+                weight,
+                mean: (!rms).then_some(&mean),
+                rstd: &rstd,
+                rows,
+                channels,
+            })?;
+        }
+        for left in [&first, &pre, &act, &dweight, &dx, &dvector, &dbias] {
+            traced.release(left)?;
+        }
+        Ok(())
+    };
+    run().expect("a pass");
+    let trace = traced.finish().expect("all was seen");
+    let parameters = parameters.into_iter().map(|(buf, size)| (size, buf.bytes().to_vec())).collect();
+    RecordedPass { trace, matrices, parameters, inputs: Vec::new(), targets: Vec::new() }
+}
+
 /// Operations that the model of [`pass`] does not have, one after the other.
 fn others(rows: Rows, write: Write) -> RecordedPass {
     let (heads, vocab, theta) = (Heads { heads: 3, head_size: 64 }, 200, 10_000.0);
@@ -299,5 +396,17 @@ fn an_excerpt_of_a_function_or_its_gradient_has_the_bits_of_the_whole() {
             let counts = mlp_pass(function, in_place).check();
             assert_eq!((counts[name], counts[gradient]), (12, 12), "{counts:?}");
         }
+    }
+}
+
+#[test]
+fn an_excerpt_of_a_norm_has_the_bits_of_the_whole_without_mean_and_bias() {
+    for (rms, bias) in [(false, false), (true, true), (true, false)] {
+        let pass = pass_of_norms(rms, bias);
+        let matrices = pass.trace.operations.iter().map(|operation| operation.flow.len());
+        let (r, b) = (usize::from(rms), usize::from(!bias));
+        let expected = [6 - r - b, 8 - r - b, 5 - b, 3, 8 - r - b, 3, 8 - r - b];
+        assert!(matrices.eq(expected), "RMSNorm {rms}, bias {bias}: what is not there is no matrix");
+        assert_eq!(pass.check().len(), 5, "RMSNorm {rms}, bias {bias}");
     }
 }

@@ -16,6 +16,7 @@ use crate::ops::{
 };
 
 mod beside;
+mod norms;
 mod numbers;
 
 const LIMITS: Limits = Limits { row_multiple: 8, head_sizes: Some(&[64, 128]) };
@@ -87,13 +88,16 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
         heads,
         vocab,
         backward: true,
+        bias: true,
         params: ParamCount::default(),
     };
     ops.alloc_scratch(&scratch).expect("scratch");
     let mut draw = Draw { numbers, count: 0 };
     let mut to = Outputs { ops, named: Vec::new() };
     let c = heads.channels();
-    norms(&mut to, &mut draw, rows.count(), c);
+    for (mean, bias) in norms::KINDS {
+        norms::norms(&mut to, &mut draw, rows.count(), c, mean, bias);
+    }
     for (c_in, c_out) in [(c, 3 * c), (4 * c, c)] {
         products(&mut to, &mut draw, LinearShape { rows: rows.count(), c_in, c_out });
     }
@@ -111,72 +115,6 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     to.named
 }
 
-fn norms<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: usize, channels: usize) {
-    let size = rows * channels;
-    let x = draw.buf(to.ops, Role::Activation, size, 1.0);
-    let branch = draw.buf(to.ops, Role::Activation, size, 1.0);
-    let weight = draw.buf(to.ops, Role::Param, channels, 1.0);
-    let bias = draw.buf(to.ops, Role::Param, channels, 1.0);
-    let dout = draw.buf(to.ops, Role::Activation, size, 1e-3);
-    let mut residual = to.ops.alloc(Role::Activation, size).expect("memory");
-    let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
-    let [mut mean, mut rstd] = [(); 2].map(|()| to.ops.alloc(Role::F32, rows).expect("memory"));
-    to.ops
-        .layernorm(Layernorm {
-            out: &mut out,
-            mean: &mut mean,
-            rstd: &mut rstd,
-            x: &x,
-            weight: &weight,
-            bias: &bias,
-            rows,
-            channels,
-        })
-        .expect("layernorm");
-    to.add("layernorm", &out, size);
-    to.ops
-        .residual_layernorm(ResidualLayernorm {
-            residual: &mut residual,
-            out: &mut out,
-            mean: &mut mean,
-            rstd: &mut rstd,
-            x: &x,
-            branch: &branch,
-            weight: &weight,
-            bias: &bias,
-            rows,
-            channels,
-        })
-        .expect("residual_layernorm");
-    to.add("residual", &residual, size);
-    to.add("residual_layernorm", &out, size);
-    to.add("mean", &mean, rows);
-    to.add("rstd", &rstd, rows);
-    let [mut dweight, mut dbias] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, channels, 1.0));
-    let mut dx = draw.buf(to.ops, Role::Activation, size, 1e-3);
-    for write in [Write::Set, Write::Add] {
-        to.ops
-            .layernorm_backward(LayernormBackward {
-                dx: &mut dx,
-                dx_write: write,
-                dweight: &mut dweight,
-                dbias: &mut dbias,
-                write,
-                dout: &dout,
-                x: &residual,
-                weight: &weight,
-                mean: &mean,
-                rstd: &rstd,
-                rows,
-                channels,
-            })
-            .expect("layernorm_backward");
-        to.add(format!("layernorm_backward dx {write:?}"), &dx, size);
-        to.add(format!("layernorm_backward dweight {write:?}"), &dweight, channels);
-        to.add(format!("layernorm_backward dbias {write:?}"), &dbias, channels);
-    }
-}
-
 fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape) {
     let named = |what: &str| format!("{what} of {} x {} -> {}", shape.rows, shape.c_in, shape.c_out);
     let x = draw.buf(to.ops, Role::Activation, shape.input(), 1.0);
@@ -191,10 +129,12 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
     to.add(named("linear"), &out, shape.output());
     to.ops.linear(Linear { out: &mut out, x, weight, bias: Some(&bias), shape }).expect("linear");
     to.add(named("linear with bias"), &out, shape.output());
-    let gelu = LinearGelu { out: &mut out, pre: &mut pre, x, weight, bias: &bias, shape };
-    to.ops.linear_gelu(gelu).expect("linear_gelu");
-    to.add(named("linear_gelu pre"), &pre, shape.output());
-    to.add(named("linear_gelu"), &out, shape.output());
+    for (bias, what) in [(Some(&bias), "linear_gelu"), (None, "linear_gelu without bias")] {
+        let gelu = LinearGelu { out: &mut out, pre: &mut pre, x, weight, bias, shape };
+        to.ops.linear_gelu(gelu).expect("linear_gelu");
+        to.add(named(&format!("{what} pre")), &pre, shape.output());
+        to.add(named(what), &out, shape.output());
+    }
     let mut dx = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
     to.ops
         .linear_backward_input(LinearBackwardInput { dx: &mut dx, dout: &dout, weight, shape })
@@ -203,18 +143,13 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
     let mut dweight = draw.buf(to.ops, Role::F32, shape.weight(), 1.0);
     let mut dbias = draw.buf(to.ops, Role::F32, shape.c_out, 1.0);
     for write in [Write::Set, Write::Add] {
-        let dbias_of = Some(&mut dbias);
-        to.ops
-            .linear_backward_weight(LinearBackwardWeight {
-                dweight: &mut dweight,
-                dbias: dbias_of,
-                dout: &dout,
-                x,
-                shape,
-                write,
-            })
-            .expect("backward_weight");
-        to.add(named(&format!("dweight {write:?}")), &dweight, shape.weight());
+        for of_bias in [Some(&mut dbias), None] {
+            let what = if of_bias.is_some() { "dweight" } else { "dweight alone" };
+            let (dweight_of, dout) = (&mut dweight, &dout);
+            let op = LinearBackwardWeight { dweight: dweight_of, dbias: of_bias, dout, x, shape, write };
+            to.ops.linear_backward_weight(op).expect("backward_weight");
+            to.add(named(&format!("{what} {write:?}")), &dweight, shape.weight());
+        }
         to.add(named(&format!("dbias {write:?}")), &dbias, shape.c_out);
     }
     let mut dpre = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
@@ -486,6 +421,10 @@ fn cuda_has_the_bits_of_the_mirror() {
     wrong += differences(&got, &want, "an infinite weight and rows past the last");
     let (want, got) = (beside::constant_rows(&mut mirror), beside::constant_rows(&mut cuda));
     wrong += differences(&got, &want, "constant rows");
+    for numbers in [Numbers::Normal, Numbers::Mixed] {
+        let (want, got) = (norms::wide_norms(&mut mirror, numbers), norms::wide_norms(&mut cuda, numbers));
+        wrong += differences(&got, &want, &format!("norms of wide rows, {numbers:?} numbers"));
+    }
     assert_eq!(wrong, 0, "outputs differ from the mirror's");
 }
 

@@ -9,9 +9,9 @@
 //! | products | a tile of the output | its rows of one factor, its columns of the other |
 //! | GELU, squared ReLU, SwiGLU, their gradients | a tile of what is F wide | that tile; of gates a wider one |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
-//! | layernorm, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
+//! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
-//! | gradient of a layernorm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
+//! | gradient of a norm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
 //! | rotary embedding | one head of some positions of a sequence | that |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
@@ -20,8 +20,8 @@
 use std::ops::Range;
 
 use super::LinearShape;
-use super::outline::{Outline, TableGradient};
-use crate::ops::types::{Heads, Nonlinearity, Rows, Write};
+use super::outline::{Matrix, Outline, TableGradient};
+use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Write};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
 pub const TILE_ROWS: usize = 32;
@@ -102,7 +102,7 @@ impl Outline {
             Outline::Layernorm { rows, .. } | Outline::ResidualLayernorm { rows, .. } => of_rows(rows),
             Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
             Outline::TableGradient(_) => 1,
-            Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s } => tiles(s.rows, s.c_out),
+            Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s, .. } => tiles(s.rows, s.c_out),
             Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
             Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
                 tiles(rows, channels)
@@ -142,16 +142,13 @@ impl Outline {
             Outline::Embedding { rows, channels, positions } => {
                 embedding(index, rows, channels, positions, tokens)
             }
-            Outline::Layernorm { rows, channels: c } => {
+            Outline::Layernorm { rows, channels, rms, bias } => {
                 let r = block(index, TILE_ROWS, rows);
-                let outline = Outline::Layernorm { rows: r.len(), channels: c };
-                cut(outline, &[(&r, c), (&r, 1), (&r, 1), (&r, c), (&(0..1), c), (&(0..1), c)])
+                whole_rows(Outline::Layernorm { rows: r.len(), channels, rms, bias }, &r)
             }
-            Outline::ResidualLayernorm { rows, channels: c } => {
-                let (r, one) = (&block(index, TILE_ROWS, rows), &(0..1));
-                let outline = Outline::ResidualLayernorm { rows: r.len(), channels: c };
-                let picks = [(r, c), (r, c), (r, 1), (r, 1), (r, c), (r, c), (one, c), (one, c)];
-                cut(outline, &picks)
+            Outline::ResidualLayernorm { rows, channels, rms, bias } => {
+                let r = block(index, TILE_ROWS, rows);
+                whole_rows(Outline::ResidualLayernorm { rows: r.len(), channels, rms, bias }, &r)
             }
             Outline::Linear { shape, bias } => {
                 let (rows, columns) = tile(index, shape.rows, shape.c_out);
@@ -161,11 +158,12 @@ impl Outline {
                     [Some(out), Some(x), Some(weight)].into_iter().chain(bias.then_some(Some(of_bias)));
                 plain(Outline::Linear { shape, bias }, picks)
             }
-            Outline::LinearGelu { shape } => {
+            Outline::LinearGelu { shape, bias } => {
                 let (rows, columns) = tile(index, shape.rows, shape.c_out);
-                let [out, x, weight, bias] = forward(shape, &rows, &columns);
+                let [out, x, weight, of_bias] = forward(shape, &rows, &columns);
                 let shape = LinearShape { rows: rows.len(), c_out: columns.len(), ..shape };
-                plain(Outline::LinearGelu { shape }, [out.clone(), out, x, weight, bias].map(Some))
+                let picks = [out.clone(), out, x, weight].into_iter().chain(bias.then_some(of_bias));
+                plain(Outline::LinearGelu { shape, bias }, picks.map(Some))
             }
             Outline::Activate { rows, channels, function } => {
                 let [out, pre] = activation(tile(index, rows, channels), function);
@@ -271,7 +269,7 @@ impl Outline {
     /// Rows of `dx`, or columns of the gradients of the weights, which need no more of the row than its mean
     /// and deviation.
     fn layernorm_backward(&self, index: usize) -> Excerpt {
-        let Outline::LayernormBackward { rows, channels, dx_write, write } = *self else {
+        let Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write } = *self else {
             unreachable!("only called for this operation")
         };
         let row_blocks = rows.div_ceil(TILE_ROWS);
@@ -280,15 +278,18 @@ impl Outline {
             true => (block(index, TILE_ROWS, rows), 0..channels),
             false => (0..rows, block(index - row_blocks, TILE_COLUMNS, channels)),
         };
-        let outline = Outline::LayernormBackward { rows: r.len(), channels: c.len(), dx_write, write };
+        let outline =
+            Outline::LayernormBackward { rows: r.len(), channels: c.len(), rms, bias, dx_write, write };
         let wide = Pick::new(r.clone(), c.clone());
         let (vector, statistic) = (Pick::new(0..1, c), Pick::new(r, 0..1));
         let [dx, weights] = match of_rows {
             true => [Some(wide.clone()), None],
             false => [None, Some(vector.clone())],
         };
-        let reads = [wide.clone(), wide, vector, statistic.clone(), statistic].map(Some);
-        plain(outline, [dx, weights.clone(), weights].into_iter().chain(reads))
+        let written = [dx, weights.clone()].into_iter().chain(bias.then_some(weights));
+        let mean = (!rms).then(|| statistic.clone());
+        let reads = [wide.clone(), wide, vector].into_iter().chain(mean).chain([statistic]);
+        plain(outline, written.chain(reads.map(Some)))
     }
 
     /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token,
@@ -347,10 +348,14 @@ fn plain(outline: Outline, picks: impl IntoIterator<Item = Option<Pick>>) -> Exc
     Excerpt { outline, picks: picks.into_iter().collect(), tokens: Vec::new() }
 }
 
-/// An excerpt of whole rows: for each matrix its rows and how many columns it has.
-fn cut(outline: Outline, picks: &[(&Range<usize>, usize)]) -> Excerpt {
-    let pick = |(rows, columns): &(&Range<usize>, usize)| Some(Pick::new((*rows).clone(), 0..*columns));
-    plain(outline, picks.iter().map(pick))
+/// An excerpt of these whole rows: of vectors of parameters all, of other matrices these.
+fn whole_rows(outline: Outline, rows: &Range<usize>) -> Excerpt {
+    let pick = |matrix: Matrix| {
+        let rows = if matrix.role == Role::Param { 0..matrix.rows } else { rows.clone() };
+        Some(Pick::new(rows, 0..matrix.columns))
+    };
+    let picks: Vec<_> = outline.matrices().into_iter().map(pick).collect();
+    plain(outline, picks)
 }
 
 /// Output, input, weight and bias of a tile of a linear layer.

@@ -75,7 +75,7 @@ pub struct LinearGelu<'a, B> {
     /// (c_out, c_in), parameter.
     pub weight: &'a B,
     /// (c_out), parameter.
-    pub bias: &'a B,
+    pub bias: Option<&'a B>,
     pub shape: LinearShape,
 }
 
@@ -167,7 +167,8 @@ impl<B> Operation for LinearBackwardWeight<'_, B> {
     }
 
     fn label(&self) -> String {
-        format!("weight and bias gradient {} to {}", self.shape.c_in, self.shape.c_out)
+        let what = if self.dbias.is_some() { "weight and bias" } else { "weight" };
+        format!("{what} gradient {} to {}", self.shape.c_in, self.shape.c_out)
     }
 
     fn work(&self, element: ElementBytes) -> Work {

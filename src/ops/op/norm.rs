@@ -1,28 +1,38 @@
-//! Layernorm over the channels of a row (Ba et al. 2016), epsilon 1e-5.
+//! Layernorm over the channels of a row (Ba et al. 2016) and, without a mean, RMSNorm (Zhang and Sennrich
+//! 2019); epsilon 1e-5 for both.
 
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::Write;
 
-/// `out = (x - mean) * rstd * weight + bias` for each row.
+/// `out = (x - mean) * rstd * weight + bias` for each row, where `rstd` is one over the root of the variance
+/// and epsilon. RMSNorm where no mean is asked for: `out = x * rstd * weight + bias`, with the average of the
+/// squares in place of the variance. No bias has the bits of a bias of zeros.
 ///
 /// Sums over a row have an order that each device documents; it depends on C alone.
 pub struct Layernorm<'a, B> {
     /// (N, C), activation.
     pub out: &'a mut B,
-    /// (N), f32.
-    pub mean: &'a mut B,
-    /// (N), f32: one over the standard deviation.
+    /// (N), f32; none for RMSNorm.
+    pub mean: Option<&'a mut B>,
+    /// (N), f32: one over the standard deviation, of RMSNorm one over the root of the average square.
     pub rstd: &'a mut B,
     /// (N, C), activation.
     pub x: &'a B,
     /// (C), parameter.
     pub weight: &'a B,
     /// (C), parameter.
-    pub bias: &'a B,
+    pub bias: Option<&'a B>,
     /// N.
     pub rows: usize,
     /// C.
     pub channels: usize,
+}
+
+impl<B> Layernorm<'_, B> {
+    /// Whether this is RMSNorm.
+    pub fn is_rms(&self) -> bool {
+        self.mean.is_none()
+    }
 }
 
 impl<B> Operation for Layernorm<'_, B> {
@@ -31,12 +41,17 @@ impl<B> Operation for Layernorm<'_, B> {
     }
 
     fn label(&self) -> String {
-        "layernorm".into()
+        name(self.is_rms()).into()
     }
 
     fn work(&self, element: ElementBytes) -> Work {
         element.pass(2 * self.rows * self.channels)
     }
+}
+
+/// What the table of `runner bench` calls it.
+fn name(rms: bool) -> &'static str {
+    if rms { "rmsnorm" } else { "layernorm" }
 }
 
 /// `residual = x + branch`, then [`Layernorm`] of `residual` into `out`. Statistics are of the residual as
@@ -46,8 +61,8 @@ pub struct ResidualLayernorm<'a, B> {
     pub residual: &'a mut B,
     /// (N, C), activation.
     pub out: &'a mut B,
-    /// (N), f32.
-    pub mean: &'a mut B,
+    /// (N), f32; none for RMSNorm.
+    pub mean: Option<&'a mut B>,
     /// (N), f32.
     pub rstd: &'a mut B,
     /// (N, C), activation.
@@ -57,11 +72,18 @@ pub struct ResidualLayernorm<'a, B> {
     /// (C), parameter.
     pub weight: &'a B,
     /// (C), parameter.
-    pub bias: &'a B,
+    pub bias: Option<&'a B>,
     /// N.
     pub rows: usize,
     /// C.
     pub channels: usize,
+}
+
+impl<B> ResidualLayernorm<'_, B> {
+    /// Whether this is RMSNorm.
+    pub fn is_rms(&self) -> bool {
+        self.mean.is_none()
+    }
 }
 
 impl<B> Operation for ResidualLayernorm<'_, B> {
@@ -70,7 +92,7 @@ impl<B> Operation for ResidualLayernorm<'_, B> {
     }
 
     fn label(&self) -> String {
-        "residual + layernorm".into()
+        format!("residual + {}", name(self.is_rms()))
     }
 
     fn work(&self, element: ElementBytes) -> Work {
@@ -79,7 +101,8 @@ impl<B> Operation for ResidualLayernorm<'_, B> {
 }
 
 /// Gradient of [`Layernorm`]. With `h = (x - mean) rstd` and `g = dout weight`,
-/// `dx = rstd (g - mean(g) - h mean(g h))`; `dweight` sums `dout h` and `dbias` sums `dout` over the rows.
+/// `dx = rstd (g - mean(g) - h mean(g h))`; `dweight` sums `dout h` and `dbias` sums `dout` over the rows. Of
+/// RMSNorm, with `h = x rstd`: `dx = rstd (g - h mean(g h))`.
 pub struct LayernormBackward<'a, B> {
     /// (N, C), activation; written as `dx_write` says: a residual stream adds.
     pub dx: &'a mut B,
@@ -87,7 +110,7 @@ pub struct LayernormBackward<'a, B> {
     /// (C), f32; written as `write` says.
     pub dweight: &'a mut B,
     /// (C), f32; written as `write` says.
-    pub dbias: &'a mut B,
+    pub dbias: Option<&'a mut B>,
     pub write: Write,
     /// (N, C), activation.
     pub dout: &'a B,
@@ -95,8 +118,8 @@ pub struct LayernormBackward<'a, B> {
     pub x: &'a B,
     /// (C), parameter.
     pub weight: &'a B,
-    /// (N), f32.
-    pub mean: &'a B,
+    /// (N), f32; none for RMSNorm.
+    pub mean: Option<&'a B>,
     /// (N), f32.
     pub rstd: &'a B,
     /// N.
@@ -105,13 +128,20 @@ pub struct LayernormBackward<'a, B> {
     pub channels: usize,
 }
 
+impl<B> LayernormBackward<'_, B> {
+    /// Whether this is the gradient of RMSNorm.
+    pub fn is_rms(&self) -> bool {
+        self.mean.is_none()
+    }
+}
+
 impl<B> Operation for LayernormBackward<'_, B> {
     fn family(&self) -> Family {
         Family::LayernormBackward
     }
 
     fn label(&self) -> String {
-        "layernorm backward".into()
+        format!("{} backward", name(self.is_rms()))
     }
 
     fn work(&self, element: ElementBytes) -> Work {

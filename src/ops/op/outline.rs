@@ -19,13 +19,18 @@ pub enum Outline {
         /// Whether there is a table of positions.
         positions: bool,
     },
+    /// RMSNorm where `rms` says so.
     Layernorm {
         rows: usize,
         channels: usize,
+        rms: bool,
+        bias: bool,
     },
     ResidualLayernorm {
         rows: usize,
         channels: usize,
+        rms: bool,
+        bias: bool,
     },
     Linear {
         shape: LinearShape,
@@ -33,6 +38,7 @@ pub enum Outline {
     },
     LinearGelu {
         shape: LinearShape,
+        bias: bool,
     },
     Activate {
         rows: usize,
@@ -63,6 +69,8 @@ pub enum Outline {
     LayernormBackward {
         rows: usize,
         channels: usize,
+        rms: bool,
+        bias: bool,
         dx_write: Write,
         write: Write,
     },
@@ -209,24 +217,24 @@ impl Outline {
                 all.extend(positions.then(|| m("wpe", Param, Read, rows.seq, c)));
                 all
             }
-            Outline::Layernorm { rows: n, channels: c } => vec![
-                m("out", Activation, Set, n, c),
-                m("mean", F32, Set, n, 1),
-                m("rstd", F32, Set, n, 1),
-                m("x", Activation, Read, n, c),
-                m("weight", Param, Read, 1, c),
-                m("bias", Param, Read, 1, c),
-            ],
-            Outline::ResidualLayernorm { rows: n, channels: c } => vec![
-                m("residual", Activation, Set, n, c),
-                m("out", Activation, Set, n, c),
-                m("mean", F32, Set, n, 1),
-                m("rstd", F32, Set, n, 1),
-                m("x", Activation, Read, n, c),
-                m("branch", Activation, Read, n, c),
-                m("weight", Param, Read, 1, c),
-                m("bias", Param, Read, 1, c),
-            ],
+            Outline::Layernorm { rows: n, channels: c, rms, bias } => listed([
+                Some(m("out", Activation, Set, n, c)),
+                (!rms).then(|| m("mean", F32, Set, n, 1)),
+                Some(m("rstd", F32, Set, n, 1)),
+                Some(m("x", Activation, Read, n, c)),
+                Some(m("weight", Param, Read, 1, c)),
+                bias.then(|| m("bias", Param, Read, 1, c)),
+            ]),
+            Outline::ResidualLayernorm { rows: n, channels: c, rms, bias } => listed([
+                Some(m("residual", Activation, Set, n, c)),
+                Some(m("out", Activation, Set, n, c)),
+                (!rms).then(|| m("mean", F32, Set, n, 1)),
+                Some(m("rstd", F32, Set, n, 1)),
+                Some(m("x", Activation, Read, n, c)),
+                Some(m("branch", Activation, Read, n, c)),
+                Some(m("weight", Param, Read, 1, c)),
+                bias.then(|| m("bias", Param, Read, 1, c)),
+            ]),
             Outline::Linear { shape: s, bias } => {
                 let mut all = vec![
                     m("out", Activation, Set, s.rows, s.c_out),
@@ -236,13 +244,13 @@ impl Outline {
                 all.extend(bias.then(|| m("bias", Param, Read, 1, s.c_out)));
                 all
             }
-            Outline::LinearGelu { shape: s } => vec![
-                m("out", Activation, Set, s.rows, s.c_out),
-                m("pre", Activation, Set, s.rows, s.c_out),
-                m("x", Activation, Read, s.rows, s.c_in),
-                m("weight", Param, Read, s.c_out, s.c_in),
-                m("bias", Param, Read, 1, s.c_out),
-            ],
+            Outline::LinearGelu { shape: s, bias } => listed([
+                Some(m("out", Activation, Set, s.rows, s.c_out)),
+                Some(m("pre", Activation, Set, s.rows, s.c_out)),
+                Some(m("x", Activation, Read, s.rows, s.c_in)),
+                Some(m("weight", Param, Read, s.c_out, s.c_in)),
+                bias.then(|| m("bias", Param, Read, 1, s.c_out)),
+            ]),
             Outline::Activate { rows: n, channels: c, function } => {
                 vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, function.inputs() * c)]
             }
@@ -272,16 +280,16 @@ impl Outline {
                 m("x", Activation, Read, n, c),
                 m("wte", Param, Read, count, c),
             ],
-            Outline::LayernormBackward { rows: n, channels: c, dx_write, write } => vec![
-                m("dx", Activation, dx_write.into(), n, c),
-                m("dweight", F32, write.into(), 1, c),
-                m("dbias", F32, write.into(), 1, c),
-                m("dout", Activation, Read, n, c),
-                m("x", Activation, Read, n, c),
-                m("weight", Param, Read, 1, c),
-                m("mean", F32, Read, n, 1),
-                m("rstd", F32, Read, n, 1),
-            ],
+            Outline::LayernormBackward { rows: n, channels: c, rms, bias, dx_write, write } => listed([
+                Some(m("dx", Activation, dx_write.into(), n, c)),
+                Some(m("dweight", F32, write.into(), 1, c)),
+                bias.then(|| m("dbias", F32, write.into(), 1, c)),
+                Some(m("dout", Activation, Read, n, c)),
+                Some(m("x", Activation, Read, n, c)),
+                Some(m("weight", Param, Read, 1, c)),
+                (!rms).then(|| m("mean", F32, Read, n, 1)),
+                Some(m("rstd", F32, Read, n, 1)),
+            ]),
             Outline::LinearBackwardInput { shape: s } => vec![
                 m("dx", Activation, Set, s.rows, s.c_in),
                 m("dout", Activation, Read, s.rows, s.c_out),
@@ -322,6 +330,11 @@ impl Outline {
             }
         }
     }
+}
+
+/// Those that are there, in order.
+fn listed<T>(all: impl IntoIterator<Item = Option<T>>) -> Vec<T> {
+    all.into_iter().flatten().collect()
 }
 
 /// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand
@@ -365,14 +378,34 @@ outlined! {
             positions: op.wpe.is_some(),
         }),
         [&*op.out, op.wte].into_iter().chain(op.wpe).collect();
-    Layernorm<B>: |op| Some(Outline::Layernorm { rows: op.rows, channels: op.channels }),
-        vec![op.out, op.mean, op.rstd, op.x, op.weight, op.bias];
-    ResidualLayernorm<B>: |op| Some(Outline::ResidualLayernorm { rows: op.rows, channels: op.channels }),
-        vec![op.residual, op.out, op.mean, op.rstd, op.x, op.branch, op.weight, op.bias];
+    Layernorm<B>: |op| Some(Outline::Layernorm {
+            rows: op.rows,
+            channels: op.channels,
+            rms: op.is_rms(),
+            bias: op.bias.is_some(),
+        }),
+        [&*op.out]
+            .into_iter()
+            .chain(op.mean.as_deref())
+            .chain([&*op.rstd, op.x, op.weight])
+            .chain(op.bias)
+            .collect();
+    ResidualLayernorm<B>: |op| Some(Outline::ResidualLayernorm {
+            rows: op.rows,
+            channels: op.channels,
+            rms: op.is_rms(),
+            bias: op.bias.is_some(),
+        }),
+        [&*op.residual, op.out]
+            .into_iter()
+            .chain(op.mean.as_deref())
+            .chain([&*op.rstd, op.x, op.branch, op.weight])
+            .chain(op.bias)
+            .collect();
     Linear<B>: |op| Some(Outline::Linear { shape: op.shape, bias: op.bias.is_some() }),
         [&*op.out, op.x, op.weight].into_iter().chain(op.bias).collect();
-    LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape }),
-        vec![op.out, op.pre, op.x, op.weight, op.bias];
+    LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape, bias: op.bias.is_some() }),
+        [&*op.out, op.pre, op.x, op.weight].into_iter().chain(op.bias).collect();
     // A decoding pass is not audited.
     Rotary<B, I>: |op| match op.at {
             RotaryAt::Sequences(rows) => Some(Outline::Rotary {
@@ -408,10 +441,18 @@ outlined! {
     LayernormBackward<B>: |op| Some(Outline::LayernormBackward {
             rows: op.rows,
             channels: op.channels,
+            rms: op.is_rms(),
+            bias: op.dbias.is_some(),
             dx_write: op.dx_write,
             write: op.write,
         }),
-        vec![op.dx, op.dweight, op.dbias, op.dout, op.x, op.weight, op.mean, op.rstd];
+        [&*op.dx, op.dweight]
+            .into_iter()
+            .chain(op.dbias.as_deref())
+            .chain([op.dout, op.x, op.weight])
+            .chain(op.mean)
+            .chain([op.rstd])
+            .collect();
     LinearBackwardInput<B>: |op| Some(Outline::LinearBackwardInput { shape: op.shape }),
         vec![op.dx, op.dout, op.weight];
     LinearBackwardInputGelu<B>: |op| Some(Outline::LinearBackwardInputGelu { shape: op.shape }),

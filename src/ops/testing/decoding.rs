@@ -72,13 +72,15 @@ impl<O: Ops> Bench<'_, O> {
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let bias = self.input(Role::Param, c_out, 1.0);
-            let [mut out, mut act, mut square] = [(); 3].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let [mut out, mut act, mut square, mut bare_act] =
+                [(); 4].map(|()| self.poisoned(Role::Activation, n * c_out));
             let mut wide = self.poisoned(Role::F32, n * c_out);
             let biased = Some(&bias.buf);
             for (out, bias, function) in [
                 (&mut out, biased, None),
                 (&mut act, biased, Some(Nonlinearity::Gelu)),
                 (&mut square, biased, Some(Nonlinearity::SquaredRelu)),
+                (&mut bare_act, None, Some(Nonlinearity::Gelu)),
                 (&mut wide, None, None),
             ] {
                 let op = DecodeLinear { out, x: &x.buf, weight: &weight.buf, bias, function, shape };
@@ -97,7 +99,12 @@ impl<O: Ops> Bench<'_, O> {
                 &square,
                 reference::activate(&want, Nonlinearity::SquaredRelu),
             );
-            self.result(&format!("decode_linear f32 {name}"), &wide, bare);
+            self.result(&format!("decode_linear f32 {name}"), &wide, bare.clone());
+            self.result(
+                &format!("decode_linear gelu without bias {name}"),
+                &bare_act,
+                bare.iter().map(|x| reference::gelu(*x)).collect(),
+            );
         }
     }
 

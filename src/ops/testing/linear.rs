@@ -14,6 +14,7 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("linear_backward_input", "25dac70e9eb9a2f7b8d7749f09186ff7f0c6653337a1fe0b306c586c2dbc302d"),
     ("linear_backward_input_gelu", "0df5da28fb32a5c7653b78f8b3e84b9d4b96678ccdd38b8a465682b1b8e61646"),
     ("linear_backward_weight", "7121ac6098f8c1887ccf6993f26e43a1465b9bac8a2100f03aa258dc14926899"),
+    ("linear_unbiased", ""),
 ];
 
 impl<O: Ops> Bench<'_, O> {
@@ -44,7 +45,7 @@ impl<O: Ops> Bench<'_, O> {
                 pre: &mut pre,
                 x: &x.buf,
                 weight: &weight.buf,
-                bias: &bias.buf,
+                bias: Some(&bias.buf),
                 shape,
             };
             self.ops.linear_gelu(op).unwrap();
@@ -112,6 +113,62 @@ impl<O: Ops> Bench<'_, O> {
                     &dbias.buf,
                     sum(&dbias.values, &want_db),
                 );
+            }
+        }
+    }
+
+    /// A layer without bias: GELU behind it, and the gradient of the weights alone, also behind GELU's.
+    pub(super) fn unbiased_linear(&mut self) {
+        for (n, c_in, c_out) in [(1, 1, 1), (5, 7, 3), (13, 520, 70), (257, 16, 130), (1030, 65, 40)] {
+            let (c_in, c_out) = (self.limits.row(c_in), self.limits.row(c_out));
+            let (name, shape) = (format!("{n} {c_in} {c_out}"), LinearShape { rows: n, c_in, c_out });
+            let x = self.input(Role::Activation, n * c_in, 1.0);
+            let weight = self.input(Role::Param, c_out * c_in, 0.3);
+            let [mut out, mut pre] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
+            let op = LinearGelu {
+                out: &mut out,
+                pre: &mut pre,
+                x: &x.buf,
+                weight: &weight.buf,
+                bias: None,
+                shape,
+            };
+            self.ops.linear_gelu(op).unwrap();
+            let want = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
+            self.result(&format!("linear_unbiased pre {name}"), &pre, want.clone());
+            let want = want.iter().map(|x| reference::gelu(*x)).collect();
+            self.result(&format!("linear_unbiased gelu {name}"), &out, want);
+
+            let dout = self.input(Role::Activation, n * c_out, 1.0);
+            let before = self.input(Role::Activation, n * c_in, 1.5);
+            let mut dpre = self.poisoned(Role::Activation, n * c_in);
+            let op = LinearBackwardInputGelu {
+                dpre: &mut dpre,
+                dout: &dout.buf,
+                weight: &weight.buf,
+                pre: &before.buf,
+                shape,
+            };
+            self.ops.linear_backward_input_gelu(op).unwrap();
+            let stored: Vec<f64> = self.read(&dpre, n * c_in).into_iter().map(f64::from).collect();
+            let square = LinearShape { c_out: c_in, ..shape };
+            for write in [Write::Set, Write::Add] {
+                for (shape, buf, values) in [(shape, &dout.buf, &dout.values), (square, &dpre, &stored)] {
+                    let mut dweight = self.target(shape.weight(), write);
+                    let op = LinearBackwardWeight {
+                        dweight: &mut dweight.buf,
+                        dbias: None,
+                        dout: buf,
+                        x: &x.buf,
+                        shape,
+                        write,
+                    };
+                    self.ops.linear_backward_weight(op).unwrap();
+                    let LinearShape { rows, c_in, c_out } = shape;
+                    let (want, _) = reference::linear_backward_weight(values, &x.values, rows, c_in, c_out);
+                    let name = format!("linear_unbiased dweight {rows} {c_in} {c_out} {write:?}");
+                    self.result(&name, &dweight.buf, sum(&dweight.values, &want));
+                }
             }
         }
     }

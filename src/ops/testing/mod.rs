@@ -140,6 +140,8 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(2000, Bench::rotary);
     bench.family(2100, Bench::embedding_of_tokens);
     bench.family(400, Bench::activate);
+    bench.family(1000, Bench::other_norms);
+    bench.family(1200, Bench::unbiased_linear);
     bench.cases
 }
 
@@ -229,7 +231,7 @@ impl<O: Ops> Bench<'_, O> {
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
         let params = ParamCount::default();
         self.ops
-            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, params })
+            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, bias: true, params })
             .unwrap();
     }
 }

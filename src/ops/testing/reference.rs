@@ -151,6 +151,38 @@ pub fn rotary(qkv: &[f64], positions: &[usize], heads: Heads, theta: f64, invers
     out
 }
 
+/// (out, rstd)
+pub fn rmsnorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (Vec<f64>, Vec<f64>) {
+    let (mut out, mut rstds) = (Vec::new(), Vec::new());
+    for row in x.chunks(channels) {
+        let square = row.iter().map(|x| x * x).sum::<f64>() / channels as f64;
+        let rstd = 1.0 / (square + 1e-5).sqrt();
+        out.extend(row.iter().zip(weight).zip(bias).map(|((x, w), b)| x * rstd * w + b));
+        rstds.push(rstd);
+    }
+    (out, rstds)
+}
+
+/// (dx, dweight, dbias)
+pub fn rmsnorm_backward(
+    dout: &[f64],
+    x: &[f64],
+    weight: &[f64],
+    channels: usize,
+) -> (Vec<f64>, Vec<f64>, Vec<f64>) {
+    let (_, rstds) = rmsnorm(x, weight, &vec![0.0; channels], channels);
+    let (mut dx, mut dweight, mut dbias) = (Vec::new(), vec![0.0; channels], vec![0.0; channels]);
+    for ((dout, x), rstd) in dout.chunks(channels).zip(x.chunks(channels)).zip(rstds) {
+        let mean_gh = (0..channels).map(|c| dout[c] * weight[c] * x[c] * rstd).sum::<f64>() / channels as f64;
+        for c in 0..channels {
+            dx.push(rstd * (dout[c] * weight[c] - x[c] * rstd * mean_gh));
+            dweight[c] += dout[c] * x[c] * rstd;
+            dbias[c] += dout[c];
+        }
+    }
+    (dx, dweight, dbias)
+}
+
 /// B, T, NH, HS.
 #[derive(Clone, Copy)]
 pub struct AttentionShape {
@@ -351,6 +383,16 @@ mod tests {
         let turn = |x: &[f64], inverse| rotary(x, &[0, 1, 7], heads, 30.0, inverse);
         assert_close(&turn(&r, true), &differences(&qkv, &r, |qkv| turn(qkv, false)));
         assert_close(&turn(&turn(&qkv, false), true), &qkv);
+    }
+
+    #[test]
+    fn rmsnorm_gradients_are_the_slopes() {
+        let (n, c) = (3, 7);
+        let (x, w, b, r) = (wide(14, n * c), wide(15, c), wide(16, c), wide(17, n * c));
+        let (dx, dw, db) = rmsnorm_backward(&r, &x, &w, c);
+        assert_close(&dx, &differences(&x, &r, |x| rmsnorm(x, &w, &b, c).0));
+        assert_close(&dw, &differences(&w, &r, |w| rmsnorm(&x, w, &b, c).0));
+        assert_close(&db, &differences(&b, &r, |b| rmsnorm(&x, &w, b, c).0));
     }
 
     #[test]

@@ -102,16 +102,17 @@ impl Descriptors {
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
         let epilogue = match key.epilogue {
-            Epilogue::Nothing | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => {
+            Epilogue::Nothing | Epilogue::ThenGelu | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => {
                 E::CUBLASLT_EPILOGUE_DEFAULT
             }
             Epilogue::Bias | Epilogue::BiasThenGelu => E::CUBLASLT_EPILOGUE_BIAS,
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
+            Epilogue::Gelu => E::CUBLASLT_EPILOGUE_GELU_AUX,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
         };
         made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
         // Bias and pre-activation have the output's type unless an attribute says otherwise.
-        if matches!(key.epilogue, Epilogue::BiasGelu | Epilogue::GeluGradient) {
+        if key.epilogue.fuses_gelu() {
             let width = if key.product == Product::Forward { c_out } else { c_in };
             made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
         }

@@ -63,10 +63,7 @@ impl Gemm {
             Product::BackwardInput => k.rows * k.c_in,
             Product::BackwardWeight => k.c_in * k.c_out,
         };
-        let has_pre = |k: &GemmKey| {
-            use Epilogue as E;
-            matches!(k.epilogue, E::BiasGelu | E::GeluGradient | E::BiasThenGelu | E::ThenGeluGradient)
-        };
+        let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then_gelu();
         let pre = largest(&|k| if has_pre(k) { size(out(k), k.types) } else { 0 });
         let bias = largest(&|k| size(k.c_out, k.types));
         let sums = largest(&|k| reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)));
@@ -207,7 +204,7 @@ impl Gemm {
         unsafe {
             self.start(k, OP, plan, &operands)?;
             match (&plan.ready, key.epilogue) {
-                (Ready::CublasLt(..), Epilogue::BiasThenGelu) => {
+                (Ready::CublasLt(..), Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
                     gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
                 }
                 (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {

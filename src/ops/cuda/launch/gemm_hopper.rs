@@ -91,7 +91,9 @@ pub fn fits(info: &GpuInfo) -> bool {
 fn kind(key: &GemmKey) -> Option<HopperProduct> {
     match (key.types, key.product, key.epilogue) {
         (Types::Bf16, Product::Forward, Epilogue::Nothing | Epilogue::Bias) => Some(HopperProduct::Forward),
-        (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu) => Some(HopperProduct::ForwardGelu),
+        (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
+            Some(HopperProduct::ForwardGelu)
+        }
         (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(HopperProduct::Input),
         (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(HopperProduct::InputGelu),
         (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => {
@@ -364,6 +366,7 @@ mod tests {
             for (product, c_in, c_out, epilogue) in [
                 (Product::Forward, c, 3 * c, Epilogue::Bias),
                 (Product::Forward, c, 4 * c, Epilogue::BiasThenGelu),
+                (Product::Forward, c, 4 * c, Epilogue::ThenGelu),
                 (Product::BackwardInput, c, 3 * c, Epilogue::Nothing),
                 (Product::BackwardInput, 4 * c, c, Epilogue::ThenGeluGradient),
                 (Product::BackwardWeight, 4 * c, c, Epilogue::BiasGradient),
@@ -385,7 +388,7 @@ mod tests {
 
     #[test]
     fn what_cublaslt_fuses_otherwise_is_left_to_it() {
-        for epilogue in [Epilogue::BiasGelu, Epilogue::GeluGradient] {
+        for epilogue in [Epilogue::BiasGelu, Epilogue::Gelu, Epilogue::GeluGradient] {
             assert!(tilings(&key(Product::Forward, 1024, 768, 3072, epilogue)).is_empty());
         }
         let single = GemmKey { types: Types::F32, ..key(Product::Forward, 1024, 768, 3072, Epilogue::Bias) };

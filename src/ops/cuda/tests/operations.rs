@@ -39,8 +39,8 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
     let w = numbers("w", c_out * c_in, 0.02);
     let b = numbers("b", c_out, 0.1);
     let d = numbers("d", n * c_out, 1.0);
-    let mut results: Vec<(String, f64, [Vec<f32>; 6])> = Vec::new();
-    fn run<O: Ops>(ops: &mut O, shape: (usize, usize, usize), data: [&[f32]; 4]) -> [Vec<f32>; 6] {
+    let mut results: Vec<(String, f64, [Vec<f32>; 8])> = Vec::new();
+    fn run<O: Ops>(ops: &mut O, shape: (usize, usize, usize), data: [&[f32]; 4]) -> [Vec<f32>; 8] {
         let (n, c_in, c_out) = shape;
         let [x, w, b, d] = data;
         let (x, w, b, d) = (
@@ -52,7 +52,10 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         let mut out = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let mut pre = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let shape = LinearShape { rows: n, c_in, c_out };
-        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: &b, shape };
+        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: None, shape };
+        ops.linear_gelu(op).expect("linear_gelu");
+        let unbiased = [values(ops, &out, n * c_out), values(ops, &pre, n * c_out)];
+        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: Some(&b), shape };
         ops.linear_gelu(op).expect("linear_gelu");
         // The gradient of a layer that came after a GELU at `x`.
         let mut dx = ops.alloc(Role::Activation, n * c_in).expect("memory");
@@ -75,7 +78,10 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
             })
             .expect("linear_backward_weight");
         }
+        let [out_unbiased, pre_unbiased] = unbiased;
         [
+            out_unbiased,
+            pre_unbiased,
             values(ops, &out, n * c_out),
             values(ops, &pre, n * c_out),
             values(ops, &dx, n * c_in),
@@ -102,7 +108,9 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
     let expected = run(&mut cpu(), (n, c_in, c_out), data);
     for (mode, tolerance, got) in &results {
         for (name, (got, expected)) in
-            ["out", "pre", "dx", "dpre", "dweight", "dbias"].iter().zip(got.iter().zip(&expected))
+            ["out without bias", "pre without bias", "out", "pre", "dx", "dpre", "dweight", "dbias"]
+                .iter()
+                .zip(got.iter().zip(&expected))
         {
             let distance = distance(got, expected);
             println!("{mode}: {name} {distance:.1e}");

@@ -12,6 +12,7 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
         heads: Heads { heads: 4, head_size: 64 },
         vocab: Vocab { used: 500, padded: 512 },
         backward: true,
+        bias: true,
         params: ParamCount::default(),
     };
     cuda.alloc_scratch(&shape).expect("scratch and plans");

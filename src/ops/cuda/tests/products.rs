@@ -26,6 +26,7 @@ fn keys(layer: LinearShape) -> Vec<GemmKey> {
         (Product::Forward, Epilogue::Nothing),
         (Product::Forward, Epilogue::Bias),
         (Product::Forward, Epilogue::BiasThenGelu),
+        (Product::Forward, Epilogue::ThenGelu),
         (Product::BackwardInput, Epilogue::Nothing),
         (Product::BackwardInput, Epilogue::ThenGeluGradient),
         (Product::BackwardWeight, Epilogue::Nothing),
@@ -52,10 +53,14 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
         results.push((name, values(ops, &out, shape.output())));
     }
     let [mut out, mut pre] = [(); 2].map(|()| poison(ops, Role::Activation, shape.output()));
-    ops.linear_gelu(LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: &b, shape })
-        .expect("linear_gelu");
-    results.push(("pre", values(ops, &pre, shape.output())));
-    results.push(("gelu", values(ops, &out, shape.output())));
+    for ([name_pre, name], bias) in
+        [(["pre", "gelu"], Some(&b)), (["pre without bias", "gelu without bias"], None)]
+    {
+        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias, shape };
+        ops.linear_gelu(op).expect("linear_gelu");
+        results.push((name_pre, values(ops, &pre, shape.output())));
+        results.push((name, values(ops, &out, shape.output())));
+    }
     let [mut dx, mut dpre] = [(); 2].map(|()| poison(ops, Role::Activation, shape.input()));
     ops.linear_backward_input(LinearBackwardInput { dx: &mut dx, dout: &d, weight: &w, shape })
         .expect("linear_backward_input");
@@ -121,7 +126,9 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
                 let what = format!("{name} of {rows} x {c_in} -> {c_out} with {used:?}");
                 match *name {
                     "sums of dpre" => assert!(distance(got, passes) < 1e-6, "{what}"),
-                    "gelu" | "dpre" => assert!(got == passes, "{what} differs from a pass of its own"),
+                    "gelu" | "gelu without bias" | "dpre" => {
+                        assert!(got == passes, "{what} differs from a pass of its own")
+                    }
                     name => {
                         let stored = |x: &f32| {
                             if name.starts_with("d") && name != "dx" {

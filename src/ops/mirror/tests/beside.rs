@@ -43,6 +43,9 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
         let op = DecodeLinear { out: &mut out, x: &x, weight: &wte, bias: Some(&bias), function, shape };
         to.ops.decode_linear(op).expect("decode_linear");
         to.add(format!("decode_linear {role:?}, {function:?}"), &out, shape.output());
+        let op = DecodeLinear { out: &mut out, x: &x, weight: &wte, bias: None, function, shape };
+        to.ops.decode_linear(op).expect("decode_linear");
+        to.add(format!("decode_linear without bias {role:?}, {function:?}"), &out, shape.output());
     }
     let cached = rows * capacity * channels;
     let [mut keys, mut values] = [(); 2].map(|()| draw.buf(to.ops, Role::Activation, cached, 1.0));
@@ -226,11 +229,11 @@ pub(super) fn constant_rows<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
         let [mut mean, mut rstd] = [(); 2].map(|()| ops.alloc(Role::F32, rows).expect("memory"));
         let op = Layernorm {
             out: &mut out,
-            mean: &mut mean,
+            mean: Some(&mut mean),
             rstd: &mut rstd,
             x: &x,
             weight: &weight,
-            bias: &bias,
+            bias: Some(&bias),
             rows,
             channels,
         };
@@ -241,12 +244,12 @@ pub(super) fn constant_rows<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
             dx: &mut dx,
             dx_write: Write::Set,
             dweight: &mut dweight,
-            dbias: &mut dbias,
+            dbias: Some(&mut dbias),
             write: Write::Set,
             dout: &dout,
             x: &x,
             weight: &weight,
-            mean: &mean,
+            mean: Some(&mean),
             rstd: &rstd,
             rows,
             channels,
