@@ -98,7 +98,7 @@ pub struct GradientBuffers<B> {
     pub narrow: B,
     /// Of `qkv` (N, 3C) or `fc`, the wider of the two.
     pub wide: B,
-    /// Of `activated` (N, F); absent where GELU is, whose gradient is fused with that of its input.
+    /// Of `activated` (N, F); present with SwiGLU alone: others' gradients stand where that of `fc` will.
     pub activated: Option<B>,
 }
 
@@ -156,7 +156,7 @@ impl Activations<BufferSpec> {
                 residual: act("gradient of residual", n * c),
                 narrow: act("gradient of narrow", n * c),
                 wide: act("gradient of wide", pre.max(n * 3 * c)),
-                activated: (model.activation != ActivationKind::Gelu)
+                activated: (model.activation == ActivationKind::Swiglu)
                     .then(|| act("gradient of wide", activated)),
             }),
         }

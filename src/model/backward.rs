@@ -137,10 +137,10 @@ impl<B: Send> BlockBackward<'_, B> {
         let (n, c, f, write) =
             (self.rows.count(), self.config.channels, self.config.mlp_channels(), self.write);
         let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
-        let kind = nonlinearity(self.config);
+        let function = nonlinearity(self.config);
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
         if let Some(out) = shared_activated.as_mut() {
-            ops.activate(Activate { out, pre: &a.fc, rows: n, channels: f, kind })?;
+            ops.activate(Activate { out, pre: &a.fc, rows: n, channels: f, function })?;
         }
         let kept = a.activated.as_ref().or(shared_activated.as_ref());
         ops.linear_backward_weight(LinearBackwardWeight {
@@ -152,23 +152,16 @@ impl<B: Send> BlockBackward<'_, B> {
             write,
         })?;
         let (weight, pre) = (&w.fc_proj.weight, &a.fc);
-        match (kind, activated) {
-            (Nonlinearity::Gelu, _) => {
-                let dpre = &mut **wide;
-                ops.linear_backward_input_gelu(LinearBackwardInputGelu {
-                    dpre,
-                    dout: dres,
-                    weight,
-                    pre,
-                    shape: down,
-                })?;
-            }
-            (kind, Some(dx)) => {
-                ops.linear_backward_input(LinearBackwardInput { dx, dout: dres, weight, shape: down })?;
-                let (dpre, dout) = (&mut **wide, &*dx);
-                ops.activate_backward(ActivateBackward { dpre, dout, pre, rows: n, channels: f, kind })?;
-            }
-            (_, None) => unreachable!("such a model has room for this gradient"),
+        if function == Nonlinearity::Gelu {
+            let dpre = &mut **wide;
+            let op = LinearBackwardInputGelu { dpre, dout: dres, weight, pre, shape: down };
+            ops.linear_backward_input_gelu(op)?;
+        } else {
+            // SwiGLU's gradient is wider than what it is made of; squared ReLU's takes its place.
+            let dx = activated.as_mut().unwrap_or(&mut **wide);
+            ops.linear_backward_input(LinearBackwardInput { dx, dout: dres, weight, shape: down })?;
+            let (dpre, dout) = (&mut **wide, activated.as_ref());
+            ops.activate_backward(ActivateBackward { dpre, dout, pre, function, rows: n, channels: f })?;
         }
         recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {

@@ -274,15 +274,15 @@ impl<O: Ops> Decoder<O> {
     /// From `normed` to `branch`.
     fn mlp(&mut self, ops: &mut O, w: &Block<O::Buf>, rows: usize) -> Result<()> {
         let Model { channels: c, .. } = self.model;
-        let (f, kind) = (self.model.mlp_channels(), nonlinearity(&self.model));
+        let (f, function) = (self.model.mlp_channels(), nonlinearity(&self.model));
         let up = LinearShape { rows, c_in: c, c_out: self.model.mlp_inputs() };
         let Decoder { normed, pairs, hidden, branch, .. } = self;
         match pairs {
             Some(pairs) => {
                 ops.decode_linear(linear(pairs, normed, &w.fc, None, up))?;
-                ops.activate(Activate { out: &mut *hidden, pre: pairs, rows, channels: f, kind })?;
+                ops.activate(Activate { out: &mut *hidden, pre: pairs, rows, channels: f, function })?;
             }
-            None => ops.decode_linear(linear(hidden, normed, &w.fc, Some(kind), up))?,
+            None => ops.decode_linear(linear(hidden, normed, &w.fc, Some(function), up))?,
         }
         ops.decode_linear(linear(branch, hidden, &w.fc_proj, None, LinearShape { rows, c_in: f, c_out: c }))
     }

@@ -14,8 +14,8 @@ use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
     Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
-    LinearGelu, LinearShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm, Result, Role, Rotary,
-    RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
+    LinearGelu, LinearShape, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm, Result,
+    Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -328,9 +328,9 @@ impl<B: Send> BlockForward<'_, B> {
                 let (out, pre) = (&mut *activated, &mut a.fc);
                 ops.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape: up })?;
             }
-            kind => {
+            function => {
                 ops.linear(Linear { out: &mut a.fc, x, weight, bias, shape: up })?;
-                ops.activate(Activate { out: activated, pre: &a.fc, rows: n, channels: f, kind })?;
+                ops.activate(Activate { out: activated, pre: &a.fc, rows: n, channels: f, function })?;
             }
         }
         ops.linear(Linear {
@@ -451,6 +451,8 @@ pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchSh
         heads: heads(model),
         vocab: vocab(model),
         backward,
+        bias: model.bias,
+        mlp: MlpShape { function: nonlinearity(model), channels: model.mlp_channels() },
         params,
     }
 }

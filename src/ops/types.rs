@@ -96,6 +96,26 @@ impl Nonlinearity {
     }
 }
 
+/// The MLP of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MlpShape {
+    pub function: Nonlinearity,
+    /// F: outputs of the function.
+    pub channels: usize,
+}
+
+impl MlpShape {
+    /// GPT-2's, in a model of this width.
+    pub fn gpt2(channels: usize) -> MlpShape {
+        MlpShape { function: Nonlinearity::Gelu, channels: 4 * channels }
+    }
+
+    /// Outputs of the first layer.
+    pub fn inputs(self) -> usize {
+        self.function.inputs() * self.channels
+    }
+}
+
 /// Sequences by tokens: the shape of one micro-batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rows {
@@ -144,6 +164,7 @@ pub struct ScratchShape {
     pub backward: bool,
     /// Whether linear layers and norms have biases.
     pub bias: bool,
+    pub mlp: MlpShape,
     pub params: ParamCount,
 }
 

@@ -98,7 +98,14 @@ pub fn scratch_bytes(shape: &ScratchShape, threads: usize) -> Vec<(String, u64)>
 fn shared_scratch(shape: &ScratchShape) -> (usize, usize) {
     let (logits, packed) =
         classifier::ClassifierScratch::lens(shape.rows.count(), shape.channels, shape.vocab);
-    (logits, if shape.backward { packed.max(linear::packed_len(4 * shape.channels)) } else { 0 })
+    (
+        logits,
+        if shape.backward {
+            packed.max(linear::packed_len(shape.mlp.channels.max(shape.channels)))
+        } else {
+            0
+        },
+    )
 }
 
 /// Floats of each thread's scratch.

@@ -211,6 +211,7 @@ fn planned_scratch_is_what_the_operations_use() {
         vocab: Vocab { used: 100, padded: 128 },
         backward: true,
         bias: true,
+        mlp: MlpShape::gpt2(32),
         params: ParamCount::default(),
     };
     cpu.alloc_scratch(&shape).unwrap();

@@ -12,7 +12,7 @@ use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
 use crate::ops::{
     Classifier, ClassifierLoss, Dtype, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, Perform, Result, ScratchShape, Vocab, Write,
+    LinearBackwardWeight, LinearGelu, LinearShape, Nonlinearity, Perform, Result, ScratchShape, Vocab, Write,
 };
 
 /// The key of a product of a linear layer.
@@ -47,7 +47,7 @@ fn backward_gelu(options: &CudaOptions) -> Epilogue {
     if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient }
 }
 
-/// Every matrix multiplication that training (or, without `backward`, evaluating) GPT-2 on
+/// Every matrix multiplication that training (or, without `backward`, evaluating) a model on
 /// micro-batches of `shape` asks for.
 pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
@@ -58,11 +58,15 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
     let before_gelu = if fusion(options) >= 2 { gradient } else { Nothing };
     let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
+    let (up, down) = match shape.mlp.function {
+        Nonlinearity::Gelu => ([gelu_forward, Nothing, before_gelu], [added, gelu_backward, gradient]),
+        _ => ([added, Nothing, gradient], [added, Nothing, gradient]),
+    };
     let mut layers = vec![
         (layer(c, 3 * c), [added, Nothing, gradient]),
         (layer(c, c), [added, Nothing, gradient]),
-        (layer(c, 4 * c), [gelu_forward, Nothing, before_gelu]),
-        (layer(4 * c, c), [added, gelu_backward, gradient]),
+        (layer(c, shape.mlp.inputs()), up),
+        (layer(shape.mlp.channels, c), down),
     ];
     for (_, rows) in chunks(n, shape.vocab, act_dtype(options.compute)) {
         layers.push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
@@ -368,7 +372,7 @@ struct ClassifierGradient {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Heads, ParamCount, Rows};
+    use crate::ops::{Heads, MlpShape, ParamCount, Rows};
 
     fn shape(backward: bool) -> ScratchShape {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
@@ -379,6 +383,7 @@ mod tests {
             vocab,
             backward,
             bias: true,
+            mlp: MlpShape::gpt2(768),
             params: ParamCount { tensors: 148, elements: 124_439_808 },
         }
     }
@@ -416,6 +421,23 @@ mod tests {
             assert_eq!(keys.len(), 3 * 5);
             let others: Vec<_> = keys.iter().map(|key| key.epilogue).filter(|it| *it != Nothing).collect();
             assert_eq!(others, gelu, "beside plain products, which no two layers share");
+        }
+    }
+
+    #[test]
+    fn other_functions_than_gelu_stand_between_plain_products() {
+        for (function, channels, inputs) in
+            [(Nonlinearity::SquaredRelu, 3072, 3072), (Nonlinearity::Swiglu, 2048, 4096)]
+        {
+            let mlp = MlpShape { function, channels };
+            for bias in [false, true] {
+                let keys = gemm_keys(&ScratchShape { bias, mlp, ..shape(true) }, &CudaOptions::default());
+                assert_eq!(keys.len(), 3 * 5);
+                let found = |c_in, c_out| keys.iter().any(|key| (key.c_in, key.c_out) == (c_in, c_out));
+                assert!(found(768, inputs) && found(channels as u64, 768), "{function:?}");
+                use Epilogue::{Bias, BiasGradient, Nothing};
+                assert!(keys.iter().all(|key| matches!(key.epilogue, Bias | BiasGradient | Nothing)));
+            }
         }
     }
 

@@ -30,8 +30,8 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
     let (channels, padded) = (shape.channels as u64, shape.vocab.padded as u64);
     let mut plan = vec![(Use::Logits, classifier::chunk_rows(n, padded, element) * padded * element)];
     if shape.backward {
-        // The widest bias is that of the MLP's first layer.
-        let columns = reduce::partials_bytes(n, 4 * channels);
+        // The widest bias is that of the MLP's first layer, or of queries, keys and values.
+        let columns = reduce::partials_bytes(n, (shape.mlp.inputs() as u64).max(3 * channels));
         let [list, counts, partials] = embedding::sort_scratch_bytes(n, channels);
         plan.extend([
             (Use::AttentionDelta, attention::delta_bytes(shape.rows, shape.heads)),
@@ -65,8 +65,7 @@ fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 9] {
         (Use::SquaresTable, rows(tensors, size_of::<optimizer::SquaresTensor>())),
         (Use::SquaresPartials, 8 * chunks),
         (Use::SquaresSums, 8 * tensors),
-        // The widest matrix is the MLP's.
-        (Use::MuonPartials, muon::partials_bytes(4 * (shape.channels as u64).pow(2))),
+        (Use::MuonPartials, muon::partials_bytes(widest_matrix(shape))),
         (Use::DigestTable, rows(hashed, size_of::<digest::DigestTensor>())),
         (Use::DigestRuns, rows(digest::MOST_LEVELS * hashed, size_of::<digest::DigestRun>())),
         (Use::DigestLeaves, HASH * leaves),
@@ -74,10 +73,15 @@ fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 9] {
     ]
 }
 
+/// Elements of the largest matrix in a block.
+fn widest_matrix(shape: &ScratchShape) -> u64 {
+    (shape.channels * shape.mlp.inputs().max(3 * shape.channels)) as u64
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Heads, Rows, Vocab};
+    use crate::ops::{Heads, MlpShape, Rows, Vocab};
 
     #[test]
     fn the_plan_of_gpt2_1558m_fits_in_a_gigabyte() {
@@ -88,6 +92,7 @@ mod tests {
             vocab: Vocab { used: 50_257, padded: 50_304 },
             backward: true,
             bias: true,
+            mlp: MlpShape::gpt2(1600),
             params: ParamCount { tensors: 580, elements: 1_557_611_200 },
         };
         let plan = scratch_plan(&shape, Compute::Bf16);

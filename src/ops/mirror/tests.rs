@@ -11,8 +11,8 @@ use crate::ops::testing::{self, Limits};
 use crate::ops::{
     AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
     EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearBackwardInput,
-    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops, ParamCount, ParamSlot,
-    ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, MlpShape, Ops, ParamCount,
+    ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 
 mod beside;
@@ -89,6 +89,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
         vocab,
         backward: true,
         bias: true,
+        mlp: MlpShape::gpt2(heads.channels()),
         params: ParamCount::default(),
     };
     ops.alloc_scratch(&scratch).expect("scratch");

@@ -19,7 +19,7 @@ mod rotary;
 
 use std::collections::BTreeMap;
 
-use super::{Heads, Ops, ParamCount, Role, Rows, ScratchShape, Vocab, Write};
+use super::{Heads, MlpShape, Ops, ParamCount, Role, Rows, ScratchShape, Vocab, Write};
 use crate::rng::Key;
 pub use decoding::{decoding_alone_and_together, decoding_cases};
 
@@ -231,7 +231,16 @@ impl<O: Ops> Bench<'_, O> {
     fn scratch(&mut self, rows: Rows, channels: usize, heads: Heads, vocab: Vocab) {
         let params = ParamCount::default();
         self.ops
-            .alloc_scratch(&ScratchShape { rows, channels, heads, vocab, backward: true, bias: true, params })
+            .alloc_scratch(&ScratchShape {
+                rows,
+                channels,
+                heads,
+                vocab,
+                backward: true,
+                bias: true,
+                mlp: MlpShape::gpt2(channels),
+                params,
+            })
             .unwrap();
     }
 }

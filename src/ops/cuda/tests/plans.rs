@@ -13,6 +13,7 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
         vocab: Vocab { used: 500, padded: 512 },
         backward: true,
         bias: true,
+        mlp: MlpShape::gpt2(256),
         params: ParamCount::default(),
     };
     cuda.alloc_scratch(&shape).expect("scratch and plans");
