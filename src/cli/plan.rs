@@ -122,7 +122,8 @@ struct PlanText<'a>(&'a RunPlan);
 impl PlanText<'_> {
     fn write(&self, out: &mut String) -> std::fmt::Result {
         let (m, d) = (&self.0.model, &self.0.device);
-        writeln!(out, "{}: GPT-2 with {} parameters", self.0.experiment, units::count(m.parameters))?;
+        let parameters = units::count(m.parameters);
+        writeln!(out, "{}: {} with {parameters} parameters", self.0.experiment, m.kind)?;
         writeln!(
             out,
             "  {} layers, {} heads, {} channels, {} tokens of context",

@@ -194,7 +194,8 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
     let sources: String = summary.sources.iter().map(|source| format!("\nsource {source}")).collect();
     let lines = [
         format!(
-            "{name}: GPT-2 with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
+            "{name}: {} with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
+            m.kind(),
             units::count(summary.parameters),
             m.layers,
             m.heads,

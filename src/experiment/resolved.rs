@@ -158,6 +158,21 @@ impl Model {
         words.join(", ")
     }
 
+    /// What people call it: GPT-2, or what its blocks have that GPT-2's have not.
+    pub fn kind(&self) -> String {
+        let parts = [
+            (self.norm == NormKind::Rmsnorm, "RMSNorm"),
+            (self.positions == PositionKind::Rotary, "rotary positions"),
+            (self.activation == ActivationKind::Relu2, "squared ReLU"),
+            (self.activation == ActivationKind::Swiglu, "SwiGLU"),
+            (self.qk_norm, "QK-norm"),
+            (!self.bias, "no biases"),
+            (!self.tied_head, "an untied head"),
+        ];
+        let parts: Vec<&str> = parts.into_iter().filter_map(|(has, part)| has.then_some(part)).collect();
+        if parts.is_empty() { "GPT-2".into() } else { format!("a transformer ({})", parts.join(", ")) }
+    }
+
     /// Whether the blocks are GPT-2's: what its files and formats can hold.
     pub fn has_gpt2_blocks(&self) -> bool {
         self.parts() == Model::gpt2(1, 1, 1, 1, 1).parts()

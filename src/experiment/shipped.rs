@@ -33,6 +33,7 @@ shipped!(
     "gpt2_420b",
     "gpt3_125m",
     "mixture",
+    "modern_124m",
     "quickstart",
     "sweep_ci"
 );

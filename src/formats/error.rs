@@ -67,7 +67,7 @@ pub enum FormatError {
         value: f64,
     },
     #[error(
-        "`{}` holds the tensor `{tensor}`, which GPT-2 does not have\n  hint: it is a model of another \
+        "`{}` holds the tensor `{tensor}`, which its model does not have\n  hint: it is a model of another \
          architecture, or of other sizes than its `config.json` says", path.display()
     )]
     Unused { path: PathBuf, tensor: String },

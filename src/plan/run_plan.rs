@@ -36,6 +36,8 @@ pub struct RunPlan {
 /// The model's sizes.
 #[derive(Debug, Serialize)]
 pub struct ModelSizes {
+    /// GPT-2, or what its blocks have that GPT-2's have not.
+    pub kind: String,
     pub parameters: u64,
     pub layers: usize,
     pub heads: usize,
@@ -112,6 +114,7 @@ impl ModelSizes {
     fn of(experiment: &Experiment) -> ModelSizes {
         let m = &experiment.model;
         ModelSizes {
+            kind: m.kind(),
             parameters: Weights::of(m).parameters(),
             layers: m.layers,
             heads: m.heads,

@@ -34,6 +34,8 @@ pub struct RunData {
 /// The facts that decide with which published numbers a run may be compared.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelFacts {
+    /// GPT-2, or what its blocks have that GPT-2's have not.
+    pub kind: String,
     /// As written in the experiment: `d12`.
     pub descriptor: Option<String>,
     pub layers: usize,
@@ -157,6 +159,7 @@ impl ModelFacts {
         });
         let flops = |model: &Model| Some(flops_per_token(model, size("batch", "seq_len")?));
         Ok(Some(ModelFacts {
+            kind: whole.as_ref().map_or("GPT-2".into(), Model::kind),
             descriptor,
             layers,
             channels,

@@ -54,6 +54,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
     }
     let (layers, channels) = if hellaswag { (12, 768) } else { (4, 128) };
     let model = ModelFacts {
+        kind: "GPT-2".to_owned(),
         descriptor: hellaswag.then(|| "d12".to_owned()),
         layers,
         channels,

@@ -46,7 +46,11 @@ const MODELS: &[Case] = &[
     ("hf_sharded", 0, &["5.547555  256 tokens"]),
     ("hf_uniform", 0, &["5.549076  256 tokens"]),
     ("hf_nan", 1, &["`transformer.h.0.mlp.c_fc.weight`", "model.safetensors`", "NaN at [3, 5], element 101"]),
-    ("hf_extra", 1, &["holds the tensor `transformer.h.0.attn.q_norm.weight`, which GPT-2 does not have"]),
+    (
+        "hf_extra",
+        1,
+        &["holds the tensor `transformer.h.0.attn.q_norm.weight`, which its model does not have"],
+    ),
     ("hf_huge", 1, &["the validation loss is not finite (NaN)", "overflow"]),
 ];
 

@@ -4,6 +4,7 @@ mod alerts;
 mod architecture;
 mod attacks;
 mod audit;
+mod blocks;
 mod bound;
 mod cases;
 mod compare;

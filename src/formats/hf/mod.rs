@@ -155,7 +155,7 @@ fn require_tied(folder: &Path, classifier: &Tensor, wte: &Tensor) -> Result<()> 
     if classifier.shape == wte.shape && bits(classifier) == bits(wte) {
         return Ok(());
     }
-    let problem = "differs from `wte.weight`: GPT-2's classifier is its token table".into();
+    let problem = "differs from the token table, which it is tied to".into();
     Err(FormatError::Parameter { path: folder.into(), tensor: CLASSIFIER.into(), problem })
 }
 

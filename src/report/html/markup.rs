@@ -76,7 +76,10 @@ fn facts(page: &HtmlPage, numbers: &Numbers) -> String {
         let size =
             model.parameters.map_or(String::new(), |n| format!(" with {} parameters", units::count(n)));
         let name = model.descriptor.as_ref().map_or(String::new(), |name| format!(" {name}"));
-        facts.push(format!("GPT-2{name}{size}: {} layers, {} channels", model.layers, model.channels));
+        facts.push(format!(
+            "{}{name}{size}: {} layers, {} channels",
+            model.kind, model.layers, model.channels
+        ));
     }
     let steps = units::thousands(numbers.steps);
     facts.push(match page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok()) {

@@ -1,0 +1,152 @@
+//! Blocks of other models than GPT-2: the same bits under every setting that must not change them, killed and
+//! resumed, in the mirror with its audits, and what is refused.
+
+use crate::support::Lab;
+
+const CI: &str = "experiments/ci.toml";
+const MODERN: &[&str] = &[
+    "model.norm=rmsnorm",
+    "model.positions=rotary",
+    "model.activation=swiglu",
+    "model.bias=false",
+    "model.tied_head=false",
+    "model.qk_norm=true",
+];
+const RELU2: &[&str] = &["model.activation=relu2", "model.positions=rotary", "model.qk_norm=true"];
+/// Sizes that have a mirror, and a short run.
+const MIRROR: &[&str] = &[
+    "device.kind=mirror",
+    "precision.compute=bf16",
+    "model.heads=1",
+    "eval.every=0",
+    "sample.every=0",
+    "schedule.steps=4",
+];
+
+fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|setting| ["--set", *setting]).collect()
+}
+
+#[test]
+fn settings_that_do_not_matter_change_no_bit() {
+    let lab = Lab::new();
+    for (name, blocks) in [("modern", MODERN), ("relu2", RELU2)] {
+        let root = |number: usize, more: &[&str]| {
+            let name = format!("{name}{number}");
+            let arguments = [&sets(blocks)[..], &sets(more), &["--name", &name]].concat();
+            lab.run(CI, &arguments).root().to_owned()
+        };
+        let plain = root(0, &[]);
+        let settings: [&[&str]; 6] = [
+            &["device.threads=1"],
+            &["memory.recompute=1"],
+            &["memory.recompute=2"],
+            &["parallel.ranks=2", "parallel.zero=1"],
+            &["parallel.ranks=2", "parallel.zero=2"],
+            &["eval.every=0", "sample.every=7", "proof.replay_every=5"],
+        ];
+        for (number, settings) in settings.into_iter().enumerate() {
+            assert_eq!(root(1 + number, settings), plain, "{name} {settings:?}");
+        }
+    }
+}
+
+#[test]
+fn each_part_is_another_model() {
+    let lab = Lab::new();
+    let mut roots = Vec::new();
+    for (number, part) in MODERN.iter().chain(&["model.activation=relu2", "seed=1337"]).enumerate() {
+        let name = format!("part{number}");
+        let short = ["schedule.steps=1", "schedule.warmup_steps=1", "eval.every=0", "sample.every=0"];
+        let arguments = [&sets(&[part])[..], &sets(&short), &["--name", &name]].concat();
+        roots.push(lab.run(CI, &arguments).root().to_owned());
+        let lock = std::fs::read_to_string(lab.path(&name).join("lock.toml")).expect("a lock");
+        let key = part.split('=').next().expect("a key");
+        // Locks of before have none of these keys.
+        let held = MODERN.iter().filter(|part| lock.contains(part.split('=').next().expect("a key"))).count();
+        let own = usize::from(key.starts_with("model."));
+        assert_eq!((held, lock.contains(key)), (own, true), "{part}: {lock}");
+    }
+    let count = roots.len();
+    roots.sort_unstable();
+    roots.dedup();
+    assert_eq!(roots.len(), count);
+}
+
+#[test]
+fn a_run_that_was_killed_ends_in_the_bits_of_the_whole_one_and_verify_holds_it() {
+    let lab = Lab::new();
+    let whole = lab.run(CI, &[&sets(MODERN)[..], &["--name", "whole"]].concat()).root().to_owned();
+    let mut run = lab.start("run", CI, &sets(MODERN));
+    run.wait_for_rows(&lab, 11);
+    run.kill();
+    lab.resume("ci", &["--set", "model.qk_norm=false"]).assert_fails(5, &["model.qk_norm"]);
+    assert_eq!(lab.resume("ci", &[]).root(), whole);
+    lab.verify("ci", &["--replay", "10..15"]).assert_says(&["replay"]);
+    let sampled = lab.verb("sample", "ci", &["--prompt", "And God", "--tokens", "40", "--seed", "1"]);
+    assert_eq!(sampled.code, Some(0), "{}", sampled.stderr);
+    assert!(sampled.stdout.starts_with("And God"), "{}", sampled.stdout);
+    lab.verb("export", "ci", &["--format", "llmc"])
+        .assert_fails(1, &["cannot hold this model", "model.norm"]);
+}
+
+#[test]
+fn muon_trains_the_matrices_of_other_blocks() {
+    let lab = Lab::new();
+    let muon = [&sets(MODERN)[..], &["--set", "optimizer.kind=muon"]].concat();
+    let whole = lab.run(CI, &[&muon[..], &["--name", "whole"]].concat()).root().to_owned();
+    let ranks = sets(&["parallel.ranks=2", "parallel.zero=2"]);
+    assert_eq!(lab.run(CI, &[&muon[..], &ranks, &["--name", "ranks"]].concat()).root(), whole);
+}
+
+#[test]
+fn the_mirror_trains_them_and_its_audits_hold() {
+    let lab = Lab::new();
+    for (name, blocks) in [("modern", MODERN), ("relu2", RELU2)] {
+        let audited = format!("{name}_audited");
+        let arguments = [&sets(blocks)[..], &sets(MIRROR), &["--name", &audited]].concat();
+        let more = sets(&["proof.audit_every=2", "proof.audit_pieces=200", "memory.recompute=2"]);
+        let root = lab.run(CI, &[&arguments[..], &more].concat()).root().to_owned();
+        let plain = [&sets(blocks)[..], &sets(MIRROR), &["--name", name]].concat();
+        assert_eq!(lab.run(CI, &plain).root(), root, "{name}");
+        let verified = lab.verify(&audited, &["--audit", "200"]);
+        assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_refused_by_key() {
+    let lab = Lab::new();
+    let refused = |settings: &[&str], says: &[&str]| lab.run(CI, &sets(settings)).assert_fails(2, says);
+    refused(&["model.rope_theta=500.0"], &["`model.rope_theta` does nothing", "model.positions"]);
+    refused(&["model.positions=rotary", "model.rope_theta=0.5"], &["model.rope_theta"]);
+    refused(
+        &["model.positions=rotary", "model.channels=66", "model.heads=6"],
+        &["heads of 11 cannot be rotated", "model.heads"],
+    );
+    refused(&["model.norm=batchnorm"], &["model.norm", "layernorm", "rmsnorm"]);
+    refused(&["model.activation=silu"], &["model.activation", "swiglu"]);
+    refused(
+        &["model.activation=swiglu", "kernels.gelu_fusion=1"],
+        &["kernels.gelu_fusion", "model.activation"],
+    );
+}
+
+#[test]
+fn a_model_goes_on_from_the_blocks_of_its_checkpoint() {
+    let lab = Lab::new();
+    let short = sets(&["schedule.steps=2", "schedule.warmup_steps=1", "checkpoint.every=2"]);
+    lab.run(CI, &[&sets(MODERN)[..], &short, &["--name", "first"]].concat()).root();
+    let experiment = "[data]\ncorpus = \"kjv\"\ntokenizer = \"byte\"\n[model]\ninit = \"run:first@2\"\n\
+        [batch]\nmicro = 2\nseq_len = 64\n[schedule]\nsteps = 1\n[eval]\nevery = 0\n[device]\nkind = \"cpu\"\n";
+    let path = lab.path("continued.toml");
+    std::fs::write(&path, experiment).expect("writable");
+    let path = path.to_str().expect("UTF-8");
+    lab.run(path, &["--name", "second"]).root();
+    let resolved = std::fs::read_to_string(lab.path("second/experiment.toml")).expect("there");
+    for key in ["norm = \"rmsnorm\"", "activation = \"swiglu\"", "tied_head = false", "from model.init"] {
+        assert!(resolved.contains(key), "{key}: {resolved}");
+    }
+    let other = ["--set", "model.norm=layernorm", "--name", "third"];
+    lab.run(path, &other).assert_fails(2, &["model.norm", "rmsnorm"]);
+}
