@@ -104,6 +104,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     beside::decoding(&mut to, &mut draw, heads);
     beside::average_and_muon(&mut to, &mut draw);
     beside::rotary(&mut to, &mut draw, rows, heads);
+    beside::qk_norm(&mut to, &mut draw, rows.count(), heads);
     beside::embedding_of_tokens(&mut to, &mut draw, shape);
     to.named
 }

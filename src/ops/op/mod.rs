@@ -21,6 +21,7 @@ mod muon;
 mod norm;
 mod optimizer;
 pub mod outline;
+mod qk_norm;
 mod rotary;
 
 use super::types::{Dtype, Result, Role};
@@ -35,6 +36,7 @@ pub use linear::{
 pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
 pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
+pub use qk_norm::{QkNorm, QkNormBackward};
 pub use rotary::{Rotary, RotaryAt, rotary_table};
 
 /// Hands the list of operations to the macro named in its argument: a row is the method, its struct with
@@ -49,6 +51,7 @@ macro_rules! operations {
             linear(Linear<Buf>) -> ();
             linear_gelu(LinearGelu<Buf>) -> ();
             gelu(Gelu<Buf>) -> ();
+            qk_norm(QkNorm<Buf>) -> ();
             rotary(Rotary<Buf, Ids>) -> ();
             attention(Attention<Buf>) -> ();
             classifier_loss(ClassifierLoss<Buf, Ids>) -> ();
@@ -64,6 +67,7 @@ macro_rules! operations {
             linear_backward_input_gelu(LinearBackwardInputGelu<Buf>) -> ();
             linear_backward_weight(LinearBackwardWeight<Buf>) -> ();
             attention_backward(AttentionBackward<Buf>) -> ();
+            qk_norm_backward(QkNormBackward<Buf>) -> ();
             embedding_backward(EmbeddingBackward<Buf, Ids>) -> ();
             // The optimizer, and sums over workers.
             sum_squares(SumSquares<Buf>) -> Vec<f64>;

@@ -14,6 +14,7 @@ pub mod gemm_hopper;
 pub mod layernorm;
 pub mod muon;
 pub mod optimizer;
+pub mod qk_norm;
 pub mod reduce;
 pub mod rotary;
 pub mod tensor_map;
@@ -32,7 +33,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 15] = [
+pub static BINDINGS: [Bindings; 16] = [
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     average::BINDINGS,
@@ -46,6 +47,7 @@ pub static BINDINGS: [Bindings; 15] = [
     layernorm::BINDINGS,
     muon::BINDINGS,
     optimizer::BINDINGS,
+    qk_norm::BINDINGS,
     reduce::BINDINGS,
     rotary::BINDINGS,
 ];
