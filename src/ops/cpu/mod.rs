@@ -30,6 +30,7 @@ mod math;
 mod muon;
 mod norm;
 mod optimizer;
+mod qk_norm;
 mod rotary;
 pub(in crate::ops) mod simd;
 #[cfg(test)]

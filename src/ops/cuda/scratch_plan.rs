@@ -1,7 +1,7 @@
 //! How much scratch a model's operations need, from the shape.
 
 use super::launch::{
-    attention, classifier, digest, embedding, gemm_hopper, layernorm, muon, optimizer, reduce,
+    attention, classifier, digest, embedding, gemm_hopper, layernorm, muon, optimizer, qk_norm, reduce,
 };
 use super::scratch::{USES, Use};
 use super::{act_dtype, gemm};
@@ -32,10 +32,13 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
     if shape.backward {
         // The widest bias is that of the MLP's first layer, or of queries, keys and values.
         let columns = reduce::partials_bytes(n, (shape.mlp.inputs() as u64).max(3 * channels));
+        // A norm of queries and keys takes turns with the others.
+        let norms =
+            layernorm::partials_bytes(n, channels, shape.bias).max(qk_norm::partials_bytes(n, shape.heads));
         let [list, counts, partials] = embedding::sort_scratch_bytes(n, channels);
         plan.extend([
             (Use::AttentionDelta, attention::delta_bytes(shape.rows, shape.heads)),
-            (Use::LayernormPartials, layernorm::partials_bytes(n, channels, shape.bias)),
+            (Use::LayernormPartials, norms),
             (Use::ColumnPartials, columns),
             (Use::GeluPartials, columns),
             (Use::SortFirst, list),

@@ -8,7 +8,7 @@
 //!
 //! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
 //!   [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `activate`, `norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`,
+//! * `linear`, `activate`, `norm`, `qk_norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`,
 //!   `optimizer`, `reduce`, `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it
 //!   the operations, which
 //!   check operands.
@@ -32,6 +32,7 @@ mod linear;
 mod muon;
 mod norm;
 mod optimizer;
+mod qk_norm;
 mod recompute;
 mod reduce;
 mod rotary;

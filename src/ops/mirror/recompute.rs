@@ -2,6 +2,7 @@
 //! one place where an excerpt needs to know more than its own shape.
 
 use super::classifier::TableGradientInputs;
+use super::qk_norm::QkPartBuffers;
 use super::{Mirror, MirrorBuffer};
 use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
@@ -9,7 +10,8 @@ use crate::ops::op::outline::{Outline, WeightOrder};
 use crate::ops::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
     Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, Ops, ResidualLayernorm, Result, Role, Rotary, RotaryAt, Write, rotary_table,
+    LinearGelu, LinearShape, Ops, QkNorm, QkNormBackward, ResidualLayernorm, Result, Role, Rotary, RotaryAt,
+    Write, rotary_table,
 };
 
 /// What is written of a weight gradient, before the buffers.
@@ -100,6 +102,28 @@ impl Mirror {
             (Outline::ActivateBackward { rows, channels, function, .. }, [dpre, dout, pre]) => {
                 let dout = Some(&*dout);
                 self.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels })
+            }
+            (Outline::QkNorm { rows, heads }, [out, rstd, x, q_weight, k_weight]) => {
+                self.qk_norm(QkNorm { out, rstd, x, q_weight, k_weight, rows, heads })
+            }
+            (
+                Outline::QkNormBackward { rows, heads, write },
+                [dqkv, dq_weight, dk_weight, x, q_weight, k_weight, rstd],
+            ) => self.qk_norm_backward(QkNormBackward {
+                dqkv,
+                dq_weight,
+                dk_weight,
+                write,
+                x,
+                q_weight,
+                k_weight,
+                rstd,
+                rows,
+                heads,
+            }),
+            (Outline::QkNormPart(part), [dout, dq_weight, dk_weight, x, q_weight, k_weight, rstd]) => {
+                let (dweight, weight) = if part.keys { (dk_weight, k_weight) } else { (dq_weight, q_weight) };
+                self.qk_norm_part(part, QkPartBuffers { dout, dweight, x, weight, rstd })
             }
             (Outline::Rotary { rows, heads, theta, inverse, first }, [qkv]) => {
                 let values = rotary_table(first + rows.seq, heads.head_size, theta);

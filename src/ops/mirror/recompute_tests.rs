@@ -187,20 +187,26 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
     let [mut dwte, mut dwpe] = [vocab, rows.seq + 1].map(|len| filled(&mut ops, Role::F32, len * c));
     let dout = filled(&mut ops, Role::Activation, n * c);
     let mut qkv = filled(&mut ops, Role::Activation, 3 * n * c);
+    let [q_weight, k_weight] = [(); 2].map(|()| filled(&mut ops, Role::Param, heads.head_size));
+    let mut dweights = [(); 2].map(|()| filled(&mut ops, Role::F32, heads.head_size));
+    let mut dqkv = filled(&mut ops, Role::Activation, 3 * n * c);
+    let mut normed = ops.alloc(Role::Activation, 3 * n * c).expect("memory");
+    let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).expect("memory");
     let mut out = ops.alloc(Role::Activation, n * c).expect("memory");
     let mut table = ops.alloc(Role::F32, rows.seq * heads.head_size).expect("memory");
     ops.upload(&mut table, &rotary_table(rows.seq, heads.head_size, theta)).expect("an upload");
     let mut ids = ops.alloc_ids(n).expect("memory");
     ops.upload_ids(&mut ids, &inputs).expect("an upload");
 
-    let parameters = vec![(vec![vocab, c], wte.bytes().to_vec())];
+    let weights = [&q_weight, &k_weight].map(|weight| (vec![heads.head_size], weight.bytes().to_vec()));
+    let parameters = [(vec![vocab, c], wte.bytes().to_vec())].into_iter().chain(weights).collect();
     let mut matrices = BTreeMap::new();
     let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
         let size = if matrix.role == Role::F32 { 4 } else { 2 };
         matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
         Ok(())
     };
-    let mut traced = Traced::new(&mut ops, [&wte].into_iter(), &mut keep);
+    let mut traced = Traced::new(&mut ops, [&wte, &q_weight, &k_weight].into_iter(), &mut keep);
     let ids = &ids;
     traced
         .embedding(Embedding { out: &mut out, ids, wte: &wte, wpe: None, rows, channels: c })
@@ -209,6 +215,23 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
         let at = RotaryAt::Sequences(rows);
         traced.rotary(Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse }).expect("rotary");
     }
+    let [q_weight, k_weight] = [&q_weight, &k_weight];
+    let op = QkNorm { out: &mut normed, rstd: &mut rstd, x: &qkv, q_weight, k_weight, rows: n, heads };
+    traced.qk_norm(op).expect("qk_norm");
+    let [dq_weight, dk_weight] = &mut dweights;
+    let op = QkNormBackward {
+        dqkv: &mut dqkv,
+        dq_weight,
+        dk_weight,
+        write,
+        x: &qkv,
+        q_weight,
+        k_weight,
+        rstd: &rstd,
+        rows: n,
+        heads,
+    };
+    traced.qk_norm_backward(op).expect("qk_norm_backward");
     for dwpe in [Some(&mut dwpe), None] {
         let op = EmbeddingBackward {
             dwte: &mut dwte,
@@ -223,7 +246,8 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
         };
         traced.embedding_backward(op).expect("embedding_backward");
     }
-    for buf in [&out, &qkv, &dwte, &dwpe] {
+    let [dq_weight, dk_weight] = &dweights;
+    for buf in [&out, &qkv, &normed, &rstd, &dqkv, dq_weight, dk_weight, &dwte, &dwpe] {
         traced.release(buf).expect("a look");
     }
     let trace = traced.finish().expect("all was seen");
@@ -319,6 +343,8 @@ fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
         let want = [
             ("embedding", 3 * 3),
             ("embedding_backward", 2 * (3 * 72 + cleared) + 3),
+            ("qk_norm", 7 * 3),
+            ("qk_norm_backward", 7 * 3 + 2),
             ("rotary", 2 * 3 * 3 * 3),
         ];
         assert_eq!(counts, BTreeMap::from(want), "{write:?}");

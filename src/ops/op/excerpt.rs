@@ -12,6 +12,8 @@
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
 //! | gradient of a norm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
+//! | norm of queries and keys | one head of a block of rows | that |
+//! | its gradient | the same, or all queries or keys with the weight's gradient | that |
 //! | rotary embedding | one head of some positions of a sequence | that |
 //! | attention and its gradient | one head of one sequence | that head |
 //! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
@@ -20,7 +22,7 @@
 use std::ops::Range;
 
 use super::LinearShape;
-use super::outline::{Matrix, Outline, TableGradient};
+use super::outline::{Matrix, Outline, QkNormPart, TableGradient};
 use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Write};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
@@ -103,6 +105,10 @@ impl Outline {
             Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
             Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s, .. } => tiles(s.rows, s.c_out),
+            Outline::QkNorm { rows, heads } => of_rows(rows) * heads.heads,
+            // Queries and keys as a whole come last.
+            Outline::QkNormBackward { rows, heads, .. } => of_rows(rows) * heads.heads + 2,
+            Outline::QkNormPart(_) => 1,
             Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
             Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
                 tiles(rows, channels)
@@ -177,6 +183,31 @@ impl Outline {
                 let dout = (!in_place).then_some(dout);
                 plain(outline, [pre.clone()].into_iter().chain(dout).chain([pre]).map(Some))
             }
+            Outline::QkNorm { rows, heads } => {
+                let (rows, [qkv, rstd, weight]) = of_norm(index, rows, heads);
+                let heads = Heads { heads: 1, ..heads };
+                let picks = [qkv.clone(), rstd, qkv, weight.clone(), weight].map(Some);
+                plain(Outline::QkNorm { rows, heads }, picks)
+            }
+            Outline::QkNormBackward { rows, heads, write }
+                if index < rows.div_ceil(TILE_ROWS) * heads.heads =>
+            {
+                let (rows, [qkv, rstd, weight]) = of_norm(index, rows, heads);
+                let heads = Heads { heads: 1, ..heads };
+                let reads = [qkv.clone(), weight.clone(), weight, rstd].map(Some);
+                let picks = [Some(qkv), None, None].into_iter().chain(reads);
+                plain(Outline::QkNormBackward { rows, heads, write }, picks)
+            }
+            Outline::QkNormBackward { rows, heads, write } => {
+                let part = index - rows.div_ceil(TILE_ROWS) * heads.heads;
+                let of = |width: usize| Some(Pick::new(0..rows, part * width..(part + 1) * width));
+                let weights = [0, 1].map(|of| (of == part).then(|| Pick::new(0..1, 0..heads.head_size)));
+                let [q_weight, k_weight] = weights.clone();
+                let [dq_weight, dk_weight] = weights;
+                let (qkv, rstd) = (of(heads.channels()), of(heads.heads));
+                let picks = [qkv.clone(), dq_weight, dk_weight, qkv, q_weight, k_weight, rstd];
+                plain(Outline::QkNormPart(QkNormPart { rows, heads, write, keys: part == 1 }), picks)
+            }
             Outline::Rotary { rows, heads, theta, inverse, first } => {
                 let (part, head) = (index / heads.heads, index % heads.heads);
                 let blocks = rows.seq.div_ceil(TILE_ROWS);
@@ -210,7 +241,7 @@ impl Outline {
                 let outline = TableGradient { rows, channels, vocab, scale, write, first, count };
                 Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
             }
-            Outline::TableGradient(_) => unreachable!("an excerpt is not cut again"),
+            Outline::TableGradient(_) | Outline::QkNormPart(_) => unreachable!("an excerpt is not cut again"),
             Outline::Classifier { rows, channels: c, vocab, scale, write } => {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
@@ -394,6 +425,20 @@ fn head(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
         Pick::new(tokens, output),
         Pick::new(index * rows.seq..(index + 1) * rows.seq, 0..1),
     ]
+}
+
+/// Of one head of a block of rows, how many rows, and its queries, keys and values, their deviations, and a
+/// weight.
+fn of_norm(index: usize, rows: usize, heads: Heads) -> (usize, [Pick; 3]) {
+    let (rows, head) = (block(index / heads.heads, TILE_ROWS, rows), index % heads.heads);
+    let columns = [head..head + 1, heads.heads + head..heads.heads + head + 1];
+    let of_rows = || Pick::new(rows.clone(), 0..0);
+    let picks = [
+        Pick { columns: of_head(heads, head).into(), ..of_rows() },
+        Pick { columns: columns.into(), ..of_rows() },
+        Pick::new(0..1, 0..heads.head_size),
+    ];
+    (rows.len(), picks)
 }
 
 /// The columns of a head's queries, keys and values.

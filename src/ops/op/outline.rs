@@ -6,7 +6,8 @@
 use super::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
     EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, ResidualLayernorm, Rotary, RotaryAt,
+    LinearBackwardWeight, LinearGelu, LinearShape, QkNorm, QkNormBackward, ResidualLayernorm, Rotary,
+    RotaryAt,
 };
 use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Vocab, Write};
 
@@ -45,6 +46,17 @@ pub enum Outline {
         channels: usize,
         function: Nonlinearity,
     },
+    QkNorm {
+        rows: usize,
+        heads: Heads,
+    },
+    QkNormBackward {
+        rows: usize,
+        heads: Heads,
+        write: Write,
+    },
+    /// The queries or keys of a gradient of [`QkNorm`]: an excerpt of it alone, whose matrices it has.
+    QkNormPart(QkNormPart),
     /// Of whole sequences; `first` is the position of their first row.
     Rotary {
         rows: Rows,
@@ -129,6 +141,15 @@ pub struct TableGradient {
     pub count: usize,
 }
 
+/// The gradient of the norm of all queries, or of all keys: no fewer give the gradient of their weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QkNormPart {
+    pub rows: usize,
+    pub heads: Heads,
+    pub write: Write,
+    pub keys: bool,
+}
+
 /// What an operation does with one of its matrices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -175,6 +196,8 @@ impl Outline {
             Outline::ResidualLayernorm { .. } => "residual_layernorm",
             Outline::Linear { .. } => "linear",
             Outline::LinearGelu { .. } => "linear_gelu",
+            Outline::QkNorm { .. } => "qk_norm",
+            Outline::QkNormBackward { .. } | Outline::QkNormPart(_) => "qk_norm_backward",
             Outline::Rotary { .. } => "rotary",
             Outline::Activate { function, .. } => match function {
                 Nonlinearity::Gelu => "gelu",
@@ -254,6 +277,32 @@ impl Outline {
             Outline::Activate { rows: n, channels: c, function } => {
                 vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, function.inputs() * c)]
             }
+            Outline::QkNorm { rows: n, heads } => vec![
+                m("out", Activation, Set, n, 3 * heads.channels()),
+                m("rstd", F32, Set, n, 2 * heads.heads),
+                m("x", Activation, Read, n, 3 * heads.channels()),
+                m("q_weight", Param, Read, 1, heads.head_size),
+                m("k_weight", Param, Read, 1, heads.head_size),
+            ],
+            Outline::QkNormBackward { rows: n, heads, write } => vec![
+                m("dqkv", Activation, Access::Add, n, 3 * heads.channels()),
+                m("dq_weight", F32, write.into(), 1, heads.head_size),
+                m("dk_weight", F32, write.into(), 1, heads.head_size),
+                m("x", Activation, Read, n, 3 * heads.channels()),
+                m("q_weight", Param, Read, 1, heads.head_size),
+                m("k_weight", Param, Read, 1, heads.head_size),
+                m("rstd", F32, Read, n, 2 * heads.heads),
+            ],
+            // Each row has one part.
+            Outline::QkNormPart(QkNormPart { rows: n, heads, write, .. }) => vec![
+                m("dqkv", Activation, Access::Add, n, heads.channels()),
+                m("dq_weight", F32, write.into(), 1, heads.head_size),
+                m("dk_weight", F32, write.into(), 1, heads.head_size),
+                m("x", Activation, Read, n, heads.channels()),
+                m("q_weight", Param, Read, 1, heads.head_size),
+                m("k_weight", Param, Read, 1, heads.head_size),
+                m("rstd", F32, Read, n, heads.heads),
+            ],
             // The table is made again from `theta`.
             Outline::Rotary { rows, heads, .. } => {
                 vec![m("qkv", Activation, Access::Add, rows.count(), 3 * heads.channels())]
@@ -406,6 +455,10 @@ outlined! {
         [&*op.out, op.x, op.weight].into_iter().chain(op.bias).collect();
     LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape, bias: op.bias.is_some() }),
         [&*op.out, op.pre, op.x, op.weight].into_iter().chain(op.bias).collect();
+    QkNorm<B>: |op| Some(Outline::QkNorm { rows: op.rows, heads: op.heads }),
+        vec![op.out, op.rstd, op.x, op.q_weight, op.k_weight];
+    QkNormBackward<B>: |op| Some(Outline::QkNormBackward { rows: op.rows, heads: op.heads, write: op.write }),
+        vec![op.dqkv, op.dq_weight, op.dk_weight, op.x, op.q_weight, op.k_weight, op.rstd];
     // A decoding pass is not audited.
     Rotary<B, I>: |op| match op.at {
             RotaryAt::Sequences(rows) => Some(Outline::Rotary {

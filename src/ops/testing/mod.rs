@@ -14,6 +14,7 @@ mod linear;
 mod muon;
 mod norm;
 mod optimizer;
+mod qk_norm;
 pub mod reference;
 mod rotary;
 
@@ -138,6 +139,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(153, Bench::optimizer);
     bench.family(171, Bench::muon);
     bench.family(2000, Bench::rotary);
+    bench.family(2050, Bench::qk_norm);
     bench.family(2100, Bench::embedding_of_tokens);
     bench.family(400, Bench::activate);
     bench.family(1000, Bench::other_norms);
@@ -156,6 +158,7 @@ pub fn cpu_bits() -> BTreeMap<&'static str, &'static str> {
         classifier::CPU_BITS,
         optimizer::CPU_BITS,
         muon::CPU_BITS,
+        qk_norm::CPU_BITS,
         rotary::CPU_BITS,
         activate::CPU_BITS,
     ];

@@ -163,6 +163,18 @@ pub fn rmsnorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (Vec
     (out, rstds)
 }
 
+/// (out, rstd) of queries and keys of `x` (N, 3, NH, HS); the weights are theirs in this order.
+pub fn qk_norm(x: &[f64], weights: [&[f64]; 2], heads: Heads) -> (Vec<f64>, Vec<f64>) {
+    let (mut out, mut rstds) = (x.to_vec(), Vec::new());
+    for (i, head) in out.chunks_mut(heads.head_size).enumerate() {
+        let Some(weight) = weights.get(i / heads.heads % 3) else { continue };
+        let rstd = 1.0 / (dot(head, head) / head.len() as f64 + 1e-5).sqrt();
+        head.iter_mut().zip(*weight).for_each(|(x, w)| *x = *x * rstd * w);
+        rstds.push(rstd);
+    }
+    (out, rstds)
+}
+
 /// (dx, dweight, dbias)
 pub fn rmsnorm_backward(
     dout: &[f64],
@@ -181,6 +193,39 @@ pub fn rmsnorm_backward(
         }
     }
     (dx, dweight, dbias)
+}
+
+/// B, T, NH, HS.
+#[derive(Clone, Copy)]
+pub struct AttentionShape {
+    pub batch: usize,
+    pub seq: usize,
+    pub heads: usize,
+    pub head_size: usize,
+}
+
+/// (dx, gradients of the weights)
+pub fn qk_norm_backward(
+    dout: &[f64],
+    x: &[f64],
+    weights: [&[f64]; 2],
+    heads: Heads,
+) -> (Vec<f64>, [Vec<f64>; 2]) {
+    let size = heads.head_size;
+    let (mut dx, mut dweights) = (dout.to_vec(), [vec![0.0; size], vec![0.0; size]]);
+    for (i, (dx, x)) in dx.chunks_mut(size).zip(x.chunks(size)).enumerate() {
+        let part = i / heads.heads % 3;
+        let Some(weight) = weights.get(part) else { continue };
+        let rstd = 1.0 / (dot(x, x) / size as f64 + 1e-5).sqrt();
+        let h: Vec<f64> = x.iter().map(|x| x * rstd).collect();
+        let g: Vec<f64> = dx.iter().zip(*weight).map(|(d, w)| d * w).collect();
+        let mean = dot(&g, &h) / size as f64;
+        for c in 0..size {
+            dweights[part][c] += dx[c] * h[c];
+            dx[c] = rstd * (g[c] - h[c] * mean);
+        }
+    }
+    (dx, dweights)
 }
 
 /// B, T, NH, HS.
@@ -374,6 +419,16 @@ mod tests {
         assert_close(&dx, &differences(&x, &r, |x| layernorm(x, &w, &b, c).0));
         assert_close(&dw, &differences(&w, &r, |w| layernorm(&x, w, &b, c).0));
         assert_close(&db, &differences(&b, &r, |b| layernorm(&x, &w, b, c).0));
+    }
+
+    #[test]
+    fn qk_norm_gradients_are_the_slopes() {
+        let heads = Heads { heads: 2, head_size: 4 };
+        let (x, q, k, r) = (wide(30, 2 * 24), wide(31, 4), wide(32, 4), wide(33, 2 * 24));
+        let (dx, [dq, dk]) = qk_norm_backward(&r, &x, [&q, &k], heads);
+        assert_close(&dx, &differences(&x, &r, |x| qk_norm(x, [&q, &k], heads).0));
+        assert_close(&dq, &differences(&q, &r, |q| qk_norm(&x, [q, &k], heads).0));
+        assert_close(&dk, &differences(&k, &r, |k| qk_norm(&x, [&q, k], heads).0));
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod gemm_hopper;
 pub mod layernorm;
 pub mod muon;
 pub mod optimizer;
+pub mod qk_norm;
 pub mod reduce;
 pub mod rotary;
 pub mod tensor_map;
@@ -33,7 +34,7 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 16] = [
+pub static BINDINGS: [Bindings; 17] = [
     activate::BINDINGS,
     attention::BINDINGS,
     attention_hopper::BINDINGS,
@@ -48,6 +49,7 @@ pub static BINDINGS: [Bindings; 16] = [
     layernorm::BINDINGS,
     muon::BINDINGS,
     optimizer::BINDINGS,
+    qk_norm::BINDINGS,
     reduce::BINDINGS,
     rotary::BINDINGS,
 ];

@@ -1,10 +1,11 @@
 //! What a training step of GPT-2 with AdamW does not do, on the same numbers: decoding, the average of the
-//! weights, Muon, rotary embeddings. And inputs that no kind of numbers reaches.
+//! weights, Muon, norms of queries and keys, rotary embeddings. And inputs that no kind of numbers reaches.
 
 use super::*;
 use crate::ops::{
     Activate, ActivateBackward, Average, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, MatrixPart,
-    MuonDirection, MuonPolynomial, MuonUpdate, Nonlinearity, Rotary, RotaryAt, RowPositions, rotary_table,
+    MuonDirection, MuonPolynomial, MuonUpdate, Nonlinearity, QkNorm, QkNormBackward, Rotary, RotaryAt,
+    RowPositions, rotary_table,
 };
 
 fn ids<O: Ops>(ops: &mut O, values: &[u16]) -> O::Ids {
@@ -172,6 +173,39 @@ pub(super) fn rotary<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Row
     let op = Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse: false };
     to.ops.rotary(op).expect("rotary");
     to.add("rotary at listed positions", &qkv, size);
+}
+
+pub(super) fn qk_norm<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: usize, heads: Heads) {
+    let (wide, size) = (3 * rows * heads.channels(), heads.head_size);
+    let x = draw.buf(to.ops, Role::Activation, wide, 1.0);
+    let [q_weight, k_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::Param, size, 1.0));
+    let (q_weight, k_weight) = (&q_weight, &k_weight);
+    let mut out = to.ops.alloc(Role::Activation, wide).expect("memory");
+    let mut rstd = to.ops.alloc(Role::F32, 2 * rows * heads.heads).expect("memory");
+    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows, heads };
+    to.ops.qk_norm(op).expect("qk_norm");
+    to.add("qk_norm", &out, wide);
+    to.add("qk_norm rstd", &rstd, 2 * rows * heads.heads);
+    let [mut dq_weight, mut dk_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, size, 1.0));
+    for write in [Write::Set, Write::Add] {
+        let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1e-2);
+        let op = QkNormBackward {
+            dqkv: &mut dqkv,
+            dq_weight: &mut dq_weight,
+            dk_weight: &mut dk_weight,
+            write,
+            x: &x,
+            q_weight,
+            k_weight,
+            rstd: &rstd,
+            rows,
+            heads,
+        };
+        to.ops.qk_norm_backward(op).expect("qk_norm_backward");
+        to.add(format!("qk_norm_backward dqkv {write:?}"), &dqkv, wide);
+        to.add(format!("qk_norm_backward dq_weight {write:?}"), &dq_weight, size);
+        to.add(format!("qk_norm_backward dk_weight {write:?}"), &dk_weight, size);
+    }
 }
 
 /// Without positions; the gradient of a table of tokens that it sets.

@@ -1,0 +1,155 @@
+// RMSNorm of each head's queries and keys, and its gradient (Dehghani et al. 2023).
+//
+//   forward    out = x rstd w, rstd = 1/sqrt(mean(x^2) + 1e-5) over the HS elements of a head; values copied
+//   backward   h = x rstd, g = dout w;  dx = rstd (g - h mean(g h)) in the place of dout
+//              dq_weight, dk_weight (=|+=) sum of dout h over all rows and heads
+//   x, out, dqkv (n, 3, NH, HS), q_weight, k_weight (HS) act_t; rstd (n, 2, NH) float
+//   dq_weight, dk_weight (HS) float
+//
+// A group of lanes has a head, eight columns a lane: 8 lanes for heads of up to 64 columns, 16 up to 128, 32
+// up to 256. A head is read once and waits in registers for its sum.
+//
+// Order of sums. Of a head: each lane its columns in order, then lane numbers that differ in lanes/2, ..., 1.
+// Weight gradients: the n NH heads of queries (row by row) are cut into blocks, and so are those of keys; half
+// of the groups of a block of threads take each. Group j of half has the heads j, j + half, ... of its block
+// in order, then the groups are added in order, then the blocks by reduce_partials (reduce.cu).
+#include "common.cuh"
+
+constexpr u32 QK_THREADS = 256;
+constexpr float QK_EPSILON = 1e-5f;
+
+// Sum over the lanes of a group; the same bits in all of them. Every lane of the warp takes part.
+__device__ __forceinline__ float group_sum(float x, u32 lanes) {
+    for (u32 step = lanes / 2; step > 0; step >>= 1) x += __shfl_xor_sync(FULL_WARP, x, step);
+    return x;
+}
+
+struct QkNormArgs {
+    act_t* out;             // (n, 3, NH, HS)
+    float* rstd;            // (n, 2, NH)
+    const act_t* x;         // (n, 3, NH, HS)
+    const act_t* q_weight;  // (HS)
+    const act_t* k_weight;  // (HS)
+    u32 vectors;            // 3 n NH
+    u32 heads;              // NH
+    u32 head_size;          // HS, a multiple of 8
+    u32 lanes;              // of a head: 8, 16 or 32
+};
+
+// grid ceil(3 n NH / (4 * 256 / lanes)), block 256: four heads a group in flight.
+extern "C" __global__ void __launch_bounds__(256) qk_norm(const __grid_constant__ QkNormArgs args) {
+    constexpr u32 HEADS = 4;
+    const u32 groups = QK_THREADS / args.lanes, column = threadIdx.x % args.lanes * 8;
+    const u32 first = blockIdx.x * HEADS * groups + threadIdx.x / args.lanes;
+    const bool active = column < args.head_size;
+    Chunk<act_t> held[HEADS], weights[2];
+#pragma unroll
+    for (u32 k = 0; k < HEADS; ++k) {
+        const u32 vector = first + k * groups;
+        held[k].clear();
+        if (active && vector < args.vectors) held[k].load(args.x + u64(vector) * args.head_size + column);
+    }
+    weights[0].clear(), weights[1].clear();
+    if (active) weights[0].load(args.q_weight + column), weights[1].load(args.k_weight + column);
+#pragma unroll
+    for (u32 k = 0; k < HEADS; ++k) {
+        const u32 vector = first + k * groups, row = vector / (3 * args.heads);
+        const u32 head = vector - row * 3 * args.heads;
+        float x[8], w[8], sum = 0.f;
+        held[k].widen(x);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum = __fmaf_rn(x[i], x[i], sum);
+        sum = group_sum(sum, args.lanes);
+        if (vector >= args.vectors) continue;
+        if (head < 2 * args.heads) {
+            const float rstd = __frcp_rn(__fsqrt_rn(__fdiv_rn(sum, float(args.head_size)) + QK_EPSILON));
+            const Chunk<act_t> weight = head < args.heads ? weights[0] : weights[1];
+            weight.widen(w);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) x[i] = x[i] * rstd * w[i];
+            held[k].narrow(x);
+            if (column == 0) args.rstd[u64(row) * 2 * args.heads + head] = rstd;
+        }
+        if (active) held[k].store(args.out + u64(vector) * args.head_size + column);
+    }
+}
+
+struct QkNormBackwardArgs {
+    act_t* dqkv;            // (n, 3, NH, HS): of out, then of x; values untouched
+    float* partials;        // (blocks, 2, HS)
+    const act_t* x;         // (n, 3, NH, HS)
+    const act_t* q_weight;  // (HS)
+    const act_t* k_weight;  // (HS)
+    const float* rstd;      // (n, 2, NH)
+    u32 vectors;            // n NH: heads of queries, and of keys
+    u32 block_vectors;      // of each in a block: max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64
+    u32 heads;              // NH
+    u32 head_size;          // HS, a multiple of 8
+    u32 lanes;              // of a head: 8, 16 or 32
+    u32 unused;             // 0
+};
+
+// grid blocks = ceil(n NH / block_vectors), block 256.
+extern "C" __global__ void __launch_bounds__(256)
+    qk_norm_backward(const __grid_constant__ QkNormBackwardArgs args) {
+    constexpr u32 HEADS = 2;  // of a group, in flight
+    __shared__ float sums[QK_THREADS * 8];
+    const u32 groups = QK_THREADS / args.lanes, half = groups / 2, group = threadIdx.x / args.lanes;
+    const u32 keys = group / half, place = group - keys * half, column = threadIdx.x % args.lanes * 8;
+    const bool active = column < args.head_size;
+    const u32 begin = blockIdx.x * args.block_vectors;
+    const u32 end = min(args.block_vectors, args.vectors - begin) + begin;
+    const float inverse = __frcp_rn(float(args.head_size));
+    Chunk<act_t> weight;
+    weight.clear();
+    if (active) weight.load((keys ? args.k_weight : args.q_weight) + column);
+    float w[8], dweight[8] = {};
+    weight.widen(w);
+    // The same number of turns for all threads: they shuffle together. A head past the end reads as zeros,
+    // its rstd too, and so adds nothing to any sum.
+#pragma unroll 1
+    for (u32 at = begin; at < end; at += HEADS * half) {
+        Chunk<act_t> dout[HEADS], x[HEADS];
+        float rstd[HEADS];
+        u64 offset[HEADS];
+#pragma unroll
+        for (u32 k = 0; k < HEADS; ++k) {
+            const u32 vector = at + k * half + place, row = vector / args.heads;
+            const u32 head = vector - row * args.heads;
+            offset[k] = ((u64(row) * 3 + keys) * args.heads + head) * args.head_size + column;
+            dout[k].clear(), x[k].clear(), rstd[k] = 0.f;
+            if (active && vector < end) {
+                dout[k].load(args.dqkv + offset[k]);
+                x[k].load(args.x + offset[k]);
+                rstd[k] = args.rstd[(u64(row) * 2 + keys) * args.heads + head];
+            }
+        }
+#pragma unroll
+        for (u32 k = 0; k < HEADS; ++k) {
+            float d[8], h[8], sum = 0.f;
+            dout[k].widen(d), x[k].widen(h);
+#pragma unroll
+            for (int i = 0; i < 8; ++i) {
+                h[i] *= rstd[k];
+                dweight[i] = __fmaf_rn(d[i], h[i], dweight[i]);
+                d[i] *= w[i];
+                sum = __fmaf_rn(d[i], h[i], sum);
+            }
+            const float average = group_sum(sum, args.lanes) * inverse;
+#pragma unroll
+            for (int i = 0; i < 8; ++i) d[i] = rstd[k] * __fmaf_rn(-h[i], average, d[i]);
+            dout[k].narrow(d);
+            if (active && at + k * half + place < end) dout[k].store(args.dqkv + offset[k]);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 8; ++i) sums[threadIdx.x * 8 + i] = dweight[i];
+    __syncthreads();
+    const u32 width = args.lanes * 8;  // of a group in `sums`
+    for (u32 c = threadIdx.x; c < 2 * args.head_size; c += QK_THREADS) {
+        const u32 part = c / args.head_size, first = part * half * width + (c - part * args.head_size);
+        float total = sums[first];
+        for (u32 g = 1; g < half; ++g) total += sums[first + g * width];
+        args.partials[u64(blockIdx.x) * 2 * args.head_size + c] = total;
+    }
+}

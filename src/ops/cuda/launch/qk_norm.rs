@@ -1,0 +1,131 @@
+//! Launches of `qk_norm.cu`: RMSNorm of queries and keys.
+
+use super::super::Cuda;
+use super::super::args::{Act, F32, In, Out, bindings};
+use super::super::memory::Buf;
+use super::super::modules::{Geometry, Kernels};
+use super::super::scratch::Use;
+use super::reduce::{self, Targets};
+use crate::ops::{Heads, Perform, QkNorm, QkNormBackward, Result};
+
+bindings! {
+    "qk_norm.cu" {
+        struct QkNormArgs {
+            out: Out<Act>, rstd: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>, vectors: u32,
+            heads: u32, head_size: u32, lanes: u32,
+        }
+        struct QkNormBackwardArgs {
+            dqkv: Out<Act>, partials: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>,
+            rstd: In<F32>, vectors: u32, block_vectors: u32, heads: u32, head_size: u32, lanes: u32,
+            unused: u32,
+        }
+        kernel FORWARD(QkNormArgs) = "qk_norm";
+        kernel BACKWARD(QkNormBackwardArgs) = "qk_norm_backward";
+    }
+}
+
+/// The widest head that a warp holds.
+const MOST_HEAD_SIZE: usize = 256;
+/// Heads that a group of lanes has in flight in the forward pass.
+const IN_FLIGHT: u64 = 4;
+
+/// Lanes of a head: eight columns each.
+fn lanes(head_size: usize) -> usize {
+    (head_size / 8).next_power_of_two().max(8)
+}
+
+fn check(k: &Kernels, op: &'static str, rows: usize, heads: Heads) -> Result<()> {
+    let Heads { heads, head_size } = heads;
+    k.row_length(op, head_size)?;
+    k.check(op, head_size <= MOST_HEAD_SIZE, || {
+        format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
+    })?;
+    k.check(op, 3 * rows * heads < 1 << 31, || {
+        format!("{rows} rows of {heads} heads are more than fit 32 bits")
+    })
+}
+
+fn forward(k: &Kernels, op: QkNorm<'_, Buf>) -> Result<()> {
+    const OP: &str = "qk_norm";
+    let QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads } = op;
+    check(k, OP, n, heads)?;
+    let size = 3 * n * heads.channels();
+    let Heads { heads, head_size } = heads;
+    let lanes = lanes(head_size);
+    let vectors = 3 * n * heads;
+    let args = QkNormArgs {
+        out: Out::at(k.act(OP, "out", out, size)?),
+        rstd: Out::at(k.f32(OP, "rstd", rstd, 2 * n * heads)?),
+        x: In::at(k.act(OP, "x", x, size)?),
+        q_weight: In::at(k.act(OP, "q_weight", q_weight, head_size)?),
+        k_weight: In::at(k.act(OP, "k_weight", k_weight, head_size)?),
+        vectors: vectors as u32,
+        heads: heads as u32,
+        head_size: head_size as u32,
+        lanes: lanes as u32,
+    };
+    let of_block = IN_FLIGHT * 256 / lanes as u64;
+    // SAFETY: all lengths were checked.
+    unsafe { k.launch(OP, &FORWARD, Geometry::new((vectors as u64).div_ceil(of_block), 256), &args) }
+}
+
+/// Heads of queries that one block of the gradient adds, as many of keys, and the number of blocks.
+fn blocks(n: u64, heads: u64) -> (u64, u64) {
+    let of_block = (n * heads).div_ceil(1024).max(n.div_ceil(512) + 3).next_multiple_of(64);
+    (of_block, (n * heads).div_ceil(of_block))
+}
+
+/// Bytes of the partial weight gradients.
+pub fn partials_bytes(n: u64, heads: Heads) -> u64 {
+    blocks(n, heads.heads as u64).1 * 2 * heads.head_size as u64 * 4
+}
+
+/// `partials` has the bytes of [`partials_bytes`].
+fn backward(k: &Kernels, partials: u64, op: QkNormBackward<'_, Buf>) -> Result<()> {
+    const OP: &str = "qk_norm_backward";
+    let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows: n, heads } =
+        op;
+    check(k, OP, n, heads)?;
+    let size = 3 * n * heads.channels();
+    let Heads { heads, head_size } = heads;
+    let (of_block, count) = blocks(n as u64, heads as u64);
+    let args = QkNormBackwardArgs {
+        dqkv: Out::at(k.act(OP, "dqkv", dqkv, size)?),
+        partials: Out::at(partials),
+        x: In::at(k.act(OP, "x", x, size)?),
+        q_weight: In::at(k.act(OP, "q_weight", q_weight, head_size)?),
+        k_weight: In::at(k.act(OP, "k_weight", k_weight, head_size)?),
+        rstd: In::at(k.f32(OP, "rstd", rstd, 2 * n * heads)?),
+        vectors: (n * heads) as u32,
+        block_vectors: of_block as u32,
+        heads: heads as u32,
+        head_size: head_size as u32,
+        lanes: lanes(head_size) as u32,
+        unused: 0,
+    };
+    let targets = Targets {
+        first: k.f32(OP, "dq_weight", dq_weight, head_size)?,
+        second: k.f32(OP, "dk_weight", dk_weight, head_size)?,
+        split: head_size as u64,
+        width: 2 * head_size as u64,
+    };
+    // SAFETY: all lengths were checked; the scratch is the caller's promise.
+    unsafe { k.launch(OP, &BACKWARD, Geometry::new(count, 256), &args) }?;
+    reduce::reduce_partials(k, OP, targets, partials, count, write)
+}
+
+impl Perform<QkNorm<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: QkNorm<'_, Buf>) -> Result<()> {
+        self.written(op.out);
+        forward(&self.kernels, op)
+    }
+}
+
+impl Perform<QkNormBackward<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: QkNormBackward<'_, Buf>) -> Result<()> {
+        self.written(op.dqkv);
+        let bytes = partials_bytes(op.rows as u64, op.heads);
+        let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, bytes)?;
+        backward(&self.kernels, partials, op)
+    }
+}

@@ -1,0 +1,188 @@
+//! RMSNorm of each head's queries and keys, as `kernels/qk_norm.cu` computes it.
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::Mirror;
+use super::buffer::MirrorBuffer;
+use super::checks::{act, float, float_mut, row_length};
+use super::reduce::{add_in_order, reduce_partials};
+use super::scalar::{kept, round, wide};
+use crate::ops::cpu::checks::failed;
+use crate::ops::cpu::engine::Engine;
+use crate::ops::op::outline::QkNormPart;
+use crate::ops::{Heads, Perform, QkNorm, QkNormBackward, Result};
+
+const EPSILON: f32 = 1e-5;
+
+/// Lanes of a head: eight columns each.
+fn lanes(head_size: usize) -> usize {
+    (head_size / 8).next_power_of_two().max(8)
+}
+
+/// Sum over a head: each lane adds its eight columns in order with `f(sum, column)`, then the butterfly of lane
+/// numbers that differ in lanes/2, …, 1.
+fn head_sum(head_size: usize, f: impl Fn(f32, usize) -> f32) -> f32 {
+    let columns = |lane: usize| (lane * 8).min(head_size)..(lane * 8 + 8).min(head_size);
+    let mut lanes: Vec<f32> = (0..lanes(head_size)).map(|lane| columns(lane).fold(0.0, &f)).collect();
+    while lanes.len() > 1 {
+        let upper = lanes.split_off(lanes.len() / 2);
+        lanes.iter_mut().zip(upper).for_each(|(a, b)| *a += b);
+    }
+    lanes[0]
+}
+
+/// Queries and keys of `x` (n, 3, NH, HS): `bf16((x rstd) weight)` with rstd one over the root of the mean square
+/// and 1e-5, see [`head_sum`]. Values are copied.
+pub fn forward(
+    engine: &Engine,
+    out: &mut [bf16],
+    rstd: &mut [f32],
+    x: &[bf16],
+    weights: [&[bf16]; 2],
+    heads: Heads,
+) {
+    let (channels, size) = (heads.channels(), heads.head_size);
+    let row = |((out, rstd), x): ((&mut [bf16], &mut [f32]), &[bf16])| {
+        out[2 * channels..].copy_from_slice(&x[2 * channels..]);
+        let vectors = out.chunks_exact_mut(size).zip(x.chunks_exact(size));
+        for (head, ((out, x), rstd)) in vectors.zip(rstd).enumerate() {
+            let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
+            let squares = head_sum(size, |sum, c| x[c].mul_add(x[c], sum));
+            let scale = 1.0 / (squares / size as f32 + EPSILON).sqrt();
+            for ((out, x), weight) in out.iter_mut().zip(x).zip(weights[head / heads.heads]) {
+                *out = round(x * scale * wide(*weight));
+            }
+            *rstd = kept(scale);
+        }
+    };
+    let rows = out.par_chunks_mut(3 * channels).zip(rstd.par_chunks_mut(2 * heads.heads));
+    engine.install(|| rows.zip(x.par_chunks(3 * channels)).for_each(row));
+}
+
+/// What the gradient of the queries, or of the keys, reads: x (n, NH, HS), weight (HS), rstd (n, NH).
+#[derive(Clone, Copy)]
+pub struct HeadNorms<'a> {
+    pub x: &'a [bf16],
+    pub weight: &'a [bf16],
+    pub rstd: &'a [f32],
+    pub heads: Heads,
+}
+
+/// With h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes `bf16(rstd (g - h mean(g h)))`. Gives partial
+/// sums of dout h, one row for each block of heads, for [`reduce_partials`].
+///
+/// The heads, row by row, are cut into blocks of max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64.
+/// Of a block, group j of 16 (8 where a head has 16 lanes, 4 where 32) adds the heads j, j + 16, … in order from
+/// zero; then the groups in order.
+pub fn backward(engine: &Engine, dout: &mut [bf16], of: HeadNorms<'_>) -> Vec<f32> {
+    let Heads { heads, head_size: size } = of.heads;
+    let (vectors, rows) = (dout.len() / size, dout.len() / size / heads);
+    let count = vectors.div_ceil(1024).max(rows.div_ceil(512) + 3).next_multiple_of(64);
+    let groups = 128 / lanes(size);
+    let weight: Vec<f32> = of.weight.iter().map(|w| wide(*w)).collect();
+    let inverse = 1.0 / size as f32;
+    let block = |(number, dout): (usize, &mut [bf16])| -> Vec<f32> {
+        let mut sums = vec![vec![0.0f32; size]; groups];
+        for (at, dout) in dout.chunks_exact_mut(size).enumerate() {
+            let (vector, sum) = (number * count + at, &mut sums[at % groups]);
+            let rstd = of.rstd[vector];
+            let h: Vec<f32> = of.x[vector * size..][..size].iter().map(|x| wide(*x) * rstd).collect();
+            let g: Vec<f32> = dout.iter().zip(&weight).map(|(d, w)| wide(*d) * w).collect();
+            for ((sum, d), h) in sum.iter_mut().zip(&*dout).zip(&h) {
+                *sum = wide(*d).mul_add(*h, *sum);
+            }
+            let mean = head_sum(size, |sum, c| g[c].mul_add(h[c], sum)) * inverse;
+            for ((d, g), h) in dout.iter_mut().zip(g).zip(h) {
+                *d = round(rstd * (-h).mul_add(mean, g));
+            }
+        }
+        add_in_order(sums)
+    };
+    engine.install(|| dout.par_chunks_mut(count * size).enumerate().flat_map_iter(block).collect())
+}
+
+fn check(op: &'static str, heads: Heads) -> Result<()> {
+    row_length(op, heads.head_size)?;
+    if heads.head_size > 256 {
+        return Err(failed(op, format!("heads of {} channels are wider than 256", heads.head_size)));
+    }
+    Ok(())
+}
+
+/// The queries' or keys' part of (n, parts, width).
+fn part_of<T: Copy>(all: &[T], parts: usize, width: usize, part: usize) -> Vec<T> {
+    all.chunks_exact(parts * width).flat_map(|row| &row[part * width..(part + 1) * width]).copied().collect()
+}
+
+impl Perform<QkNorm<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: QkNorm<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "qk_norm";
+        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads } = op;
+        check(OP, heads)?;
+        let size = 3 * rows * heads.channels();
+        let weights = [
+            act(OP, "q_weight", q_weight, heads.head_size)?,
+            act(OP, "k_weight", k_weight, heads.head_size)?,
+        ];
+        let out = self.act_mut(OP, "out", out, size)?;
+        let rstd = float_mut(OP, "rstd", rstd, 2 * rows * heads.heads)?;
+        forward(&self.engine, out, rstd, act(OP, "x", x, size)?, weights, heads);
+        Ok(())
+    }
+}
+
+impl Perform<QkNormBackward<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: QkNormBackward<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "qk_norm_backward";
+        let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, heads } =
+            op;
+        check(OP, heads)?;
+        let (channels, size) = (heads.channels(), heads.head_size);
+        let dqkv = self.act_mut(OP, "dqkv", dqkv, 3 * rows * channels)?;
+        let x = act(OP, "x", x, 3 * rows * channels)?;
+        let rstd = float(OP, "rstd", rstd, 2 * rows * heads.heads)?;
+        let weights = [act(OP, "q_weight", q_weight, size)?, act(OP, "k_weight", k_weight, size)?];
+        let gradients =
+            [float_mut(OP, "dq_weight", dq_weight, size)?, float_mut(OP, "dk_weight", dk_weight, size)?];
+        for (part, (weight, dweight)) in weights.into_iter().zip(gradients).enumerate() {
+            let (x, rstd) = (part_of(x, 3, channels, part), part_of(rstd, 2, heads.heads, part));
+            let mut dout = part_of(dqkv, 3, channels, part);
+            let partials = backward(&self.engine, &mut dout, HeadNorms { x: &x, weight, rstd: &rstd, heads });
+            reduce_partials(dweight, write, &partials, size, 0);
+            for (row, dx) in dqkv.chunks_exact_mut(3 * channels).zip(dout.chunks_exact(channels)) {
+                row[part * channels..][..channels].copy_from_slice(dx);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The buffers of the gradient of the queries alone, or of the keys: (n, NH, HS), (HS), (n, NH).
+pub struct QkPartBuffers<'a> {
+    pub dout: &'a mut MirrorBuffer,
+    pub dweight: &'a mut MirrorBuffer,
+    pub x: &'a MirrorBuffer,
+    pub weight: &'a MirrorBuffer,
+    pub rstd: &'a MirrorBuffer,
+}
+
+impl Mirror {
+    /// The queries' or the keys' part of [`QkNormBackward`].
+    pub(super) fn qk_norm_part(&mut self, part: QkNormPart, bufs: QkPartBuffers<'_>) -> Result<()> {
+        const OP: &str = "qk_norm_backward";
+        let QkNormPart { rows, heads, write, .. } = part;
+        let len = rows * heads.channels();
+        let of = HeadNorms {
+            x: act(OP, "x", bufs.x, len)?,
+            weight: act(OP, "weight", bufs.weight, heads.head_size)?,
+            rstd: float(OP, "rstd", bufs.rstd, rows * heads.heads)?,
+            heads,
+        };
+        let dout = self.act_mut(OP, "dqkv", bufs.dout, len)?;
+        let partials = backward(&self.engine, dout, of);
+        let dweight = float_mut(OP, "dweight", bufs.dweight, heads.head_size)?;
+        reduce_partials(dweight, write, &partials, heads.head_size, 0);
+        Ok(())
+    }
+}

@@ -1,0 +1,59 @@
+//! RMSNorm of queries and keys, and its gradient.
+
+use super::{Bench, reference, sum};
+use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, Role, Write};
+
+/// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
+pub(super) const CPU_BITS: &[(&str, &str)] = &[("qk_norm", ""), ("qk_norm_backward", "")];
+
+impl<O: Ops> Bench<'_, O> {
+    pub(super) fn qk_norm(&mut self) {
+        for (n, heads, head_size) in [(1, 1, 2), (7, 3, 18), (70, 12, 64), (33, 2, 80), (150, 5, 128)] {
+            let Some(head_size) = self.limits.head_size(head_size) else { continue };
+            let shape = Heads { heads, head_size };
+            let (wide, name) = (3 * n * shape.channels(), format!("{n} {heads} {head_size}"));
+            let x = self.input(Role::Activation, wide, 2.0);
+            let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, head_size, 1.0));
+            let weights = [&q_weight.values[..], &k_weight.values];
+            let mut out = self.poisoned(Role::Activation, wide);
+            let mut rstd = self.poisoned(Role::F32, 2 * n * heads);
+            let op = QkNorm {
+                out: &mut out,
+                rstd: &mut rstd,
+                x: &x.buf,
+                q_weight: &q_weight.buf,
+                k_weight: &k_weight.buf,
+                rows: n,
+                heads: shape,
+            };
+            self.ops.qk_norm(op).unwrap();
+            let (want, want_rstd) = reference::qk_norm(&x.values, weights, shape);
+            self.result(&format!("qk_norm {name}"), &out, want);
+            self.result(&format!("qk_norm rstd {name}"), &rstd, want_rstd);
+            for write in [Write::Set, Write::Add] {
+                let mut dqkv = self.input(Role::Activation, wide, 1.0);
+                let mut dq_weight = self.target(head_size, write);
+                let mut dk_weight = self.target(head_size, write);
+                let op = QkNormBackward {
+                    dqkv: &mut dqkv.buf,
+                    dq_weight: &mut dq_weight.buf,
+                    dk_weight: &mut dk_weight.buf,
+                    write,
+                    x: &x.buf,
+                    q_weight: &q_weight.buf,
+                    k_weight: &k_weight.buf,
+                    rstd: &rstd,
+                    rows: n,
+                    heads: shape,
+                };
+                self.ops.qk_norm_backward(op).unwrap();
+                let (want, [want_q, want_k]) =
+                    reference::qk_norm_backward(&dqkv.values, &x.values, weights, shape);
+                let name = |what: &str| format!("qk_norm_backward {what} {name} {write:?}");
+                self.result(&name("dqkv"), &dqkv.buf, want);
+                self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
+                self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
+            }
+        }
+    }
+}
