@@ -195,15 +195,6 @@ pub fn rmsnorm_backward(
     (dx, dweight, dbias)
 }
 
-/// B, T, NH, HS.
-#[derive(Clone, Copy)]
-pub struct AttentionShape {
-    pub batch: usize,
-    pub seq: usize,
-    pub heads: usize,
-    pub head_size: usize,
-}
-
 /// (dx, gradients of the weights)
 pub fn qk_norm_backward(
     dout: &[f64],
