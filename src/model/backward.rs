@@ -5,8 +5,8 @@ use super::gpt2::{Gpt2, heads, vocab};
 use super::weights::{Affine, Block, Group, Weights};
 use crate::ops::{
     AttentionBackward, Classifier, DeviceError, EmbeddingBackward, Gelu, Heads, Layernorm, LayernormBackward,
-    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape, Ops, Result, Rows,
-    Write,
+    LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape, LogitTerms, Ops, Result,
+    Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -40,6 +40,7 @@ impl<O: Ops> Gpt2<O> {
             rows: n,
             channels: c,
             vocab: vocab(&self.config),
+            terms: LogitTerms::default(),
             scale,
             write,
         })?;

@@ -13,7 +13,8 @@ use super::weights::{Affine, Group, ParamSpec, Weights};
 use crate::experiment::Model;
 use crate::ops::{
     Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear, LinearGelu,
-    LinearShape, Ops, ParamCount, ResidualLayernorm, Result, Role, Rows, ScratchShape, Vocab, Write,
+    LinearShape, LogitTerms, Ops, ParamCount, ResidualLayernorm, Result, Role, Rows, ScratchShape, Vocab,
+    Write,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -102,6 +103,7 @@ impl<O: Ops> Gpt2<O> {
             rows: batch.rows.count(),
             channels: self.config.channels,
             vocab: vocab(&self.config),
+            terms: LogitTerms::default(),
         })
     }
 

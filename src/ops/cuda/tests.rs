@@ -24,8 +24,8 @@ use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
     AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError, Gelu, Heads,
-    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, Ops,
-    ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
+    LogitTerms, Ops, ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 use crate::rng::Key;
 

@@ -24,7 +24,7 @@ pub mod outline;
 
 use super::types::{Dtype, Result, Role};
 pub use attention::{Attention, AttentionBackward};
-pub use classifier::{Classifier, ClassifierLoss};
+pub use classifier::{Classifier, ClassifierLoss, LogitTerms, softcapped};
 pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPositions};
 pub use elementwise::{Add, AddPart, CopyPart, Gelu};
 pub use embedding::{Embedding, EmbeddingBackward};

@@ -6,7 +6,7 @@
 use super::{
     Attention, AttentionBackward, Classifier, CopyPart, Embedding, EmbeddingBackward, Gelu, Layernorm,
     LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, ResidualLayernorm,
+    LinearGelu, LinearShape, LogitTerms, ResidualLayernorm,
 };
 use crate::ops::types::{Heads, Role, Rows, Vocab, Write};
 
@@ -44,6 +44,7 @@ pub enum Outline {
         rows: usize,
         channels: usize,
         vocab: Vocab,
+        terms: LogitTerms,
         scale: f32,
         write: Write,
     },
@@ -93,6 +94,7 @@ pub struct TableGradient {
     pub rows: usize,
     pub channels: usize,
     pub vocab: Vocab,
+    pub terms: LogitTerms,
     pub scale: f32,
     pub write: Write,
     /// First row of the table, and how many.
@@ -334,6 +336,7 @@ outlined! {
             rows: op.rows,
             channels: op.channels,
             vocab: op.vocab,
+            terms: op.terms,
             scale: op.scale,
             write: op.write,
         }),

@@ -135,6 +135,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(137, Bench::classifier);
     bench.family(153, Bench::optimizer);
     bench.family(171, Bench::muon);
+    bench.family(1000, Bench::classifier_terms);
     bench.cases
 }
 
