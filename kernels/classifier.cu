@@ -4,6 +4,12 @@
 //   logits_j = exp(x_j - lse) * scale - [j == target] * scale      zero for j >= used
 //   logits (n, padded) act_t, losses (n) float; everything between is float
 //
+// Kernels of their own add two terms. The soft-cap (Gemma Team 2024) puts y = cap tanh(x / cap) in place of a
+// logit wherever it is read, and multiplies its gradient by dy/dx = 1 - tanh^2. The z-loss (Chowdhery et al.
+// 2022) adds z lse^2 to what is differentiated, not to the losses:
+//   logits_j = (exp(y_j - lse) w - [j == target] scale) dy_j/dx_j, w = scale (1 + 2 z lse)
+// The logits in memory stay as the product rounded them: both passes compute y from them.
+//
 // One block a row. Each thread keeps a running maximum and a sum relative to it, so one pass gives the lse;
 // the row waits for the gradient pass in shared memory (50304 bf16 are 98 KiB, two rows a multiprocessor on
 // Hopper). Where it does not fit, the second pass reads global memory again, as a rule from L2.
@@ -27,6 +33,30 @@ struct ClassifierArgs {
     u64 used;            // columns that mean a token
     float scale;         // of the gradient
     u32 cached;  // 1: dynamic shared memory holds a row, padded * sizeof(act_t) bytes; 0: it holds nothing
+    float cap;     // of the soft-cap, by the `capped` kernels alone
+    float z_loss;  // its coefficient z, by `classifier_gradient_z` and `classifier_gradient_capped`
+};
+
+// y = cap tanh(x / cap) and its slope, from e = e^(-2 |x| / cap): y = cap (1 - e) / (1 + e) with the sign
+// of x, dy/dx = 4 e / (1 + e)^2. Far out e is 0: an infinite logit counts as the cap.
+struct SoftCap {
+    float cap, gate;  // gate: -2 log2(e) / cap
+
+    __device__ __forceinline__ explicit SoftCap(float cap)
+        : cap(cap), gate(__fdiv_rn(-2.0f * exact::LOG2_E, cap)) {}
+
+    __device__ __forceinline__ float operator()(float x, float& slope) const {
+        const float e = exact::exp2(fabsf(x) * gate);
+        const float r = exact::reciprocal(1.0f + e);
+        slope = 4.0f * e * r * r;
+        const float size = (1.0f - e) * r * cap;
+        return __uint_as_float(__float_as_uint(size) | (__float_as_uint(x) & 0x80000000u));
+    }
+
+    __device__ __forceinline__ float operator()(float x) const {
+        float slope;
+        return (*this)(x, slope);
+    }
 };
 
 // Running (maximum, sum of exp(x - maximum)).
@@ -48,7 +78,15 @@ struct LogSum {
     }
 };
 
+// A logit as the softmax sees it.
+template <bool CAPPED>
+__device__ __forceinline__ float seen(const ClassifierArgs& args, act_t stored) {
+    if constexpr (CAPPED) return SoftCap(args.cap)(to_float(stored));
+    return to_float(stored);
+}
+
 // The row's log-sum-exp, the same bits in all threads. Keeps the row in `cache` if that is not null.
+template <bool CAPPED>
 __device__ __forceinline__ float row_log_sum_exp(const ClassifierArgs& args, const act_t* row, act_t* cache) {
     __shared__ LogSum warps[CLS_WARPS];
     const u32 chunks = u32(args.padded / 8), used = u32(args.used);
@@ -65,6 +103,11 @@ __device__ __forceinline__ float row_log_sum_exp(const ClassifierArgs& args, con
                 float x[8];
                 held[k].widen(x);
                 if (cache) held[k].store(cache + chunk * 8);
+                if constexpr (CAPPED) {
+                    const SoftCap capped(args.cap);
+#pragma unroll
+                    for (u32 i = 0; i < 8; ++i) x[i] = capped(x[i]);
+                }
                 if (chunk * 8 + 8 <= used) mine.add(x, 8);
                 else if (chunk * 8 < used) mine.add(x, used - chunk * 8);
             }
@@ -82,35 +125,38 @@ __device__ __forceinline__ float row_log_sum_exp(const ClassifierArgs& args, con
     return highest + exact::ln(sum);
 }
 
+template <bool CAPPED>
 __device__ __forceinline__ float token_loss(const ClassifierArgs& args, const act_t* row, float lse,
                                             u32 target) {
-    return target < args.used ? lse - to_float(row[target]) : __int_as_float(0x7fffffff);
+    return target < args.used ? lse - seen<CAPPED>(args, row[target]) : __int_as_float(0x7fffffff);
 }
 
-// grid n, block 512, no dynamic shared memory. Writes losses alone.
-extern "C" __global__ void __launch_bounds__(512)
-    classifier_loss(const __grid_constant__ ClassifierArgs args) {
+// One row of losses alone.
+template <bool CAPPED>
+__device__ __forceinline__ void row_loss(const ClassifierArgs& args) {
     const act_t* row = args.logits + u64(blockIdx.x) * args.padded;
-    const float lse = row_log_sum_exp(args, row, nullptr);
-    if (threadIdx.x == 0) args.losses[blockIdx.x] = token_loss(args, row, lse, args.targets[blockIdx.x]);
+    const float lse = row_log_sum_exp<CAPPED>(args, row, nullptr);
+    if (threadIdx.x == 0)
+        args.losses[blockIdx.x] = token_loss<CAPPED>(args, row, lse, args.targets[blockIdx.x]);
 }
 
-// grid n, block 512, dynamic shared memory padded * sizeof(act_t) bytes if `cached`, else 0.
-extern "C" __global__ void __launch_bounds__(512)
-    classifier_gradient(const __grid_constant__ ClassifierArgs args) {
+// One row of losses, log-sum-exp and gradients.
+template <bool CAPPED, bool Z_LOSS>
+__device__ __forceinline__ void row_gradient(const ClassifierArgs& args) {
     extern __shared__ uint4 dynamic[];
     act_t* cache = args.cached ? reinterpret_cast<act_t*>(dynamic) : nullptr;
     act_t* row = args.logits + u64(blockIdx.x) * args.padded;
     const u32 target = args.targets[blockIdx.x];
     float at_target = 0.f;
-    if (threadIdx.x == 0 && target < args.used) at_target = to_float(row[target]);
-    const float lse = row_log_sum_exp(args, row, cache);
+    if (threadIdx.x == 0 && target < args.used) at_target = seen<CAPPED>(args, row[target]);
+    const float lse = row_log_sum_exp<CAPPED>(args, row, cache);
     // Read above, before any thread can write: row_log_sum_exp has a barrier.
     if (threadIdx.x == 0) {
         args.lse[blockIdx.x] = lse;
         args.losses[blockIdx.x] = target < args.used ? lse - at_target : __int_as_float(0x7fffffff);
     }
 
+    const float weight = Z_LOSS ? args.scale * __fmaf_rn(2.0f * args.z_loss, lse, 1.0f) : args.scale;
     const u32 chunks = u32(args.padded / 8), used = u32(args.used);
     const act_t* source = cache ? cache : row;
     for (u32 at = threadIdx.x; at < chunks; at += CLS_BATCH * CLS_THREADS) {
@@ -122,13 +168,22 @@ extern "C" __global__ void __launch_bounds__(512)
         for (u32 k = 0; k < CLS_BATCH; ++k) {
             const u32 chunk = at + k * CLS_THREADS;
             if (chunk < chunks) {
-                float x[8];
+                float x[8], slope[8];
                 held[k].widen(x);
+                if constexpr (CAPPED) {
+                    const SoftCap capped(args.cap);
 #pragma unroll
-                for (u32 i = 0; i < 8; ++i) x[i] = exact::exp(x[i] - lse) * args.scale;
+                    for (u32 i = 0; i < 8; ++i) x[i] = capped(x[i], slope[i]);
+                }
+#pragma unroll
+                for (u32 i = 0; i < 8; ++i) x[i] = exact::exp(x[i] - lse) * (Z_LOSS ? weight : args.scale);
                 if (target / 8 == chunk) {
 #pragma unroll
                     for (u32 i = 0; i < 8; ++i) x[i] -= target % 8 == i ? args.scale : 0.f;
+                }
+                if constexpr (CAPPED) {
+#pragma unroll
+                    for (u32 i = 0; i < 8; ++i) x[i] *= slope[i];
                 }
                 if (chunk * 8 + 8 > used) {
 #pragma unroll
@@ -140,4 +195,34 @@ extern "C" __global__ void __launch_bounds__(512)
             }
         }
     }
+}
+
+// grid n, block 512, no dynamic shared memory. Writes losses alone.
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_loss(const __grid_constant__ ClassifierArgs args) {
+    row_loss<false>(args);
+}
+
+// As `classifier_loss`, of capped logits.
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_loss_capped(const __grid_constant__ ClassifierArgs args) {
+    row_loss<true>(args);
+}
+
+// grid n, block 512, dynamic shared memory padded * sizeof(act_t) bytes if `cached`, else 0.
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_gradient(const __grid_constant__ ClassifierArgs args) {
+    row_gradient<false, false>(args);
+}
+
+// As `classifier_gradient`, with the z-loss.
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_gradient_z(const __grid_constant__ ClassifierArgs args) {
+    row_gradient<false, true>(args);
+}
+
+// As `classifier_gradient`, of capped logits, with the z-loss; its coefficient may be 0.
+extern "C" __global__ void __launch_bounds__(512)
+    classifier_gradient_capped(const __grid_constant__ ClassifierArgs args) {
+    row_gradient<true, true>(args);
 }

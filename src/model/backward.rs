@@ -7,7 +7,7 @@ use crate::experiment::Model;
 use crate::ops::{
     Activate, ActivateBackward, AttentionBackward, Classifier, DeviceError, EmbeddingBackward,
     LayernormBackward, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape,
-    Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
+    LogitTerms, Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -51,6 +51,7 @@ impl<O: Ops> Gpt2<O> {
             rows: n,
             channels: c,
             vocab: vocab(&self.config),
+            terms: LogitTerms::default(),
             scale,
             write,
         })?;

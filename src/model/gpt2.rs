@@ -14,8 +14,8 @@ use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
     Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
-    LinearGelu, LinearShape, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm, Result,
-    Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
+    LinearGelu, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm,
+    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -107,6 +107,7 @@ impl<O: Ops> Gpt2<O> {
             rows: batch.rows.count(),
             channels: self.config.channels,
             vocab: vocab(&self.config),
+            terms: LogitTerms::default(),
         })
     }
 

@@ -5,13 +5,13 @@
 
 use rayon::prelude::*;
 
-use super::super::{Classifier, ClassifierLoss, Perform, Result, Vocab, Write};
+use super::super::{Classifier, ClassifierLoss, LogitTerms, Perform, Result, Vocab, Write};
 use super::buffer::Buffer;
 use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
 use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
 use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
-use super::math::{exp, ln};
+use super::math::{exp, ln, softcap};
 use super::simd::{largest, sum_of, vectorize};
 use super::{Cpu, Ids};
 
@@ -25,6 +25,7 @@ pub struct ClassifierInputs<'a> {
     pub targets: &'a [u16],
     pub channels: usize,
     pub vocab: Vocab,
+    pub terms: LogitTerms,
 }
 
 /// The outputs of the backward pass.
@@ -70,7 +71,7 @@ pub fn run(
     problem: ClassifierInputs<'_>,
     mut gradient: Option<ClassifierOutputs<'_>>,
 ) {
-    let ClassifierInputs { x, wte, targets, channels, vocab } = problem;
+    let ClassifierInputs { x, wte, targets, channels, vocab, terms } = problem;
     let n = losses.len();
     if let Some(ClassifierOutputs { dwte, write: Write::Set, .. }) = &mut gradient {
         dwte[vocab.used * channels..].fill(0.0);
@@ -93,7 +94,7 @@ pub fn run(
             None => (logits.par_chunks_mut(vocab.padded), losses, targets).into_par_iter().for_each(
                 |(logits, loss, target)| {
                     vectorize!(engine.isa, |_| (*loss, _) =
-                        cross_entropy(&mut logits[..vocab.used], usize::from(*target), None));
+                        row(&mut logits[..vocab.used], usize::from(*target), None, terms));
                 },
             ),
             Some(ClassifierOutputs { lse, scale, .. }) => {
@@ -101,7 +102,7 @@ pub fn run(
                 (logits.par_chunks_mut(vocab.padded), losses, lse, targets).into_par_iter().for_each(
                     |(logits, loss, lse, target)| {
                         vectorize!(engine.isa, |_| (*loss, *lse) =
-                            cross_entropy(&mut logits[..vocab.used], usize::from(*target), scale));
+                            row(&mut logits[..vocab.used], usize::from(*target), scale, terms));
                     },
                 );
             }
@@ -124,6 +125,20 @@ pub fn run(
     }
 }
 
+/// One row of the classifier: [`cross_entropy`], or with terms [`cross_entropy_with`].
+#[inline(always)]
+fn row(logits: &mut [f32], target: usize, scale: Option<f32>, terms: LogitTerms) -> (f32, f32) {
+    match terms {
+        LogitTerms { softcap: None, z_loss: 0.0 } => cross_entropy(logits, target, scale),
+        LogitTerms { softcap: None, z_loss } => {
+            cross_entropy_with(logits, target, scale, z_loss, |x| (x, 1.0))
+        }
+        LogitTerms { softcap: Some(cap), z_loss } => {
+            cross_entropy_with(logits, target, scale, z_loss, |x| softcap(x, cap))
+        }
+    }
+}
+
 /// Loss and log-sum-exp: `ln(sum of exp(x - max)) + (max - x[target])` and the same logarithm plus `max`;
 /// with `scale`, `logits` become `scale * (softmax - one_hot(target))`.
 #[inline(always)]
@@ -140,10 +155,38 @@ fn cross_entropy(logits: &mut [f32], target: usize, scale: Option<f32>) -> (f32,
     (loss, log + max)
 }
 
+/// [`cross_entropy`] of logits that `cap` gives with their slopes; with `scale`, `logits` become
+/// `(softmax scale (1 + 2 z lse) - scale one_hot(target)) slope`.
+#[inline(always)]
+fn cross_entropy_with(
+    logits: &mut [f32],
+    target: usize,
+    scale: Option<f32>,
+    z_loss: f32,
+    cap: impl Fn(f32) -> (f32, f32),
+) -> (f32, f32) {
+    // A cap keeps the order: the largest is that of the largest.
+    let max = cap(largest(logits)).0;
+    let sum = sum_of(logits, |x| exp(cap(x).0 - max));
+    let log = ln(sum);
+    let lse = log + max;
+    let (at_target, target_slope) = cap(logits[target]);
+    let loss = log + (max - at_target);
+    if let Some(scale) = scale {
+        let factor = scale / sum * (2.0 * z_loss).mul_add(lse, 1.0);
+        for x in logits.iter_mut() {
+            let (capped, slope) = cap(*x);
+            *x = exp(capped - max) * factor * slope;
+        }
+        logits[target] = (exp(at_target - max) * factor - scale) * target_slope;
+    }
+    (loss, lse)
+}
+
 impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
     fn perform(&mut self, op: ClassifierLoss<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "classifier_loss";
-        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab, terms } = op;
         let losses = &mut view_mut(OP, "losses", losses, losses_at + rows)?[losses_at..];
         let problem = ClassifierInputs {
             x: view(OP, "x", x, rows * channels)?,
@@ -151,6 +194,7 @@ impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
             targets: tokens(OP, &targets.0, rows, vocab.used)?,
             channels,
             vocab,
+            terms,
         };
         run(&self.engine, &mut self.scratch, losses, problem, None);
         Ok(())
@@ -168,6 +212,7 @@ impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
             targets: tokens(OP, &op.targets.0, rows, vocab.used)?,
             channels,
             vocab,
+            terms: op.terms,
         };
         let gradient = ClassifierOutputs {
             lse: view_mut(OP, "lse", op.lse, rows)?,

@@ -93,6 +93,7 @@ fn a_nan_in_the_logits_is_a_nan_loss() {
                 rows: n,
                 channels,
                 vocab,
+                terms: LogitTerms::default(),
             })
             .unwrap();
             let bad = losses.as_slice().iter().filter(|loss| !loss.is_finite()).count();
@@ -253,6 +254,7 @@ fn planned_scratch_is_what_the_operations_use() {
         rows: n,
         channels: c,
         vocab: shape.vocab,
+        terms: LogitTerms::default(),
         scale: 1.0,
         write: Write::Set,
     })

@@ -12,7 +12,8 @@ use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
 use crate::ops::{
     Classifier, ClassifierLoss, Dtype, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, Nonlinearity, Perform, Result, ScratchShape, Vocab, Write,
+    LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, Nonlinearity, Perform, Result, ScratchShape,
+    Vocab, Write,
 };
 
 /// The key of a product of a linear layer.
@@ -239,7 +240,7 @@ impl Perform<LinearBackwardWeight<'_, Buf>> for Cuda {
 impl Perform<ClassifierLoss<'_, Buf, CudaIds>> for Cuda {
     fn perform(&mut self, op: ClassifierLoss<'_, Buf, CudaIds>) -> Result<()> {
         const OP: &str = "classifier_loss";
-        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab, terms } = op;
         let k = &self.kernels;
         let rows = ClassifierRows {
             x: k.act(OP, "x", x, rows * channels)?,
@@ -249,6 +250,7 @@ impl Perform<ClassifierLoss<'_, Buf, CudaIds>> for Cuda {
             rows,
             channels,
             vocab,
+            terms,
         };
         // SAFETY: all lengths were checked.
         unsafe { self.classify_chunks(OP, &rows, None) }
@@ -269,6 +271,7 @@ impl Perform<Classifier<'_, Buf, CudaIds>> for Cuda {
             rows,
             channels,
             vocab,
+            terms: op.terms,
         };
         let gradient = ClassifierGradient {
             lse: k.f32(OP, "lse", op.lse, rows)?,
@@ -310,7 +313,7 @@ impl Cuda {
         c: &ClassifierRows,
         gradient: Option<ClassifierGradient>,
     ) -> Result<()> {
-        let ClassifierRows { x, wte, losses, targets, rows: n, channels, vocab } = *c;
+        let ClassifierRows { x, wte, losses, targets, rows: n, channels, vocab, terms } = *c;
         let element = self.kernels.act.size();
         let chunks = chunks(n, vocab, self.kernels.act);
         let most = chunks.first().map_or(0, |(_, rows)| *rows);
@@ -328,15 +331,17 @@ impl Cuda {
                 lse: gradient.map_or(0, |gradient| gradient.lse + 4 * first as u64),
                 targets: targets + 2 * first as u64,
                 rows: rows as u64,
+                vocab,
+                terms,
             };
             // SAFETY: the caller's promise, and the scratch holds the largest chunk.
             unsafe {
                 self.gemm.run(&self.kernels, op, forward, Operands::new(x + offset, wte, logits))?;
                 let Some(ClassifierGradient { dx, dwte, scale, write, .. }) = gradient else {
-                    classifier::loss(&self.kernels, op, &chunk, vocab)?;
+                    classifier::loss(&self.kernels, op, &chunk)?;
                     continue;
                 };
-                classifier::gradient(&self.kernels, op, &chunk, vocab, scale)?;
+                classifier::gradient(&self.kernels, op, &chunk, scale)?;
                 self.gemm.run(&self.kernels, op, input, Operands::new(logits, wte, dx + offset))?;
                 let add = write == Write::Add || first > 0;
                 let operands = Operands { add, ..Operands::new(logits, x + offset, dwte) };
@@ -357,6 +362,7 @@ struct ClassifierRows {
     rows: usize,
     channels: usize,
     vocab: Vocab,
+    terms: LogitTerms,
 }
 
 /// Where the classifier's gradients go.

@@ -25,8 +25,8 @@ use crate::ops::testing::{self, Limits};
 use crate::ops::{
     Activate, AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError,
     Heads, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, MlpShape, Nonlinearity, Ops, ParamCount, ParamSlot, Role, Rows, ScratchShape, SumSquares,
-    Vocab, Write,
+    LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, ParamSlot, Role, Rows, ScratchShape,
+    SumSquares, Vocab, Write,
 };
 use crate::rng::Key;
 

@@ -7,13 +7,13 @@ use super::Mirror;
 use super::buffer::MirrorBuffer;
 use super::checks::{act, float, float_mut, row_length};
 use super::linear::{self, WeightGradient};
-use super::scalar::{exp, kept, ln, max, round, warp_sum, wide};
+use super::scalar::{exp, kept, ln, max, round, softcap, warp_sum, wide};
 use crate::ops::cpu::Ids;
 use crate::ops::cpu::checks::tokens;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::classifier::chunk_rows;
 use crate::ops::op::outline::TableGradient;
-use crate::ops::{Classifier, ClassifierLoss, LinearShape, Perform, Result, Vocab, Write};
+use crate::ops::{Classifier, ClassifierLoss, LinearShape, LogitTerms, Perform, Result, Vocab, Write};
 
 /// Threads of a row; each takes the chunks of eight columns t, t + 512, ….
 const THREADS: usize = 512;
@@ -66,18 +66,25 @@ struct LogitsRows<'a> {
     losses: &'a mut [f32],
     targets: &'a [u16],
     vocab: Vocab,
+    terms: LogitTerms,
+}
+
+/// A stored logit as the softmax sees it, and what its gradient is multiplied by.
+#[inline(always)]
+fn seen(stored: bf16, cap: Option<f32>) -> (f32, f32) {
+    cap.map_or((wide(stored), 1.0), |cap| softcap(wide(stored), cap))
 }
 
 /// The loss of each row and, where `gradient` asks for it, the rows' log-sum-exp (n) and, in place of the
 /// logits, the gradient of `scale` times the losses' sum.
 fn classify_rows(engine: &Engine, rows: LogitsRows<'_>, gradient: Option<(f32, &mut [f32])>) {
-    let Vocab { used, padded } = rows.vocab;
+    let (Vocab { used, padded }, terms) = (rows.vocab, rows.terms);
     let row = |logits: &mut [bf16], loss: &mut f32, target: u16, scale: Option<f32>| {
-        let x: Vec<f32> = logits[..used].iter().map(|x| wide(*x)).collect();
+        let x: Vec<f32> = logits[..used].iter().map(|x| seen(*x, terms.softcap).0).collect();
         let lse = log_sum_exp(&x);
         *loss = kept(lse - x[usize::from(target)]);
         if let Some(scale) = scale {
-            logit_gradients(logits, RowGradient { lse, target, scale, first: 0, used });
+            logit_gradients(logits, RowGradient { lse, target, terms, scale, first: 0, used });
         }
         lse
     };
@@ -97,6 +104,7 @@ fn classify_rows(engine: &Engine, rows: LogitsRows<'_>, gradient: Option<(f32, &
 struct RowGradient {
     lse: f32,
     target: u16,
+    terms: LogitTerms,
     scale: f32,
     /// The column of the first logit, a multiple of eight.
     first: usize,
@@ -104,18 +112,23 @@ struct RowGradient {
     used: usize,
 }
 
-/// Turns the logits of neighbouring columns of a row into their gradients, `e^(x - lse) scale` minus, at the
-/// target, `scale`; zero past the vocabulary.
+/// Turns the logits of neighbouring columns of a row into their gradients, `e^(x - lse) weight` minus, at the
+/// target, `scale`, times the soft-cap's slope; zero past the vocabulary.
 fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
-    let RowGradient { lse, target, scale, first, used } = row;
+    let RowGradient { lse, target, terms, scale, first, used } = row;
+    let weight = match terms {
+        LogitTerms { softcap: None, z_loss: 0.0 } => scale,
+        LogitTerms { z_loss, .. } => scale * (2.0 * z_loss).mul_add(lse, 1.0),
+    };
     let target = usize::from(target);
     for (column, out) in (first..).zip(logits) {
-        let share = exp(wide(*out) - lse) * scale;
+        let (x, slope) = seen(*out, terms.softcap);
+        let share = exp(x - lse) * weight;
         let right = if column == target { scale } else { 0.0 };
         *out = match column {
             past if past >= used => bf16::ZERO,
-            near if near / 8 == target / 8 => round(share - right),
-            _ => round(share),
+            near if near / 8 == target / 8 => round((share - right) * slope),
+            _ => round(share * slope),
         };
     }
 }
@@ -128,6 +141,7 @@ struct MirrorClassifierInputs<'a> {
     targets: &'a [u16],
     channels: usize,
     vocab: Vocab,
+    terms: LogitTerms,
 }
 
 struct MirrorClassifierOutputs<'a> {
@@ -160,7 +174,7 @@ impl Mirror {
         inputs: TableGradientInputs<'_>,
     ) -> Result<()> {
         const OP: &str = "classifier";
-        let TableGradient { rows, channels, vocab, scale, write, first, count } = *gradient;
+        let TableGradient { rows, channels, vocab, terms, scale, write, first, count } = *gradient;
         let used = vocab.used;
         let targets = tokens(OP, &inputs.targets.0, rows, used)?;
         let (x, wte) =
@@ -177,7 +191,7 @@ impl Mirror {
             self.engine.install(|| {
                 (dout.par_chunks_mut(count), targets, lse).into_par_iter().for_each(
                     |(logits, target, lse)| {
-                        let row = RowGradient { lse: *lse, target: *target, scale, first, used };
+                        let row = RowGradient { lse: *lse, target: *target, terms, scale, first, used };
                         logit_gradients(logits, row);
                     },
                 );
@@ -194,7 +208,7 @@ impl Mirror {
         problem: MirrorClassifierInputs<'_>,
         mut gradient: Option<MirrorClassifierOutputs<'_>>,
     ) {
-        let MirrorClassifierInputs { losses, x, wte, targets, channels, vocab } = problem;
+        let MirrorClassifierInputs { losses, x, wte, targets, channels, vocab, terms } = problem;
         let rows = losses.len();
         let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
         for first in (0..rows).step_by(size) {
@@ -207,6 +221,7 @@ impl Mirror {
                 losses: &mut losses[first..][..shape.rows],
                 targets: &targets[first..],
                 vocab,
+                terms,
             };
             let Some(MirrorClassifierOutputs { lse, dx, dwte, scale, write }) = &mut gradient else {
                 classify_rows(&self.engine, rows, None);
@@ -224,7 +239,7 @@ impl Mirror {
 impl Perform<ClassifierLoss<'_, MirrorBuffer, Ids>> for Mirror {
     fn perform(&mut self, op: ClassifierLoss<'_, MirrorBuffer, Ids>) -> Result<()> {
         const OP: &str = "classifier_loss";
-        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab } = op;
+        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab, terms } = op;
         row_length(OP, vocab.padded)?;
         let problem = MirrorClassifierInputs {
             losses: &mut float_mut(OP, "losses", losses, losses_at + rows)?[losses_at..],
@@ -233,6 +248,7 @@ impl Perform<ClassifierLoss<'_, MirrorBuffer, Ids>> for Mirror {
             targets: tokens(OP, &targets.0, rows, vocab.used)?,
             channels,
             vocab,
+            terms,
         };
         self.classify(problem, None);
         Ok(())
@@ -251,6 +267,7 @@ impl Perform<Classifier<'_, MirrorBuffer, Ids>> for Mirror {
             targets: tokens(OP, &op.targets.0, rows, vocab.used)?,
             channels,
             vocab,
+            terms: op.terms,
         };
         let gradient = MirrorClassifierOutputs {
             lse: float_mut(OP, "lse", op.lse, rows)?,

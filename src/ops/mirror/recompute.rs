@@ -136,7 +136,7 @@ impl Mirror {
                 self.attention(Attention { out, lse, qkv, rows, heads })
             }
             (
-                Outline::Classifier { rows, channels, vocab, scale, write },
+                Outline::Classifier { rows, channels, vocab, terms, scale, write },
                 [losses, lse, dx, dwte, x, wte],
             ) => self.classifier(Classifier {
                 losses,
@@ -150,6 +150,7 @@ impl Mirror {
                 rows,
                 channels,
                 vocab,
+                terms,
                 scale,
                 write,
             }),

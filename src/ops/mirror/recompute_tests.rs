@@ -11,7 +11,7 @@ use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
 use crate::ops::op::grid::{Grid, GridUnit};
 use crate::ops::op::outline::Tokens;
 use crate::ops::traced::{FlowSource, Trace, Traced, TracedMatrix, TracedOperation};
-use crate::ops::{DeviceError, Heads, Nonlinearity, Role, Rows};
+use crate::ops::{DeviceError, Heads, LogitTerms, Nonlinearity, Role, Rows, Vocab};
 use crate::rng::Key;
 
 /// A pass, and the bytes of all that flowed in it.
@@ -434,5 +434,78 @@ fn an_excerpt_of_a_norm_has_the_bits_of_the_whole_without_mean_and_bias() {
         let expected = [6 - r - b, 8 - r - b, 5 - b, 3, 8 - r - b, 3, 8 - r - b];
         assert!(matrices.eq(expected), "RMSNorm {rms}, bias {bias}: what is not there is no matrix");
         assert_eq!(pass.check().len(), 5, "RMSNorm {rms}, bias {bias}");
+    }
+}
+
+/// A classifier alone, with terms.
+fn classified(rows: usize, vocab: Vocab, terms: LogitTerms, write: Write) -> RecordedPass {
+    let channels = 64;
+    let mut ops = mirror();
+    let key = Key::new(6, "excerpts");
+    let filled = |ops: &mut Mirror, role, len: usize, scale: f64| {
+        let mut buf = ops.alloc(role, len).expect("memory");
+        let values: Vec<f32> = (0..len).map(|i| (scale * key.normal(len as u64, i as u64)) as f32).collect();
+        ops.upload(&mut buf, &values).expect("an upload");
+        buf
+    };
+    let x = filled(&mut ops, Role::Activation, rows * channels, 1.0);
+    let wte = filled(&mut ops, Role::Param, vocab.padded * channels, 0.3);
+    let mut dwte = filled(&mut ops, Role::F32, vocab.padded * channels + 1, 1e-3);
+    let targets: Vec<u16> =
+        (0..rows).map(|i| (key.uniform(0, i as u64) * vocab.used as f64) as u16).collect();
+    let mut ids = ops.alloc_ids(rows).expect("memory");
+    ops.upload_ids(&mut ids, &targets).expect("an upload");
+    let [mut losses, mut lse] = [(); 2].map(|()| ops.alloc(Role::F32, rows).expect("memory"));
+    let mut dx = ops.alloc(Role::Activation, rows * channels).expect("memory");
+    let parameters = vec![(vec![vocab.padded, channels], wte.bytes().to_vec())];
+    let mut matrices = BTreeMap::new();
+    let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
+        let size = if matrix.role == Role::F32 { 4 } else { 2 };
+        matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
+        Ok(())
+    };
+    let mut traced = Traced::new(&mut ops, std::iter::once(&wte), &mut keep);
+    traced
+        .classifier(Classifier {
+            losses: &mut losses,
+            losses_at: 0,
+            lse: &mut lse,
+            dx: &mut dx,
+            dwte: &mut dwte,
+            x: &x,
+            wte: &wte,
+            targets: &ids,
+            rows,
+            channels,
+            vocab,
+            terms,
+            scale: 1.0 / rows as f32,
+            write,
+        })
+        .expect("classifier");
+    for buf in [&losses, &lse, &dx, &dwte] {
+        traced.release(buf).expect("a look");
+    }
+    let trace = traced.finish().expect("all was seen");
+    RecordedPass { trace, matrices, parameters, inputs: Vec::new(), targets }
+}
+
+#[test]
+fn an_excerpt_of_a_classifier_with_terms_has_the_bits_of_the_whole() {
+    let vocab = Vocab { used: 200, padded: 256 };
+    for (softcap, z_loss, write) in [
+        (Some(30.0), 0.0, Write::Set),
+        (Some(2.0), 0.1, Write::Add),
+        (None, 1e-4, Write::Add),
+        (None, 0.1, Write::Set),
+    ] {
+        let terms = LogitTerms { softcap, z_loss };
+        let pass = classified(150, vocab, terms, write);
+        let outline = pass.trace.operations[0].outline;
+        assert!(matches!(outline, Outline::Classifier { terms: known, .. } if known == terms));
+        // Five blocks of 32 rows and four of 64 rows of the table.
+        assert_eq!(pass.check()["classifier"], 9);
+        let plain = classified(150, vocab, LogitTerms::default(), write);
+        assert_ne!(plain.matrices, pass.matrices, "{terms:?} change something");
     }
 }

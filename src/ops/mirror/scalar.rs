@@ -134,6 +134,15 @@ pub fn swiglu_gradient(dout: f32, gate: f32, up: f32) -> [f32; 2] {
     [dout * (up * silu.mul_add(rest, s)), dout * silu]
 }
 
+/// `cap tanh(x / cap)` and its slope `1 - tanh²`.
+#[inline(always)]
+pub fn softcap(x: f32, cap: f32) -> (f32, f32) {
+    let e = exp2(x.abs() * (-2.0 * LOG2_E / cap));
+    let r = reciprocal(1.0 + e);
+    let size = (1.0 - e) * r * cap;
+    (f32::from_bits(size.to_bits() | x.to_bits() & 0x8000_0000), 4.0 * e * r * r)
+}
+
 /// The 32 lanes of a warp, added by its butterfly: lane numbers that differ in bit 16 first, in bit 1 last.
 #[inline(always)]
 pub fn warp_sum<T: Copy + std::ops::Add<Output = T>>(mut lanes: [T; 32]) -> T {
@@ -273,6 +282,23 @@ mod tests {
         }
     }
 
+    /// `docs/arithmetic.md` holds the bound.
+    #[test]
+    fn a_soft_cap_and_its_slope_are_far_finer_than_bf16() {
+        let mut worst = [0.0f64; 2];
+        for i in -200_000..=200_000 {
+            let x = i as f32 / 4_000.0;
+            for cap in [2.0f32, 30.0, 50.0] {
+                let (y, slope) = softcap(x, cap);
+                let tanh = libm::tanh(f64::from(x) / f64::from(cap));
+                let off = [f64::from(y) / f64::from(cap) - tanh, f64::from(slope) - (1.0 - tanh * tanh)];
+                worst = [0, 1].map(|i| worst[i].max(off[i].abs()));
+            }
+        }
+        println!("soft-cap: 2^{:.2} of the cap, slope 2^{:.2}", libm::log2(worst[0]), libm::log2(worst[1]));
+        assert!(worst.iter().all(|off| *off < libm::exp2(-21.5)), "{worst:?}");
+    }
+
     #[test]
     fn swiglu_and_its_gradient_are_far_finer_than_bf16_and_settled_far_out() {
         for i in -80_000..=80_000 {
@@ -306,6 +332,9 @@ mod tests {
         assert!(gelu(nan).is_nan() && gelu_slope(nan).is_nan());
         assert!(gelu(f32::NEG_INFINITY).is_nan() && gelu_slope(1.2e13).is_nan() && gelu_slope(1.1e13) == 1.0);
         assert_eq!(gelu(f32::INFINITY), f32::INFINITY);
+        assert_eq!([softcap(f32::INFINITY, 30.0), softcap(-1e30, 30.0)], [(30.0, 0.0), (-30.0, 0.0)]);
+        assert_eq!(softcap(-0.0, 2.0).0.to_bits(), 0x8000_0000);
+        assert!(softcap(nan, 2.0).0.is_nan() && softcap(nan, 2.0).1.is_nan());
         assert_eq!(round(-nan).to_bits(), 0x7fff);
         assert_eq!(round(f32::from_bits(0x3f80_8000)).to_bits(), 0x3f80, "ties go to even");
         assert_eq!(round(f32::from_bits(0x3f81_8000)).to_bits(), 0x3f82);

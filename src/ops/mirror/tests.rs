@@ -11,8 +11,8 @@ use crate::ops::testing::{self, Limits};
 use crate::ops::{
     AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
     EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearBackwardInput,
-    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, MlpShape, Ops, ParamCount,
-    ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, MlpShape, Ops,
+    ParamCount, ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 
 mod beside;
@@ -204,44 +204,53 @@ fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
     let x = draw.buf(to.ops, Role::Activation, rows * channels, 1.0);
     let wte = draw.even(to.ops, Role::Param, vocab.padded * channels, 0.3);
     let targets = draw.ids(to.ops, rows, vocab.used);
-    let mut losses = to.ops.alloc(Role::F32, rows + 3).expect("memory");
-    to.ops
-        .classifier_loss(ClassifierLoss {
-            losses: &mut losses,
-            losses_at: 3,
-            x: &x,
-            wte: &wte,
-            targets: &targets,
-            rows,
-            channels,
-            vocab,
-        })
-        .expect("classifier_loss");
-    to.add("classifier_loss", &losses, rows + 3);
-    let mut lse = to.ops.alloc(Role::F32, rows).expect("memory");
-    let mut dx = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
-    let mut dwte = draw.buf(to.ops, Role::F32, vocab.padded * channels, 1.0);
-    to.ops
-        .classifier(Classifier {
-            losses: &mut losses,
-            losses_at: 0,
-            lse: &mut lse,
-            dx: &mut dx,
-            dwte: &mut dwte,
-            x: &x,
-            wte: &wte,
-            targets: &targets,
-            rows,
-            channels,
-            vocab,
-            scale: 1.0 / rows as f32,
-            write: Write::Add,
-        })
-        .expect("classifier");
-    to.add("classifier losses", &losses, rows);
-    to.add("classifier lse", &lse, rows);
-    to.add("classifier dx", &dx, rows * channels);
-    to.add("classifier dwte", &dwte, vocab.padded * channels);
+    let (x, wte, targets) = (&x, &wte, &targets);
+    for (softcap, z_loss) in [(None, 0.0), (Some(30.0), 0.0), (Some(2.0), 0.1), (None, 1e-4)] {
+        let terms = LogitTerms { softcap, z_loss };
+        let add = |to: &mut Outputs<'_, O>, what: &str, buf: &O::Buf, len| {
+            to.add(format!("classifier {what}, {terms:?}"), buf, len);
+        };
+        let mut losses = to.ops.alloc(Role::F32, rows + 3).expect("memory");
+        to.ops
+            .classifier_loss(ClassifierLoss {
+                losses: &mut losses,
+                losses_at: 3,
+                x,
+                wte,
+                targets,
+                rows,
+                channels,
+                vocab,
+                terms,
+            })
+            .expect("classifier_loss");
+        add(to, "losses alone", &losses, rows + 3);
+        let mut lse = to.ops.alloc(Role::F32, rows).expect("memory");
+        let mut dx = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
+        let mut dwte = draw.buf(to.ops, Role::F32, vocab.padded * channels, 1.0);
+        to.ops
+            .classifier(Classifier {
+                losses: &mut losses,
+                losses_at: 0,
+                lse: &mut lse,
+                dx: &mut dx,
+                dwte: &mut dwte,
+                x,
+                wte,
+                targets,
+                rows,
+                channels,
+                vocab,
+                terms,
+                scale: 1.0 / rows as f32,
+                write: Write::Add,
+            })
+            .expect("classifier");
+        add(to, "losses", &losses, rows);
+        add(to, "lse", &lse, rows);
+        add(to, "dx", &dx, rows * channels);
+        add(to, "dwte", &dwte, vocab.padded * channels);
+    }
 }
 
 fn embedding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {

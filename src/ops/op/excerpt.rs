@@ -230,7 +230,7 @@ impl Outline {
                 let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
                 plain(Outline::AttentionBackward { rows, heads }, picks)
             }
-            Outline::Classifier { rows, channels, vocab, scale, write }
+            Outline::Classifier { rows, channels, vocab, terms, scale, write }
                 if index >= rows.div_ceil(TILE_ROWS) =>
             {
                 let part = block(index - rows.div_ceil(TILE_ROWS), TABLE_ROWS, vocab.padded);
@@ -238,16 +238,16 @@ impl Outline {
                 let of = |rows| Some(Pick::new(rows, 0..channels));
                 let lse = Some(Pick::new(0..rows, 0..1));
                 let picks = vec![None, lse, None, of(part.clone()), of(0..rows), of(part)];
-                let outline = TableGradient { rows, channels, vocab, scale, write, first, count };
+                let outline = TableGradient { rows, channels, vocab, terms, scale, write, first, count };
                 Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
             }
             Outline::TableGradient(_) | Outline::QkNormPart(_) => unreachable!("an excerpt is not cut again"),
-            Outline::Classifier { rows, channels: c, vocab, scale, write } => {
+            Outline::Classifier { rows, channels: c, vocab, terms, scale, write } => {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
                 let table = Some(Pick::new(0..vocab.padded, 0..c));
                 let picks = [of_rows(1), of_rows(1), of_rows(c), None, of_rows(c), table];
-                let outline = Outline::Classifier { rows: r.len(), channels: c, vocab, scale, write };
+                let outline = Outline::Classifier { rows: r.len(), channels: c, vocab, terms, scale, write };
                 Excerpt { outline, picks: picks.into(), tokens: tokens[r].to_vec() }
             }
             Outline::LayernormBackward { .. } => self.layernorm_backward(index),

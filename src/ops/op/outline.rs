@@ -6,8 +6,8 @@
 use super::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
     EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, QkNorm, QkNormBackward, ResidualLayernorm, Rotary,
-    RotaryAt,
+    LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, QkNorm, QkNormBackward, ResidualLayernorm,
+    Rotary, RotaryAt,
 };
 use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Vocab, Write};
 
@@ -73,6 +73,7 @@ pub enum Outline {
         rows: usize,
         channels: usize,
         vocab: Vocab,
+        terms: LogitTerms,
         scale: f32,
         write: Write,
     },
@@ -134,6 +135,7 @@ pub struct TableGradient {
     pub rows: usize,
     pub channels: usize,
     pub vocab: Vocab,
+    pub terms: LogitTerms,
     pub scale: f32,
     pub write: Write,
     /// First row of the table, and how many.
@@ -487,6 +489,7 @@ outlined! {
             rows: op.rows,
             channels: op.channels,
             vocab: op.vocab,
+            terms: op.terms,
             scale: op.scale,
             write: op.write,
         }),

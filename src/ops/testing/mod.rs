@@ -144,6 +144,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(400, Bench::activate);
     bench.family(1000, Bench::other_norms);
     bench.family(1200, Bench::unbiased_linear);
+    bench.family(1000, Bench::classifier_terms);
     bench.cases
 }
 

@@ -1,6 +1,6 @@
 //! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
 
-use crate::ops::{Heads, Nonlinearity};
+use crate::ops::{Heads, LogitTerms, Nonlinearity, Vocab};
 
 /// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
 pub fn linear(
@@ -314,24 +314,27 @@ pub fn classifier(
     wte: &[f64],
     targets: &[u16],
     channels: usize,
-    used: usize,
-    padded: usize,
+    vocab: Vocab,
+    terms: LogitTerms,
     scale: f64,
 ) -> ClassifierReference {
-    let n = targets.len();
-    let logits = linear(x, &wte[..used * channels], None, n, channels, used);
+    let (n, Vocab { used, padded }) = (targets.len(), vocab);
+    let products = linear(x, &wte[..used * channels], None, n, channels, used);
+    let cap = terms.softcap.map(f64::from);
+    let tanh = |x: f64| cap.map_or(0.0, |cap| libm::tanh(x / cap));
+    let logits: Vec<f64> = products.iter().map(|x| cap.map_or(*x, |cap| cap * tanh(*x))).collect();
     let (mut losses, mut lse) = (Vec::new(), Vec::new());
     let mut dlogits = Vec::new();
     for (row, target) in logits.chunks(used).zip(targets) {
         let log_sum = log_sum_exp(row);
         lse.push(log_sum);
         losses.push(log_sum - row[usize::from(*target)]);
-        dlogits.extend(
-            row.iter().enumerate().map(|(j, x)| {
-                scale * (libm::exp(x - log_sum) - f64::from(u8::from(j == usize::from(*target))))
-            }),
-        );
+        let weight = 1.0 + 2.0 * f64::from(terms.z_loss) * log_sum;
+        dlogits.extend(row.iter().enumerate().map(|(j, x)| {
+            scale * (libm::exp(x - log_sum) * weight - f64::from(u8::from(j == usize::from(*target))))
+        }));
     }
+    dlogits.iter_mut().zip(&products).for_each(|(gradient, x)| *gradient *= 1.0 - tanh(*x) * tanh(*x));
     let dx = linear_backward_input(&dlogits, wte, n, channels, used);
     let (mut dwte, _) = linear_backward_weight(&dlogits, x, n, channels, used);
     dwte.resize(padded * channels, 0.0);
@@ -453,16 +456,18 @@ mod tests {
 
     #[test]
     fn classifier_gradients_are_the_slopes() {
-        let (c, used, padded, targets) = (3, 5, 8, [1u16, 4, 0]);
-        let (x, wte) = (wide(12, 9), wide(13, padded * c));
-        let ClassifierReference { dx, dwte, .. } = classifier(&x, &wte, &targets, c, used, padded, 0.3);
-        assert_close(
-            &dx,
-            &differences(&x, &[0.3; 3], |x| classifier(x, &wte, &targets, c, used, padded, 0.3).losses),
-        );
-        assert_close(
-            &dwte,
-            &differences(&wte, &[0.3; 3], |wte| classifier(&x, wte, &targets, c, used, padded, 0.3).losses),
-        );
+        let (c, vocab, targets) = (3, Vocab { used: 5, padded: 8 }, [1u16, 4, 0]);
+        let (x, wte) = (wide(12, 9), wide(13, vocab.padded * c));
+        for (softcap, z_loss) in [(None, 0.0), (Some(0.5), 0.0), (None, 0.125), (Some(2.0), 0.125)] {
+            let terms = LogitTerms { softcap, z_loss };
+            let of = |x: &[f64], wte: &[f64]| classifier(x, wte, &targets, c, vocab, terms, 0.3);
+            let objective = |x: &[f64], wte: &[f64]| {
+                let ClassifierReference { losses, lse, .. } = of(x, wte);
+                losses.iter().zip(lse).map(|(loss, lse)| loss + f64::from(z_loss) * lse * lse).collect()
+            };
+            let ClassifierReference { dx, dwte, .. } = of(&x, &wte);
+            assert_close(&dx, &differences(&x, &[0.3; 3], |x| objective(x, &wte)));
+            assert_close(&dwte, &differences(&wte, &[0.3; 3], |wte| objective(&x, wte)));
+        }
     }
 }

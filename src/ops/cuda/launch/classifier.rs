@@ -2,16 +2,19 @@
 
 use super::super::args::{Act, F32, In, Out, U16, bindings};
 use super::super::modules::{Geometry, Kernels};
-use crate::ops::{Result, Vocab};
+use crate::ops::{LogitTerms, Result, Vocab};
 
 bindings! {
     "classifier.cu" {
         struct ClassifierArgs {
             logits: Out<Act>, losses: Out<F32>, lse: Out<F32>, targets: In<U16>, padded: u64, used: u64,
-            scale: f32, cached: u32,
+            scale: f32, cached: u32, cap: f32, z_loss: f32,
         }
         kernel LOSS(ClassifierArgs) = "classifier_loss";
+        kernel LOSS_CAPPED(ClassifierArgs) = "classifier_loss_capped";
         kernel GRADIENT(ClassifierArgs) = "classifier_gradient";
+        kernel GRADIENT_Z(ClassifierArgs) = "classifier_gradient_z";
+        kernel GRADIENT_CAPPED(ClassifierArgs) = "classifier_gradient_capped";
     }
 }
 
@@ -34,19 +37,23 @@ pub struct LogitsChunk {
     pub lse: u64,
     pub targets: u64,
     pub rows: u64,
+    pub vocab: Vocab,
+    pub terms: LogitTerms,
 }
 
 impl LogitsChunk {
-    fn args(&self, vocab: Vocab, scale: f32, cached: bool) -> ClassifierArgs {
+    fn args(&self, scale: f32, cached: bool) -> ClassifierArgs {
         ClassifierArgs {
             logits: Out::at(self.logits),
             losses: Out::at(self.losses),
             lse: Out::at(self.lse),
             targets: In::at(self.targets),
-            padded: vocab.padded as u64,
-            used: vocab.used as u64,
+            padded: self.vocab.padded as u64,
+            used: self.vocab.used as u64,
             scale,
             cached: u32::from(cached),
+            cap: self.terms.softcap.unwrap_or(0.0),
+            z_loss: self.terms.z_loss,
         }
     }
 }
@@ -55,30 +62,31 @@ impl LogitsChunk {
 ///
 /// # Safety
 /// The chunk's addresses hold `rows` rows, losses and targets.
-pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &LogitsChunk, vocab: Vocab) -> Result<()> {
-    check(k, op, vocab)?;
+pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &LogitsChunk) -> Result<()> {
+    check(k, op, chunk.vocab)?;
+    let kernel = if chunk.terms.softcap.is_some() { &LOSS_CAPPED } else { &LOSS };
     // SAFETY: the caller's promise.
-    unsafe { k.launch(op, &LOSS, Geometry::new(chunk.rows, 512), &chunk.args(vocab, 1.0, false)) }
+    unsafe { k.launch(op, kernel, Geometry::new(chunk.rows, 512), &chunk.args(1.0, false)) }
 }
 
-/// Losses and log-sum-exp, and the gradient of `scale` times the losses' sum in place of the logits.
+/// Losses and log-sum-exp, and the gradient of `scale` times the sum of losses and z-losses in place of the
+/// logits.
 ///
 /// # Safety
 /// As for [`loss`], and `lse` holds `rows` numbers.
-pub unsafe fn gradient(
-    k: &Kernels,
-    op: &'static str,
-    chunk: &LogitsChunk,
-    vocab: Vocab,
-    scale: f32,
-) -> Result<()> {
-    check(k, op, vocab)?;
-    let row_bytes = vocab.padded as u64 * k.act.size() as u64;
+pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &LogitsChunk, scale: f32) -> Result<()> {
+    check(k, op, chunk.vocab)?;
+    let row_bytes = chunk.vocab.padded as u64 * k.act.size() as u64;
     // A little is taken by the kernel's own variables.
     let cached = row_bytes + 1024 <= u64::from(k.gpu.info.shared_bytes_per_block);
     let geometry = Geometry { shared: if cached { row_bytes } else { 0 }, ..Geometry::new(chunk.rows, 512) };
+    let kernel = match chunk.terms {
+        LogitTerms { softcap: None, z_loss: 0.0 } => &GRADIENT,
+        LogitTerms { softcap: None, .. } => &GRADIENT_Z,
+        LogitTerms { softcap: Some(_), .. } => &GRADIENT_CAPPED,
+    };
     // SAFETY: the caller's promise.
-    unsafe { k.launch(op, &GRADIENT, geometry, &chunk.args(vocab, scale, cached)) }
+    unsafe { k.launch(op, kernel, geometry, &chunk.args(scale, cached)) }
 }
 
 fn check(k: &Kernels, op: &'static str, vocab: Vocab) -> Result<()> {

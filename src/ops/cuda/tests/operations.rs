@@ -197,6 +197,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
             rows: n,
             channels: c,
             vocab,
+            terms: LogitTerms::default(),
             scale: 1.0 / 64.0,
             write: Write::Set,
         })
@@ -210,6 +211,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
             rows: n,
             channels: c,
             vocab,
+            terms: LogitTerms::default(),
         })
         .expect("classifier_loss");
         [
