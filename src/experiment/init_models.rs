@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::check::RUN_PREFIX;
-use super::resolved::Model;
+use super::model_keys::Model;
 
 /// Why a model gives no sizes: what is wrong with its file, and what to do.
 #[derive(Clone, Debug)]

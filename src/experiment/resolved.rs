@@ -3,13 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Deserialize, Serialize};
-use serde_json::json;
-
 use super::declare::{SectionText, Word, choice, section};
-
-/// Rows of the token table in memory are a multiple of this.
-pub const VOCAB_ALIGN: u64 = 128;
+use super::model_keys::Model;
+use serde::{Deserialize, Serialize};
 
 section! {
     /// A whole experiment.
@@ -39,174 +35,6 @@ section! {
         pub log: LogKeys,
         pub plan: PlanKeys,
         pub device: DeviceKeys,
-    }
-}
-
-section! {
-    /// The network: its sizes, either by `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`, `modern:d12`) or one
-    /// by one, and what its blocks are made of. Without further keys it is GPT-2's.
-    pub struct Model {
-        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
-        /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
-        /// (without `@STEP` its newest). The schedule begins anew, and without `optimizer.from_init` so do
-        /// the optimizer and the data. Sizes that are not given are the model's. The lock pins the weights by
-        /// content, a checkpoint's by its state root. Default: not set.
-        pub init: Option<String>,
-        /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width.
-        /// `modern:d12` has the sizes of GPT-2 and the blocks of later models: `norm`, `positions`,
-        /// `activation`, `bias`, `tied_head` and `qk_norm` are then as it says, where they are not given.
-        /// Excludes `layers`, `heads` and `channels`. Default: not set.
-        pub descriptor: Option<String>,
-        /// L: transformer blocks. Default: the descriptor's; without one it must be given.
-        pub layers: usize,
-        /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
-        /// Default: the descriptor's; without one it must be given.
-        pub heads: usize,
-        /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
-        pub channels: usize,
-        /// Positions in `wpe`: the longest sequence the model can read.
-        /// Default: the descriptor's (GPT-2 1024, GPT-3 2048); without one `batch.seq_len`.
-        pub context: usize,
-        /// Tokens the model can tell apart. May be more than the tokenizer has, never fewer, and at most
-        /// 65536, for shards hold 16 bits a token. Default: the tokenizer's (gpt2 50257, byte 257).
-        pub vocab: usize,
-        /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (gpt2 50304, byte 384). Not a
-        /// key of the file.
-        pub vocab_padded: usize,
-        /// The norm before attention, before the MLP and at the end; epsilon 1e-5. Default: layernorm, and
-        /// with a descriptor `modern:dN` rmsnorm.
-        pub norm: NormKind,
-        /// How the model knows where a token stands. Default: learned, and with `modern:dN` rotary.
-        pub positions: PositionKind,
-        /// `positions = "rotary"` only: pair `i` of a head of size HS turns by `rope_theta^(-2i/HS)` radians
-        /// a position; above 1. Default: 10000.
-        pub rope_theta: f64,
-        /// Between the two matrices of the MLP. Default: gelu, and with `modern:dN` swiglu.
-        pub activation: ActivationKind,
-        /// Whether linear layers and norms add a bias. Default: true, and with `modern:dN` false.
-        pub bias: bool,
-        /// Whether the classifier is the token table; otherwise it is a matrix of its own. Default: true, and
-        /// with `modern:dN` false.
-        pub tied_head: bool,
-        /// Whether queries and keys go through an RMSNorm a head, before they are rotated (Dehghani et al.
-        /// 2023), with weights of their own. Default: false, and with `modern:dN` true.
-        pub qk_norm: bool,
-    }
-}
-
-impl Model {
-    /// GPT-2 of these sizes.
-    pub fn gpt2(layers: usize, heads: usize, channels: usize, context: usize, vocab: usize) -> Model {
-        Model {
-            init: None,
-            descriptor: None,
-            layers,
-            heads,
-            channels,
-            context,
-            vocab,
-            vocab_padded: vocab.next_multiple_of(VOCAB_ALIGN as usize),
-            norm: NormKind::Layernorm,
-            positions: PositionKind::Learned,
-            rope_theta: 10_000.0,
-            activation: ActivationKind::Gelu,
-            bias: true,
-            tied_head: true,
-            qk_norm: false,
-        }
-    }
-
-    /// HS: channels of a head.
-    pub fn head_size(&self) -> usize {
-        self.channels / self.heads
-    }
-
-    /// F: outputs of the MLP's activation.
-    pub fn mlp_channels(&self) -> usize {
-        match self.activation {
-            ActivationKind::Gelu | ActivationKind::Relu2 => 4 * self.channels,
-            ActivationKind::Swiglu => (8 * self.channels).div_ceil(3).next_multiple_of(64),
-        }
-    }
-
-    /// Outputs of the MLP's first matrix: F, and of SwiGLU 2 F, the two halves of a pair side by side.
-    pub fn mlp_inputs(&self) -> usize {
-        match self.activation {
-            ActivationKind::Gelu | ActivationKind::Relu2 => self.mlp_channels(),
-            ActivationKind::Swiglu => 2 * self.mlp_channels(),
-        }
-    }
-
-    /// The keys of what the blocks are made of: all but the sizes and where the model comes from.
-    pub fn parts(&self) -> [(&'static str, serde_json::Value); 7] {
-        [
-            ("model.norm", json!(self.norm)),
-            ("model.positions", json!(self.positions)),
-            ("model.rope_theta", json!(self.rope_theta)),
-            ("model.activation", json!(self.activation)),
-            ("model.bias", json!(self.bias)),
-            ("model.tied_head", json!(self.tied_head)),
-            ("model.qk_norm", json!(self.qk_norm)),
-        ]
-    }
-
-    /// The keys of what the blocks are made of that are not GPT-2's, in words.
-    pub fn other_parts(&self) -> String {
-        let gpt2 = Model::gpt2(1, 1, 1, 1, 1).parts();
-        let other = self.parts().into_iter().zip(gpt2).filter(|(ours, gpt2)| ours != gpt2);
-        let words: Vec<String> = other.map(|((key, value), _)| format!("`{key}` = {value}")).collect();
-        words.join(", ")
-    }
-
-    /// What people call it: GPT-2, or what its blocks have that GPT-2's have not.
-    pub fn kind(&self) -> String {
-        let parts = [
-            (self.norm == NormKind::Rmsnorm, "RMSNorm"),
-            (self.positions == PositionKind::Rotary, "rotary positions"),
-            (self.activation == ActivationKind::Relu2, "squared ReLU"),
-            (self.activation == ActivationKind::Swiglu, "SwiGLU"),
-            (self.qk_norm, "QK-norm"),
-            (!self.bias, "no biases"),
-            (!self.tied_head, "an untied head"),
-        ];
-        let parts: Vec<&str> = parts.into_iter().filter_map(|(has, part)| has.then_some(part)).collect();
-        if parts.is_empty() { "GPT-2".into() } else { format!("a transformer ({})", parts.join(", ")) }
-    }
-
-    /// Whether the blocks are GPT-2's: what its files and formats can hold.
-    pub fn has_gpt2_blocks(&self) -> bool {
-        self.parts() == Model::gpt2(1, 1, 1, 1, 1).parts()
-    }
-}
-
-choice! {
-    NormKind {
-        /// Layernorm (Ba et al. 2016): less the mean, over the standard deviation.
-        Layernorm = "layernorm",
-        /// RMSNorm (Zhang and Sennrich 2019): over the root of the mean square.
-        Rmsnorm = "rmsnorm",
-    }
-}
-
-choice! {
-    PositionKind {
-        /// A table of `context` vectors, added to the tokens'.
-        Learned = "learned",
-        /// Rotary embeddings (Su et al. 2021): queries and keys are turned by angles that grow with the
-        /// position.
-        Rotary = "rotary",
-    }
-}
-
-choice! {
-    ActivationKind {
-        /// GELU (Hendrycks and Gimpel 2016) in its tanh form; 4 C wide.
-        Gelu = "gelu",
-        /// The square of what is above zero (So et al. 2021); 4 C wide.
-        Relu2 = "relu2",
-        /// SwiGLU (Shazeer 2020): one half of the first matrix's outputs, through SiLU, times the other;
-        /// 8/3 C wide, rounded up to a multiple of 64.
-        Swiglu = "swiglu",
     }
 }
 
@@ -288,6 +116,10 @@ section! {
         pub weight_decay: f64,
         /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
         pub grad_clip: f64,
+        /// z: what is differentiated is the loss and `z_loss` times the square of the logarithm of the sum of
+        /// the logits' exponentials (Chowdhery et al. 2022), which keeps logits small. Losses are reported
+        /// without it. Default: 0.0.
+        pub z_loss: f64,
         /// Decay an update of an average of the weights, which is evaluated beside them and changes no bit of
         /// them: 0.999 is an average over some thousand updates. From 0 to below 1; 0 keeps none. It takes
         /// four bytes a parameter, and evaluations take twice as long. Default: 0.0.

@@ -15,8 +15,9 @@ use super::check;
 use super::diagnostics::Fault;
 use super::init_models::InitModels;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
+use super::model_keys::VOCAB_ALIGN;
 use super::origin::{Origin, origin_in};
-use super::resolved::{Experiment, VOCAB_ALIGN};
+use super::resolved::Experiment;
 use super::schema::{self, KEYS};
 use super::write;
 

@@ -13,9 +13,9 @@ use super::declare::Word;
 use super::diagnostics::nearest;
 use super::key_row::{ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, boolean, choice, ranged};
 pub(super) use super::key_row::{Bits, Default, KeyRow, Open, TOML_MAX, ValueKind, int, leaf_of, section_of};
+use super::model_keys::{ActivationKind, NormKind, PositionKind};
 use super::resolved::{
-    ActivationKind, Compute, DeviceKind, NormKind, OnDiverge, OptimizerKind, Order, PartialSums,
-    PositionKind, ScheduleKind, Simd, Tokenizer,
+    Compute, DeviceKind, OnDiverge, OptimizerKind, Order, PartialSums, ScheduleKind, Simd, Tokenizer,
 };
 
 /// The embedded texts.
@@ -58,6 +58,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     boolean("model.bias", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.tied_head", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.qk_norm", false).touching(Bits::ReachedWhenSet).example("true"),
+    ranged("model.logit_softcap", FROM_ZERO, 0.0).touching(Bits::ReachedWhenSet).example("30.0"),
     //
     int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits().unit("sequences").example("16"),
     int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
@@ -84,6 +85,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits().example("1e-6"),
     ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits().example("0.0"),
     ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
+    ranged("optimizer.z_loss", FROM_ZERO, 0.0).touching(Bits::ReachedWhenSet).example("1e-4"),
     ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),
     boolean("optimizer.from_init", false).touching(Bits::ReachedWhenSet).example("true"),
     //

@@ -1,13 +1,13 @@
 //! The backward pass, block by block from the last to the first.
 
 use super::activations::{Activations, GradientBuffers, LayerActivations, Normed};
-use super::gpt2::{Angles, Gpt2, head_norm, heads, nonlinearity, norm, rotate, vocab};
+use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, norm, rotate, vocab};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
 use crate::ops::{
     Activate, ActivateBackward, AttentionBackward, Classifier, DeviceError, EmbeddingBackward,
     LayernormBackward, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape,
-    LogitTerms, Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
+    Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -51,7 +51,7 @@ impl<O: Ops> Gpt2<O> {
             rows: n,
             channels: c,
             vocab: vocab(&self.config),
-            terms: LogitTerms::default(),
+            terms: logit_terms(&self.config, self.z_loss),
             scale,
             write,
         })?;

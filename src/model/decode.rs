@@ -10,7 +10,7 @@
 //! norm, in bf16 as near as its rounding of the residual stream allows.
 
 use super::activations::BufferSpec;
-use super::gpt2::{heads, nonlinearity};
+use super::gpt2::{cap_logits, heads, nonlinearity};
 use super::weights::{Affine, Block, HeadNorms, Weights};
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{
@@ -172,6 +172,7 @@ impl<O: Ops> Decoder<O> {
             padded.copy_within(row * vocab_padded..row * vocab_padded + vocab, row * vocab);
         }
         padded.truncate(new.len() * vocab);
+        cap_logits(&self.model, &mut padded);
         Ok(padded)
     }
 
@@ -369,7 +370,8 @@ mod tests {
             ..gpt2.clone()
         };
         let rotary = Model { positions: PositionKind::Rotary, ..gpt2.clone() };
-        let relu2 = Model { activation: ActivationKind::Relu2, tied_head: false, ..gpt2.clone() };
+        let relu2 =
+            Model { activation: ActivationKind::Relu2, tied_head: false, logit_softcap: 5.0, ..gpt2.clone() };
         vec![gpt2, modern, rotary, relu2]
     }
 

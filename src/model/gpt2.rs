@@ -15,7 +15,7 @@ use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
     Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
     LinearGelu, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm,
-    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
+    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table, softcapped,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -30,6 +30,8 @@ pub struct Gpt2<O: Ops> {
     pub(super) losses: O::Buf,
     /// The logarithms of its logits' sums of exponentials (N) f32: no operation reads them, audits do.
     pub log_sums: O::Buf,
+    /// The z-loss that its gradients take in (`optimizer.z_loss`); 0 at first.
+    pub z_loss: f32,
     capacity: Rows,
 }
 
@@ -85,6 +87,7 @@ impl<O: Ops> Gpt2<O> {
             losses: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
             log_sums: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
             specs,
+            z_loss: 0.0,
             capacity,
         })
     }
@@ -107,7 +110,7 @@ impl<O: Ops> Gpt2<O> {
             rows: batch.rows.count(),
             channels: self.config.channels,
             vocab: vocab(&self.config),
-            terms: LogitTerms::default(),
+            terms: logit_terms(&self.config, self.z_loss),
         })
     }
 
@@ -130,6 +133,7 @@ impl<O: Ops> Gpt2<O> {
         let mut logits = vec![0.0; padded];
         ops.download(&out, &mut logits)?;
         logits.truncate(self.config.vocab);
+        cap_logits(&self.config, &mut logits);
         Ok(logits)
     }
 
@@ -436,6 +440,19 @@ pub(super) fn nonlinearity(model: &Model) -> Nonlinearity {
 
 pub(super) fn heads(model: &Model) -> Heads {
     Heads { heads: model.heads, head_size: model.head_size() }
+}
+
+/// What the classifier does beside softmax and cross-entropy.
+pub(super) fn logit_terms(model: &Model, z_loss: f32) -> LogitTerms {
+    let cap = model.logit_softcap as f32;
+    LogitTerms { softcap: (cap > 0.0).then_some(cap), z_loss }
+}
+
+/// Logits on the host as the classifier counts them.
+pub(super) fn cap_logits(model: &Model, logits: &mut [f32]) {
+    if let Some(cap) = logit_terms(model, 0.0).softcap {
+        softcapped(logits, cap);
+    }
 }
 
 pub(super) fn vocab(model: &Model) -> Vocab {

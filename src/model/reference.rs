@@ -32,7 +32,12 @@ pub fn small_models() -> Vec<Model> {
         ..gpt2.clone()
     };
     let rotary = Model { positions: PositionKind::Rotary, rope_theta: 500.0, ..gpt2.clone() };
-    let relu2 = Model { activation: ActivationKind::Relu2, norm: NormKind::Rmsnorm, ..gpt2.clone() };
+    let relu2 = Model {
+        activation: ActivationKind::Relu2,
+        norm: NormKind::Rmsnorm,
+        logit_softcap: 5.0,
+        ..gpt2.clone()
+    };
     let bare = Model { bias: false, qk_norm: true, tied_head: false, ..gpt2.clone() };
     vec![gpt2, modern, rotary, relu2, bare]
 }
@@ -132,7 +137,8 @@ pub fn logits(
     let head = stored(weights.classifier());
     let rows = linear(&normed[(n - last) * c..], &head, None, last, c, config.vocab_padded);
     let used = rows.chunks(config.vocab_padded).flat_map(|row| &row[..config.vocab]);
-    used.map(|x| *x as f32).collect()
+    let cap = config.logit_softcap;
+    used.map(|x| if cap > 0.0 { (cap * libm::tanh(x / cap)) as f32 } else { *x as f32 }).collect()
 }
 
 /// `x / sqrt(mean(x²) + 1e-5) weight + bias` of each row as long as `weight`.

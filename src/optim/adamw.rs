@@ -98,6 +98,7 @@ mod tests {
         epsilon: 1e-8,
         weight_decay: 0.1,
         grad_clip: 1.0,
+        z_loss: 0.0,
         ema_decay: 0.0,
         from_init: false,
     };

@@ -94,7 +94,8 @@ impl<O: Ops> Trainer<O> {
         let (rank, ranks) = (exchange.link().rank(), exchange.link().size());
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
         let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
+        let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
+        model.z_loss = experiment.optimizer.z_loss as f32;
         let rule = update_rule(experiment, ops.dtype(Role::Param));
         let shards = Shards::new(&model.specs, ops.chunk(), ranks, |spec| rule.is_whole(&spec.parameter()));
         let (sums, grads) = Sums::new(&mut ops, experiment, &model.specs, &shards, rank, sharded)?;

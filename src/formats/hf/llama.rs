@@ -27,7 +27,8 @@ pub fn model_type(model: &Model) -> Option<&'static str> {
     let fits = model.norm == NormKind::Rmsnorm
         && model.positions == PositionKind::Rotary
         && model.activation == ActivationKind::Swiglu
-        && !model.bias;
+        && !model.bias
+        && model.logit_softcap == 0.0;
     fits.then_some(if model.qk_norm { "qwen3" } else { "llama" })
 }
 

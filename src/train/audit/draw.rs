@@ -55,6 +55,7 @@ impl TracedPass {
         let mut dry = Dry::new(Dtype::BF16);
         let (rows, write) = micro_batch(experiment);
         let mut model = Gpt2::zeroed(&mut dry, &experiment.model, rows, recompute, true)?;
+        model.z_loss = experiment.optimizer.z_loss as f32;
         let mut grads = model.specs.try_map(|spec| dry.alloc(Role::F32, spec.len))?;
         let mut losses = dry.alloc(Role::F32, rows.count())?;
         let batch = MicroBatch { inputs: &[], targets: &[], rows, losses_at: 0 };
