@@ -110,11 +110,43 @@ def check_embedding(ops, t):
                 close(name + " dwpe", dwpe, pos)
 
 
-def norm_reference(x, weight, bias):
+def norm_reference(x, weight, bias, rms=False):
     x = x.to(F64)
-    mean, var = x.mean(1), x.var(1, unbiased=False)
-    rstd = (var + 1e-5).rsqrt()
+    mean = x.mean(1) * (not rms)
+    rstd = ((x - mean[:, None]).square().mean(1) + 1e-5).rsqrt()
     return mean, rstd, (x - mean[:, None]) * rstd[:, None] * weight.to(F64) + bias.to(F64)
+
+
+def check_other_norms(ops, t):
+    """What lacks a mean (RMSNorm), a bias, or both."""
+    for rms, biased in [(False, False), (True, True), (True, False)]:
+        for n, c in [(1025, 768), (515, 1600), (77, 2056), (9, 5120), (3, 8), (6, 16384)]:
+            name = f"{'rmsnorm' if rms else 'layernorm'}{'' if biased else '_unbiased'} {n}x{c}"
+            x, branch, dout = randn(n, c, dtype=t, shift=0.7), randn(n, c, dtype=t), randn(n, c, dtype=t)
+            weight, bias = randn(c, dtype=t, shift=1), randn(c, dtype=t) * biased
+            given = bias if biased else None
+            for fused in [False, True]:
+                out, residual, rstd = poison(n, c, dtype=t), poison(n, c, dtype=t), poison(n)
+                mean = None if rms else poison(n)
+                run(ops.layernorm(out, mean, rstd, x, weight, given, *([branch, residual] if fused else [])))
+                stored = (x.float() + branch.float()).to(t) if fused else x
+                m, r, o = norm_reference(stored, weight, bias, rms)
+                close(f"{name} rstd {fused}", rstd, r)
+                close(f"{name} out {fused}", out, o)
+                if not rms:
+                    close(f"{name} mean {fused}", mean, m)
+            mean, rstd, _ = norm_reference(x, weight, bias, rms)
+            h, g = (x.to(F64) - mean[:, None]) * rstd[:, None], dout.to(F64) * weight.to(F64)
+            dx_ref = rstd[:, None] * (
+                g - g.mean(1, keepdim=True) * (not rms) - h * (g * h).mean(1, keepdim=True)
+            )
+            dx, dw, db = poison(n, c, dtype=t), poison(c), poison(c) if biased else None
+            mean = None if rms else mean.float()
+            run(ops.layernorm_backward(dx, 0, dw, db, 0, dout, x, weight, mean, rstd.float()))
+            close(name + " dx", dx, dx_ref)
+            close(name + " dweight", dw, (dout.to(F64) * h).sum(0))
+            if biased:
+                close(name + " dbias", db, dout.to(F64).sum(0))
 
 
 def check_layernorm(ops, t):
@@ -604,6 +636,7 @@ def main():
         for check in [
             check_embedding,
             check_layernorm,
+            check_other_norms,
             check_gelu,
             check_activate,
             check_reduce,

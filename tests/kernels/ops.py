@@ -83,9 +83,11 @@ class Ops:
         return launches
 
     def layernorm(self, out, mean, rstd, x, weight, bias, branch=None, residual=None):
+        """RMSNorm where mean is None."""
         n, c = x.shape
         warps = next(w for w in (1, 2, 4, 8) if c <= 2048 * w)
-        kernel = "layernorm_forward" if branch is None else "residual_layernorm_forward"
+        kernel = ("rmsnorm" if mean is None else "layernorm") + "_forward"
+        kernel = ("" if branch is None else "residual_") + kernel + ("_unbiased" if bias is None else "")
         return [
             self.modules["layernorm"].launch(
                 kernel,
@@ -110,11 +112,12 @@ class Ops:
         n, c = x.shape
         rows = max(4, ceil(ceil(n, 512), 4) * 4)
         blocks = ceil(n, rows)
-        partials = self.scratch(blocks, 2, c)
+        vectors = 1 if dbias is None else 2
+        partials = self.scratch(blocks, vectors, c)
         wide = c > 4096 if wide is None else wide
-        kernel, block = (
-            ("layernorm_backward_wide", 512) if wide else ("layernorm_backward", ceil(c // 8, 32) * 32)
-        )
+        kernel = ("rmsnorm" if mean is None else "layernorm") + "_backward"
+        kernel += ("_wide" if wide else "") + ("_unbiased" if dbias is None else "")
+        block = 512 if wide else ceil(c // 8, 32) * 32
         first = self.modules["layernorm"].launch(
             kernel,
             blocks,
@@ -133,7 +136,7 @@ class Ops:
             dx_add,
             0,
         )
-        return [first, *self.reduce(dweight, dbias, partials, blocks, 2 * c, c, add)]
+        return [first, *self.reduce(dweight, dbias, partials, blocks, vectors * c, c, add)]
 
     def reduce(self, out0, out1, partials, count, width, split, add):
         return [
