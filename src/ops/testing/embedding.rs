@@ -7,9 +7,9 @@ use crate::ops::{Embedding, EmbeddingBackward, Ops, Role, Rows, Write};
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("embedding", "364e1d03457c9564f75ff84876ac6656904609e7d958c69e1a6f8846840284f9"),
     ("embedding_backward", "233f363116136c0ac5f851715f86b4846091e07b04c8753f0492080fe1ba2e89"),
-    ("embedding_of_tokens", ""),
-    ("embedding_of_tokens_backward", ""),
-    ("embedding_set_backward", ""),
+    ("embedding_of_tokens", "1af56ef2d52911416b2587f992da3b1a2f1b2888d7d685e0925f8b09a1c7397c"),
+    ("embedding_of_tokens_backward", "c73f9708ce048d031cfa84cd470114f2e1257613fb62c069145c7da5516d6f7a"),
+    ("embedding_set_backward", "851a9bae91468caf845d3753b67b9f7ed9fc36661b217ae819078f2485396991"),
 ];
 
 impl<O: Ops> Bench<'_, O> {

@@ -4,7 +4,10 @@ use super::{Bench, reference, sum};
 use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, Role, Write};
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
-pub(super) const CPU_BITS: &[(&str, &str)] = &[("qk_norm", ""), ("qk_norm_backward", "")];
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("qk_norm", "4652d79ad411ef4908e115da0d4cffe1021a3a924690859eaa0a45fcc6d1a8b4"),
+    ("qk_norm_backward", "e926e343655bba1de3a3a676f94779d083fb40e98e89056e243464c15e4785b3"),
+];
 
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn qk_norm(&mut self) {

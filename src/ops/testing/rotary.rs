@@ -4,7 +4,11 @@ use super::{Bench, reference};
 use crate::ops::{Heads, Ops, Role, Rotary, RotaryAt, Rows, rotary_table};
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
-pub(super) const CPU_BITS: &[(&str, &str)] = &[("rotary", ""), ("rotary_inverse", ""), ("rotary_listed", "")];
+pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("rotary", "4565c9e6b15e0c7e6ebb2294876ccc5ff2c76c5118f19475876d68c5de6478f0"),
+    ("rotary_inverse", "bcaaa1e46994dceafb1bab3d0d9581895130576bee657d6b145d26308e0ac265"),
+    ("rotary_listed", "bed3d74005ca593e06d595d81f8d15e15a43fa7a2f59ac90c3a198ab58a81a8e"),
+];
 
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn rotary(&mut self) {
