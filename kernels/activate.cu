@@ -5,10 +5,10 @@
 //   swiglu_forward          out  = silu(gate) * up,  silu(x) = x / (1 + exp(-x))
 //   swiglu_backward         dgate = dout * up * silu'(gate),  dup = dout * silu(gate)
 //
-//   out, dout (length) act_t; pre, dpre (length), of SwiGLU (length, 2): gate and up of an output are neighbours
+//   out, dout (length) act_t; pre, dpre (length), of SwiGLU (length, 2): neighbours are gate and up
 //
-// All four are bound by memory. A thread reads 16 bytes of pre at a time (32 of floats), a warp neighbouring
-// ones, and all that it needs before it computes. Of SwiGLU that is four outputs, written as 8 bytes.
+// All four are bound by memory. A load is 16 bytes of pre (of floats two loads of them), neighbours in a warp,
+// and a thread loads all that it needs before it computes. Of SwiGLU they make four outputs, 8 bytes.
 #include "common.cuh"
 #include "activate.cuh"
 
@@ -85,7 +85,8 @@ extern "C" __global__ void __launch_bounds__(256)
             held[k].narrow(x);
             held[k].store(args.out + at);
         } else {
-            for (u64 i = at; i < args.length; ++i) from_float(squared_relu(to_float(args.pre[i])), args.out[i]);
+            for (u64 i = at; i < args.length; ++i)
+                from_float(squared_relu(to_float(args.pre[i])), args.out[i]);
         }
     }
 }

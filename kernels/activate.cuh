@@ -15,8 +15,8 @@ __device__ __forceinline__ float squared_relu_slope(float x) {
     return y + y;
 }
 
-// 1 / (1 + exp(-x)), and what it lacks to 1. Of the exponential of -|x|, which is at most 1: nothing overflows,
-// and the smaller of the two keeps its relative accuracy.
+// 1 / (1 + exp(-x)), and what it lacks to 1. Of the exponential of -|x|, which is at most 1: nothing
+// overflows, and the smaller of the two keeps its relative accuracy.
 struct Logistic {
     float value, rest;
 };

@@ -76,8 +76,8 @@ pub enum Nonlinearity {
     Gelu,
     /// `max(x, 0)²` (So et al. 2021).
     SquaredRelu,
-    /// `silu(gate) up` with `silu(x) = x / (1 + exp(-x))` (Shazeer 2020). The columns 2i and 2i + 1 of what it
-    /// reads are gate and up of its column i.
+    /// `silu(gate) up` with `silu(x) = x / (1 + exp(-x))` (Shazeer 2020). The columns 2i and 2i + 1 of what
+    /// it reads are gate and up of its column i.
     Swiglu,
 }
 

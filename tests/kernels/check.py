@@ -7,52 +7,15 @@ Inputs are random (never zeros), outputs are poisoned with NaN before each run, 
 import contextlib
 import hashlib
 import io
-import math
 import sys
 import time
 
 import numpy as np
 import torch
 
+from comparison import F64, NAN, bytes_of, close, failures, poison, randn, report, same, worst
+from functions import gelu64, squared_relu64, swiglu64
 from ops import F32, Ops, ceil, run
-
-F64 = torch.float64
-NAN = float("nan")
-failures = []
-worst = {}
-
-
-def report(name, ok, detail=""):
-    if not ok:
-        failures.append(name)
-        print(f"FAIL {name} {detail}", flush=True)
-
-
-def close(name, out, ref, rel=None, floor=1e-5):
-    """|out - ref| <= rel*|ref| + floor*rms(ref), everywhere. For bf16 `rel` is half a unit in the last place,
-    and a little."""
-    rel = rel or (2**-8 * 1.01 if out.dtype == torch.bfloat16 else 1e-5)
-    bound = rel * ref.abs() + floor * ref.square().mean().sqrt()
-    excess = ((out.to(F64) - ref).abs() / bound).nan_to_num(nan=1e9).max().item()
-    key = name.split()[0] + (" bf16" if out.dtype == torch.bfloat16 else " f32")
-    worst[key] = max(worst.get(key, 0), excess)
-    report(name, excess <= 1, f"error is {excess:.2f} times the bound")
-
-
-def bytes_of(t):
-    return t.contiguous().view(torch.uint8)
-
-
-def same(name, a, b):
-    report(name, torch.equal(bytes_of(a), bytes_of(b)), "bytes differ")
-
-
-def randn(*shape, dtype=F32, scale=1.0, shift=0.0):
-    return (torch.randn(*shape, device="cuda") * scale + shift).to(dtype)
-
-
-def poison(*shape, dtype=F32):
-    return torch.full(shape, NAN, dtype=dtype, device="cuda")
 
 
 def skewed_ids(n, vocab):
@@ -199,15 +162,6 @@ def check_layernorm(ops, t):
                 same(name + " in place", aliased, dx)
 
 
-def gelu64(x):
-    x = x.to(F64)
-    k = math.sqrt(2 / math.pi)
-    tanh = torch.tanh(k * (x + 0.044715 * x**3))
-    # 1 + tanh loses everything in the left tail: written with the sigmoid there.
-    gate = torch.sigmoid(2 * k * (x + 0.044715 * x**3))
-    return x * gate, gate + 0.5 * x * (1 - tanh) * 2 * gate * k * (1 + 3 * 0.044715 * x**2)
-
-
 def check_gelu(ops, t):
     for n in [1, 7, 8, 4095, 100003]:
         pre, out = randn(n, dtype=t, scale=2), poison(n, dtype=t)
@@ -229,18 +183,6 @@ def check_gelu(ops, t):
         same(f"gelu_backward {n}x{width} in place, no sums", again, dpre)
         run(ops.column_sum(sums, 0, dpre))
         same(f"gelu_backward {n}x{width} sums are column_sum's", sums, dbias)
-
-
-def squared_relu64(x):
-    x = x.to(F64).clamp(min=0)
-    return x * x, 2 * x
-
-
-def swiglu64(pre, dout):
-    gate, up, dout = pre[0::2].to(F64), pre[1::2].to(F64), dout.to(F64)
-    s = torch.sigmoid(gate)
-    dgate = dout * up * (s + gate * s * torch.sigmoid(-gate))
-    return gate * s * up, torch.stack([dgate, dout * gate * s], dim=1).flatten()
 
 
 def check_activate(ops, t):

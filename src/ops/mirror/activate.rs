@@ -17,12 +17,9 @@ use crate::ops::{Activate, ActivateBackward, Nonlinearity, Perform, Result};
 
 /// `out = bf16(f(pre))` of the stored `pre`.
 pub fn forward(engine: &Engine, out: &mut [bf16], pre: &[bf16], function: Nonlinearity) {
-    let each = |out: &mut [bf16], f: fn(f32) -> f32| {
-        engine.install(|| out.par_iter_mut().zip(pre).for_each(|(out, pre)| *out = round(f(wide(*pre)))));
-    };
     match function {
-        Nonlinearity::Gelu => each(out, gelu),
-        Nonlinearity::SquaredRelu => each(out, squared_relu),
+        Nonlinearity::Gelu => each(engine, out, pre, gelu),
+        Nonlinearity::SquaredRelu => each(engine, out, pre, squared_relu),
         Nonlinearity::Swiglu => {
             let pairs = pre.as_chunks::<2>().0;
             let element =
@@ -32,8 +29,17 @@ pub fn forward(engine: &Engine, out: &mut [bf16], pre: &[bf16], function: Nonlin
     }
 }
 
+fn each(engine: &Engine, out: &mut [bf16], pre: &[bf16], f: impl Fn(f32) -> f32 + Sync) {
+    engine.install(|| out.par_iter_mut().zip(pre).for_each(|(out, pre)| *out = round(f(wide(*pre)))));
+}
+
 /// `dpre = bf16(dpre f'(pre))` in place.
-pub fn backward_in_place(engine: &Engine, dpre: &mut [bf16], pre: &[bf16], slope: fn(f32) -> f32) {
+pub fn backward_in_place(
+    engine: &Engine,
+    dpre: &mut [bf16],
+    pre: &[bf16],
+    slope: impl Fn(f32) -> f32 + Sync,
+) {
     let element = |(d, x): (&mut bf16, &bf16)| *d = round(wide(*d) * slope(wide(*x)));
     engine.install(|| dpre.par_iter_mut().zip(pre).for_each(element));
 }

@@ -32,8 +32,8 @@ pub struct MirrorDecodeLinear<'a> {
     pub shape: LinearShape,
 }
 
-/// `x weightᵀ + bias`, through GELU or squared ReLU where that is asked for, (n, c_out), not rounded. Lane l of
-/// 32 adds the columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
+/// `x weightᵀ + bias`, through GELU or squared ReLU where that is asked for, (n, c_out), not rounded. Lane l
+/// of 32 adds the columns 8l to 8l + 7, then those 256 further on, fused; then the butterfly.
 pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
     let MirrorDecodeLinear { x, weight, bias, shape, .. } = layer;
     let element = |i: usize| {

@@ -7,7 +7,7 @@
 //! | operation | an excerpt | reads |
 //! |---|---|---|
 //! | products | a tile of the output | its rows of one factor, its columns of the other |
-//! | GELU, squared ReLU, SwiGLU, their gradients | a tile of what is F wide | that tile; of gates a wider one |
+//! | GELU, squared ReLU, SwiGLU, gradients | a tile of what is F wide | that tile, before SwiGLU a wider one |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |

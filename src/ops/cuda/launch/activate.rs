@@ -68,7 +68,7 @@ fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
         pre: In::at(pre),
         length: outputs as u64,
     };
-    // SAFETY: all lengths were checked; the kernel that is launched without `dout` allows `dpre` in its place.
+    // SAFETY: all lengths were checked; the kernel that runs without `dout` allows `dpre` in its place.
     unsafe { k.launch(OP, kernel, geometry(function, outputs as u64), &args) }
 }
 
