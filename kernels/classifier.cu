@@ -33,7 +33,7 @@ struct ClassifierArgs {
     u64 used;            // columns that mean a token
     float scale;         // of the gradient
     u32 cached;  // 1: dynamic shared memory holds a row, padded * sizeof(act_t) bytes; 0: it holds nothing
-    float cap;     // of the soft-cap, by the `capped` kernels alone
+    float cap;     // of the soft-cap, positive; read by the `capped` kernels alone
     float z_loss;  // its coefficient z, by `classifier_gradient_z` and `classifier_gradient_capped`
 };
 
@@ -176,7 +176,7 @@ __device__ __forceinline__ void row_gradient(const ClassifierArgs& args) {
                     for (u32 i = 0; i < 8; ++i) x[i] = capped(x[i], slope[i]);
                 }
 #pragma unroll
-                for (u32 i = 0; i < 8; ++i) x[i] = exact::exp(x[i] - lse) * (Z_LOSS ? weight : args.scale);
+                for (u32 i = 0; i < 8; ++i) x[i] = exact::exp(x[i] - lse) * weight;
                 if (target / 8 == chunk) {
 #pragma unroll
                     for (u32 i = 0; i < 8; ++i) x[i] -= target % 8 == i ? args.scale : 0.f;

@@ -204,16 +204,17 @@ class Ops:
             else launches + self.reduce(dbias, None, partials, blocks, width, width, add)
         )
 
-    def classifier(self, logits, losses, targets, used, scale=1.0, gradient=True, cached=True):
+    def classifier(
+        self, logits, losses, targets, used, scale=1.0, gradient=True, cached=True, cap=0.0, z_loss=0.0
+    ):
+        """`cap` of 0: no soft-cap."""
         n, padded = logits.shape
         cached = cached and gradient and padded * logits.element_size() <= 227 * 1024 - 1024
         shared = padded * logits.element_size() if cached else 0
         kernel = "classifier_gradient" if gradient else "classifier_loss"
-        return [
-            self.modules["classifier"].launch(
-                kernel, n, 512, "QQQQQfI", logits, losses, targets, padded, used, scale, cached, shared=shared
-            )
-        ]
+        kernel += "_capped" if cap else "_z" if gradient and z_loss else ""
+        fields = logits, losses, self.scratch(n), targets, padded, used, scale, cached, cap, z_loss
+        return [self.modules["classifier"].launch(kernel, n, 512, "QQQQQQfIff", *fields, shared=shared)]
 
     def adamw(self, tensors, hyper, key, step):
         """tensors: (param, master or None, grad, m, v, weight_decay, id). hyper: lr, betas, epsilon,
