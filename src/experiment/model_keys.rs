@@ -9,8 +9,8 @@ use super::declare::{SectionText, Word, choice, section};
 pub const VOCAB_ALIGN: u64 = 128;
 
 section! {
-    /// The network: its sizes, either by `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`, `modern:d12`) or one
-    /// by one, and what its blocks are made of. Without further keys it is GPT-2's.
+    /// Sizes of the network, by `descriptor` or one by one, and what its blocks are made of. Descriptors are
+    /// `d12`, `gpt2:d12`, `gpt3:c768` and `modern:d12`; without further keys the blocks are GPT-2's.
     pub struct Model {
         /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
         /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
