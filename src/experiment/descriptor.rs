@@ -65,6 +65,11 @@ pub(super) fn parts(descriptor: &str) -> &'static [(&'static str, Part)] {
     if descriptor.starts_with("modern:") { &MODERN } else { &[] }
 }
 
+/// Whether some descriptors set this key.
+pub fn is_given_by_descriptor(key: &str) -> bool {
+    MODERN.iter().any(|(part, _)| *part == key)
+}
+
 /// Why a descriptor is refused: what is wrong, and a hint.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

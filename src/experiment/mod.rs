@@ -63,7 +63,7 @@ pub use check::RUN_PREFIX;
 pub use check::name_problem;
 pub use copy_place::{CopyPlace, HAS_BUCKETS, NoPlace};
 pub use defaults::{is_default, is_locked, is_recorded};
-pub use descriptor::{Sizes, UnknownDescriptor, descriptors, sizes};
+pub use descriptor::{Sizes, UnknownDescriptor, descriptors, is_given_by_descriptor, sizes};
 pub use diagnostics::{ExperimentError, Fault, Snippet, nearest};
 pub use init_models::{InitError, InitModels, checkpoint_name};
 pub use json_schema::json_schema;

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::Measure;
 use super::common_ground::{COMMON_GROUND, TASKS, notes_on};
+use crate::experiment::is_given_by_descriptor;
 use crate::proof::lock::Lock;
 use crate::report::ReportError;
 use crate::report::figures::Figures;
@@ -262,7 +263,9 @@ fn notes_on_confounded(by: &[String], pair_by: &[String], groups: &[RunGroup]) -
         let named: Vec<String> = named.collect();
         Some(format!("{}{more} differ in {key} too: {says}", named.join("; ")))
     };
-    pair_by.iter().filter_map(note).collect()
+    // What a descriptor is made of is no other difference.
+    let by_descriptor = by.iter().any(|key| key == "model.descriptor");
+    pair_by.iter().filter(|key| !(by_descriptor && is_given_by_descriptor(key))).filter_map(note).collect()
 }
 
 /// Runs without those that are named a second time, and what is said of them.

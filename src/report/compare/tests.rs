@@ -437,3 +437,22 @@ fn a_key_that_goes_with_the_groups_is_said_and_keeps_no_runs_apart() {
     let says = "groups differ in schedule.learning_rate too (0.001, 0.01)";
     assert!(comparison.notes.iter().any(|note| note.contains(says)), "{:?}", comparison.notes);
 }
+
+#[test]
+fn what_a_descriptor_is_made_of_is_no_other_difference() {
+    let mut runs = zipped_runs();
+    for run in &mut runs {
+        let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
+        let [descriptor, norm] =
+            if rate == "0.001" { ["d12", "layernorm"] } else { ["modern:d12", "rmsnorm"] };
+        run.keys = groups::RunKeys::made_up(&[
+            ("schedule.learning_rate", &rate),
+            (SEED, &seed),
+            ("model.descriptor", descriptor),
+            ("model.norm", norm),
+        ]);
+    }
+    let comparison = compare(runs, Some(&["model.descriptor".to_owned()]));
+    let notes = comparison.notes.join("\n");
+    assert!(notes.contains("groups differ in schedule.learning_rate too") && !notes.contains("model.norm"), "{notes}");
+}
