@@ -3,9 +3,8 @@
 use super::ranks_tests::{End, experiment_with, train, train_all};
 use crate::parallel::Solo;
 
-/// Both optimizers, and a model with all groups. Without clipping and guards a step is a function of the
-/// rates alone.
 const MUON: &str = "optimizer.kind=muon";
+/// A model with all groups, and an average of the weights, which follows them.
 const UNTIED: [&str; 4] =
     ["batch.tokens=64", "model.tied_head=false", "optimizer.ema_decay=0.9", "guards.loss_z=0"];
 const GROUPS: [&str; 4] = ["rate_tables", "rate_head", "rate_vectors", "rate_matrices"];
@@ -47,9 +46,9 @@ fn a_factor_of_2_on_a_group_doubles_the_rate_of_that_group_alone() {
                 moved += usize::from(ours != plain);
             }
             // Parameters and their averages; the moments of a first step know no rate.
-            let of_group = |name: &str| !name.contains("m/") && !name.contains("v/");
+            let follows_rates = |name: &str| !name.contains("m/") && !name.contains("v/");
             let expected =
-                state.iter().filter(|t| group_of(&t.name) == Some(group) && of_group(&t.name)).count();
+                state.iter().filter(|t| group_of(&t.name) == Some(group) && follows_rates(&t.name)).count();
             assert!(moved > 0 && moved <= expected, "{kind}, {group}: {moved} of {expected} moved");
         }
     }
