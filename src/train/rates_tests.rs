@@ -6,7 +6,7 @@ use crate::parallel::Solo;
 const MUON: &str = "optimizer.kind=muon";
 /// A model with all groups, and an average of the weights, which follows them.
 const UNTIED: [&str; 4] =
-    ["batch.tokens=64", "model.tied_head=false", "optimizer.ema_decay=0.9", "guards.loss_z=0"];
+    ["batch.tokens=64", "model.channels=64", "model.tied_head=false", "optimizer.ema_decay=0.9"];
 const GROUPS: [&str; 4] = ["rate_tables", "rate_head", "rate_vectors", "rate_matrices"];
 
 fn steps(sets: &[&str], steps: usize) -> End {
