@@ -10,9 +10,9 @@
 // up to 256. A head is read once and waits in registers for its sum.
 //
 // Order of sums. Of a head: each lane its columns in order, then lane numbers that differ in lanes/2, ..., 1.
-// Weight gradients: the n NH heads of queries (row by row) are cut into blocks, and so are those of keys; half
-// of the groups of a block of threads take each. Group j of half has the heads j, j + half, ... of its block
-// in order, then the groups are added in order, then the blocks by reduce_partials (reduce.cu).
+// Weight gradients: the n NH heads of queries (row by row) are cut into blocks, and so are those of keys;
+// half of the groups of a block of threads take each. Group j of half has the heads j, j + half, ... of its
+// block in order, then the groups are added in order, then the blocks by reduce_partials (reduce.cu).
 #include "common.cuh"
 
 constexpr u32 QK_THREADS = 256;

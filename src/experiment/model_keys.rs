@@ -9,8 +9,8 @@ use super::declare::{SectionText, Word, choice, section};
 pub const VOCAB_ALIGN: u64 = 128;
 
 section! {
-    /// The network: its sizes, either by `descriptor` (`d12`, `gpt2:d12`, `gpt3:c768`, `modern:d12`) or one
-    /// by one, and what its blocks are made of. Without further keys it is GPT-2's.
+    /// Sizes of the network, by `descriptor` or one by one, and what its blocks are made of. Descriptors are
+    /// `d12`, `gpt2:d12`, `gpt3:c768` and `modern:d12`; without further keys the blocks are GPT-2's.
     pub struct Model {
         /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
         /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
@@ -39,23 +39,23 @@ section! {
         /// Rows of `wte` in memory: `vocab` rounded up to a multiple of 128 (gpt2 50304, byte 384). Not a
         /// key of the file.
         pub vocab_padded: usize,
-        /// The norm before attention, before the MLP and at the end; epsilon 1e-5. Default: layernorm, and
-        /// with a descriptor `modern:dN` rmsnorm.
+        /// The norm before attention, before the MLP and at the end; epsilon 1e-5. Of `modern:dN` rmsnorm.
+        /// Default: layernorm.
         pub norm: NormKind,
-        /// How the model knows where a token stands. Default: learned, and with `modern:dN` rotary.
+        /// How the model knows where a token stands. Of `modern:dN` rotary. Default: learned.
         pub positions: PositionKind,
         /// `positions = "rotary"` only: pair `i` of a head of size HS turns by `rope_theta^(-2i/HS)` radians
-        /// a position; above 1. Default: 10000.
+        /// a position; above 1. Default: 10000.0.
         pub rope_theta: f64,
-        /// Between the two matrices of the MLP. Default: gelu, and with `modern:dN` swiglu.
+        /// The function between the two matrices of the MLP. Of `modern:dN` swiglu. Default: gelu.
         pub activation: ActivationKind,
-        /// Whether linear layers and norms add a bias. Default: true, and with `modern:dN` false.
+        /// Whether linear layers and norms add a bias. Of `modern:dN` false. Default: true.
         pub bias: bool,
-        /// Whether the classifier is the token table; otherwise it is a matrix of its own. Default: true, and
-        /// with `modern:dN` false.
+        /// Whether the classifier is the token table; otherwise it is a matrix of its own. Of `modern:dN`
+        /// false. Default: true.
         pub tied_head: bool,
         /// Whether queries and keys go through an RMSNorm a head, before they are rotated (Dehghani et al.
-        /// 2023), with weights of their own. Default: false, and with `modern:dN` true.
+        /// 2023), with weights of their own. Of `modern:dN` true. Default: false.
         pub qk_norm: bool,
         /// Every logit x counts as `logit_softcap * tanh(x / logit_softcap)` (Gemma 2, 2024); 0 caps none.
         /// Default: 0.0.

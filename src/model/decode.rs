@@ -454,9 +454,11 @@ mod tests {
             let exact = reference::logits(&config, &weights, &tokens, 4, |x| x);
             let rounded = reference::logits(&config, &weights, &tokens, 4, reference::bf16);
             println!("CPU {:.1e}, rounded {:.1e}", distance(&decoded, &exact), distance(&rounded, &exact));
-            // Written so that a NaN fails.
-            assert!(distance(&decoded, &exact) < 1e-5, "{:.1e}", distance(&decoded, &exact));
-            assert!(distance(&rounded, &exact) > 1e-3, "{:.1e}", distance(&rounded, &exact));
+            // fp32 has 2^16 times the precision of bf16, of which a few roundings in a sum leave 2^12. Written
+            // so that a NaN fails.
+            let (off, rounding) = (distance(&decoded, &exact), distance(&rounded, &exact));
+            assert!(off < rounding / 4096.0, "{off:.1e}, beside {rounding:.1e}");
+            assert!(rounding > 1e-3, "{rounding:.1e}");
         }
     }
 

@@ -209,6 +209,7 @@ impl Rules {
             let fault = self.clash(message, &["model.positions", "model.channels", "model.heads"]);
             self.refuse(fault.hint("choose `model.heads` so that a head is even".to_string()));
         }
+        self.parts_of_heads(rotary);
         if let (Some(fusion @ 1..), Some(activation @ ("relu2" | "swiglu"))) =
             (self.int("kernels.gelu_fusion"), self.text("model.activation").as_deref())
         {
@@ -217,6 +218,24 @@ impl Rules {
             );
             let fault = self.clash(message, &["kernels.gelu_fusion", "model.activation"]);
             self.refuse(fault.hint("set `kernels.gelu_fusion` to 0".to_string()));
+        }
+    }
+}
+
+impl Rules {
+    /// What the operations on queries and keys ask of a head.
+    fn parts_of_heads(&mut self, rotary: bool) {
+        let qk_norm = self.boolean("model.qk_norm") == Some(true);
+        let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) else {
+            return;
+        };
+        let (size, device) = (channels / heads, self.text("device.kind"));
+        let on_gpu = device.as_deref().is_some_and(|device| matches!(device, "cuda" | "mirror"));
+        if on_gpu && (rotary || qk_norm) && channels % heads == 0 && !size.is_multiple_of(8) {
+            let key = if rotary { "model.positions" } else { "model.qk_norm" };
+            let message = format!("heads of {size} cannot run on CUDA with `{key}`: it takes multiples of 8");
+            let fault = self.clash(message, &[key, "model.heads", "model.channels", "device.kind"]);
+            self.refuse(fault);
         }
     }
 }

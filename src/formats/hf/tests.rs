@@ -49,7 +49,7 @@ fn a_config_of_another_model_is_refused() {
         fs::write(&path, text.replace(from, to)).expect("writable");
         read(folder.path()).expect_err("another model").to_string()
     };
-    assert!(refusal("\"gpt2\"", "\"llama\"").contains("`model_type` is \"llama\""));
+    assert!(refusal("\"gpt2\"", "\"opt\"").contains("`model_type` is \"opt\""));
     assert!(refusal("\"n_layer\": 3", "\"n_layer\": -3").contains("`n_layer` is -3"));
     assert!(refusal("\"n_layer\": 3", "\"n_layer\": 4").contains("`h.3.ln_1.weight` is missing"));
 }

@@ -52,8 +52,8 @@ pub fn forward(
     });
 }
 
-/// What the gradient reads of the forward pass: x (N, 3, NH, HS), the weights of queries and of keys (HS) each,
-/// rstd (N, 2, NH).
+/// What the gradient reads of the forward pass: x (N, 3, NH, HS), the weights of queries and of keys (HS)
+/// each, rstd (N, 2, NH).
 #[derive(Clone, Copy)]
 pub struct QkNormForward<'a> {
     pub x: &'a [f32],

@@ -20,8 +20,8 @@ fn lanes(head_size: usize) -> usize {
     (head_size / 8).next_power_of_two().max(8)
 }
 
-/// Sum over a head: each lane adds its eight columns in order with `f(sum, column)`, then the butterfly of lane
-/// numbers that differ in lanes/2, …, 1.
+/// Sum over a head: each lane adds its eight columns in order with `f(sum, column)`, then the butterfly of
+/// lane numbers that differ in lanes/2, …, 1.
 fn head_sum(head_size: usize, f: impl Fn(f32, usize) -> f32) -> f32 {
     let columns = |lane: usize| (lane * 8).min(head_size)..(lane * 8 + 8).min(head_size);
     let mut lanes: Vec<f32> = (0..lanes(head_size)).map(|lane| columns(lane).fold(0.0, &f)).collect();
@@ -32,8 +32,8 @@ fn head_sum(head_size: usize, f: impl Fn(f32, usize) -> f32) -> f32 {
     lanes[0]
 }
 
-/// Queries and keys of `x` (n, 3, NH, HS): `bf16((x rstd) weight)` with rstd one over the root of the mean square
-/// and 1e-5, see [`head_sum`]. Values are copied.
+/// Queries and keys of `x` (n, 3, NH, HS): `bf16((x rstd) weight)` with rstd one over the root of the mean
+/// square and 1e-5, see [`head_sum`]. Values are copied.
 pub fn forward(
     engine: &Engine,
     out: &mut [bf16],
@@ -69,12 +69,12 @@ pub struct HeadNorms<'a> {
     pub heads: Heads,
 }
 
-/// With h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes `bf16(rstd (g - h mean(g h)))`. Gives partial
-/// sums of dout h, one row for each block of heads, for [`reduce_partials`].
+/// With h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes `bf16(rstd (g - h mean(g h)))`. Gives
+/// partial sums of dout h, one row for each block of heads, for [`reduce_partials`].
 ///
 /// The heads, row by row, are cut into blocks of max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64.
-/// Of a block, group j of 16 (8 where a head has 16 lanes, 4 where 32) adds the heads j, j + 16, … in order from
-/// zero; then the groups in order.
+/// Of a block, group j of 16 (8 where a head has 16 lanes, 4 where 32) adds the heads j, j + 16, … in order
+/// from zero; then the groups in order.
 pub fn backward(engine: &Engine, dout: &mut [bf16], of: HeadNorms<'_>) -> Vec<f32> {
     let Heads { heads, head_size: size } = of.heads;
     let (vectors, rows) = (dout.len() / size, dout.len() / size / heads);

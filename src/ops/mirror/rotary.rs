@@ -13,8 +13,8 @@ use crate::ops::cpu::engine::Engine;
 use crate::ops::{Heads, Perform, Result, Rotary, RotaryAt};
 
 /// Neighbours (a, b) of the queries and keys of `qkv` (N, 3, NH, HS) become `bf16(fma(a, cos, -(b sin)))` and
-/// `bf16(fma(a, sin, b cos))` with the angles of the row's position in `table` (P, HS/2, 2); the inverse takes
-/// `-sin`.
+/// `bf16(fma(a, sin, b cos))` with the angles of the row's position in `table` (P, HS/2, 2); the inverse
+/// takes `-sin`.
 pub fn rotate(
     engine: &Engine,
     qkv: &mut [bf16],

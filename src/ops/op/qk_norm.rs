@@ -37,8 +37,8 @@ impl<B> Operation for QkNorm<'_, B> {
     }
 }
 
-/// Gradient of [`QkNorm`]. With `h = x rstd` and `g = dout weight`, `dx = rstd (g - h mean(g h))`; the gradients
-/// of the weights sum `dout h` over all rows and heads, in a fixed order.
+/// Gradient of [`QkNorm`]. With `h = x rstd` and `g = dout weight`, `dx = rstd (g - h mean(g h))`; the
+/// gradients of the weights sum `dout h` over all rows and heads, in a fixed order.
 pub struct QkNormBackward<'a, B> {
     /// (N, 3, NH, HS), activation: the gradient of `out` becomes that of `x` in place. Values are left alone.
     pub dqkv: &'a mut B,

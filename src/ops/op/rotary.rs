@@ -3,10 +3,10 @@
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::{Heads, Rows};
 
-/// Turns the queries and keys of `qkv` by angles that grow with the position; values are left alone. The pairs
-/// are neighbours (2i, 2i + 1) of a head, as in GPT-J: `(a, b) -> (a cos - b sin, a sin + b cos)`, computed as
-/// `fma(a, cos, -(b sin))` and `fma(a, sin, b cos)`. The inverse takes `-sin` in the place of `sin`: it is also
-/// how the gradient of the turned vectors becomes that of the ones before.
+/// Turns the queries and keys of `qkv` by angles that grow with the position; values are left alone. The
+/// pairs are neighbours (2i, 2i + 1) of a head, as in GPT-J: `(a, b) -> (a cos - b sin, a sin + b cos)`,
+/// computed as `fma(a, cos, -(b sin))` and `fma(a, sin, b cos)`. The inverse takes `-sin` in the place of
+/// `sin`: it is also how the gradient of the turned vectors becomes that of the ones before.
 pub struct Rotary<'a, B, I> {
     /// (N, 3, NH, HS), activation: written in place.
     pub qkv: &'a mut B,
@@ -46,8 +46,8 @@ impl<I> RotaryAt<'_, I> {
     }
 }
 
-/// Cosine and sine of `position theta^(-2i / HS)`, (positions, HS/2, 2): computed in f64 by `libm`, the same on
-/// every machine, and rounded once.
+/// Cosine and sine of `position theta^(-2i / HS)`, (positions, HS/2, 2): computed in f64 by `libm`, the same
+/// on every machine, and rounded once.
 pub fn rotary_table(positions: usize, head_size: usize, theta: f64) -> Vec<f32> {
     let pairs = head_size / 2;
     let frequencies: Vec<f64> =

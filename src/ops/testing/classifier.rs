@@ -7,8 +7,8 @@ use crate::ops::{Classifier, ClassifierLoss, Heads, LogitTerms, Ops, Role, Rows,
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("classifier_loss", "7e83d5b73c326852345336ab87086ce5d62a7248388aeb755e4cc94dc5f18de6"),
     ("classifier", "7c9b308e8e6e4effd8df9c6288b49084b045ee005bce1109509ab85464def220"),
-    ("classifier_loss_terms", ""),
-    ("classifier_terms", ""),
+    ("classifier_loss_terms", "a56b4b4344de04e05f80f1e9cfc2e0d1a24af6ef632208197fbeef45ee2d2ea3"),
+    ("classifier_terms", "84d225c063f6c2bc2449fe17b2da63fe4191a757b76131790c7ad5941f4802ff"),
 ];
 
 /// Rows and sizes of a case.

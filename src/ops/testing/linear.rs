@@ -14,7 +14,7 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("linear_backward_input", "25dac70e9eb9a2f7b8d7749f09186ff7f0c6653337a1fe0b306c586c2dbc302d"),
     ("linear_backward_input_gelu", "0df5da28fb32a5c7653b78f8b3e84b9d4b96678ccdd38b8a465682b1b8e61646"),
     ("linear_backward_weight", "7121ac6098f8c1887ccf6993f26e43a1465b9bac8a2100f03aa258dc14926899"),
-    ("linear_unbiased", ""),
+    ("linear_unbiased", "1092f7afc6ad0fdacdde26c399d6ad7d3552eac9113a02e2aa70fb79da9790a3"),
 ];
 
 impl<O: Ops> Bench<'_, O> {

@@ -9,9 +9,9 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("residual", "d8d01c5a5e799eac4375228b4bcf2a924a782dc59c20ac480e229fbe5463b438"),
     ("residual_layernorm", "5910dd9dcbebec6c9432062bf91953502a242f200bb190b9c838bf80d859bb70"),
     ("layernorm_backward", "1a290e3fd0e7f4a0cb845413cf53ee6bc9ce7c048cf2aaad603fda80dfbe0c95"),
-    ("layernorm_unbiased", ""),
-    ("rmsnorm", ""),
-    ("rmsnorm_unbiased", ""),
+    ("layernorm_unbiased", "4b766dbc98886891130730846d598305d0506c87bfb0c4ef005b7b6bbbbf77a0"),
+    ("rmsnorm", "3c01811e70247e2a42e4ddfe704884c484ffaec0bfb8b6c95094fe9eb707716d"),
+    ("rmsnorm_unbiased", "a99dbb414bcf6922e25ff2e82eb6700abd1eb690f97f34d511d9fb0ad2eeb37c"),
 ];
 
 impl<O: Ops> Bench<'_, O> {
