@@ -106,14 +106,33 @@ section! {
         pub kind: OptimizerKind,
         /// `muon` only: decay of the momentum, from 0 to below 1. Default: 0.95.
         pub momentum: f64,
+        /// `muon` only: steps over which the decay of the momentum goes in a straight line from
+        /// `momentum_start` to `momentum`, from the run's first step on, as the schedule's warm-up; 0 is
+        /// none. Default: 0.
+        pub momentum_warmup_steps: u64,
+        /// `muon` only: decay of the momentum in the first step of its warm-up, from 0 to below 1.
+        /// Default: 0.85.
+        pub momentum_start: f64,
         /// Decay of the first moment, from 0 to below 1. Default: 0.9.
         pub beta1: f64,
         /// Decay of the second moment, from 0 to below 1. Default: 0.95.
         pub beta2: f64,
         /// Added to the root of the second moment; above 0. Default: 1e-8.
         pub epsilon: f64,
-        /// Decay of the weights, times the learning rate; of 2-D weights only. Default: 0.1.
+        /// Decay of the weights, times the learning rate of their group; of 2-D weights only. Default: 0.1.
         pub weight_decay: f64,
+        /// Factor on the learning rate of the tables of tokens and positions, and so on their decay. The
+        /// token table is the classifier too unless `model.tied_head` is false. 0 leaves these weights as
+        /// they are. Default: 1.0.
+        pub rate_tables: f64,
+        /// Factor on the learning rate of the classifier where it is a matrix of its own, with
+        /// `model.tied_head = false`, and so on its decay. Default: 1.0.
+        pub rate_head: f64,
+        /// Factor on the learning rate of biases and of the weights of norms. Default: 1.0.
+        pub rate_vectors: f64,
+        /// Factor on the learning rate of the matrices of the blocks, which are those that Muon takes, and so
+        /// on their decay. Default: 1.0.
+        pub rate_matrices: f64,
         /// Largest global gradient norm; 0 turns clipping off. Default: 1.0.
         pub grad_clip: f64,
         /// z: what is differentiated is the loss and `z_loss` times the square of the logarithm of the sum of

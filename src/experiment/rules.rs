@@ -25,6 +25,7 @@ mod audit;
 mod continued;
 mod data;
 mod model;
+mod optimizer;
 mod schedule;
 
 /// The origin of sizes that `model.init` gives.
@@ -74,6 +75,7 @@ pub(super) fn resolve(
     rules.model();
     rules.batch();
     rules.schedule();
+    rules.optimizer();
     rules.numerics();
     rules.data();
     rules.continued();
@@ -177,6 +179,11 @@ impl Rules {
 
     fn boolean(&self, key: &str) -> Option<bool> {
         self.get(key)?.to_bool()
+    }
+
+    fn number(&self, key: &str) -> Option<f64> {
+        let number = self.get(key)?.to_num()?;
+        number.to_f64().or_else(|| number.to_u128().map(|whole| whole as f64))
     }
 
     fn list_is_empty(&self, key: &str) -> bool {

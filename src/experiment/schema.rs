@@ -80,10 +80,19 @@ pub(super) const KEYS: &[KeyRow] = &[
         .touching(Bits::ReachedWhenSet)
         .example(r#""muon""#),
     ranged("optimizer.momentum", DECAY, 0.95).touching(Bits::ReachedWhenSet).example("0.9"),
+    int("optimizer.momentum_warmup_steps", 0, MANY, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("steps")
+        .example("300"),
+    ranged("optimizer.momentum_start", DECAY, 0.85).touching(Bits::ReachedWhenSet).example("0.8"),
     ranged("optimizer.beta1", DECAY, 0.9).bits().example("0.8"),
     ranged("optimizer.beta2", DECAY, 0.95).bits().example("0.999"),
     ranged("optimizer.epsilon", ABOVE_ZERO, 1e-8).bits().example("1e-6"),
     ranged("optimizer.weight_decay", FROM_ZERO, 0.1).bits().example("0.0"),
+    ranged("optimizer.rate_tables", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("10.0"),
+    ranged("optimizer.rate_head", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("0.5"),
+    ranged("optimizer.rate_vectors", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("2.0"),
+    ranged("optimizer.rate_matrices", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("0.5"),
     ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
     ranged("optimizer.z_loss", FROM_ZERO, 0.0).touching(Bits::ReachedWhenSet).example("1e-4"),
     ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),

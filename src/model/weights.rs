@@ -208,8 +208,10 @@ tensors! {
         },
         ln_f: Affine = specs.norm(model, "ln_f".into()),
         /// The classifier (V, C) where it is not tied to the token table; in memory with its padding rows.
-        lm_head: (T) = (!model.tied_head)
-            .then(|| specs.table("lm_head.weight", [model.vocab, model.channels], model.vocab_padded)),
+        lm_head: (T) = (!model.tied_head).then(|| {
+            let table = specs.table("lm_head.weight", [model.vocab, model.channels], model.vocab_padded);
+            ParamSpec { kind: ParamKind::Head, ..table }
+        }),
     }
 }
 

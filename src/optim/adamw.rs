@@ -3,7 +3,9 @@
 //! Two moments for every parameter, and an fp32 master where the parameter is stored narrower. The
 //! arithmetic of an element is the device's, [`Ops::adamw`].
 
-use super::{MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters};
+use super::{
+    MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, keeps_masters, rates,
+};
 use crate::experiment::{self, Experiment};
 use crate::ops::{AdamW, AdamWUpdate, Dtype, Ops, ParamSlot, Result};
 use crate::rng::Key;
@@ -28,8 +30,8 @@ impl<'a> AdamWRule<'a> {
         AdamWRule { config: &experiment.optimizer, seed: experiment.seed, masters }
     }
 
-    /// The scalars of one update, each computed in f64 and rounded once.
-    pub(super) fn scalars(&self, at: &UpdateStep) -> AdamW {
+    /// The scalars of one update of parameters of this kind, each computed in f64 and rounded once.
+    pub(super) fn scalars(&self, at: &UpdateStep, kind: ParamKind) -> AdamW {
         let config = self.config;
         let correction = |beta: f64| (1.0 / (1.0 - libm::pow(beta, at.update as f64))) as f32;
         let clip = if config.grad_clip > 0.0 && at.grad_norm > config.grad_clip {
@@ -38,7 +40,7 @@ impl<'a> AdamWRule<'a> {
             1.0
         };
         AdamW {
-            learning_rate: at.learning_rate as f32,
+            learning_rate: (at.learning_rate * rates::factor(config, kind)) as f32,
             beta1: config.beta1 as f32,
             beta2: config.beta2 as f32,
             epsilon: config.epsilon as f32,
@@ -53,7 +55,7 @@ impl<'a> AdamWRule<'a> {
     /// Matrices and tables decay, vectors do not.
     pub(super) fn weight_decay(&self, kind: ParamKind) -> f32 {
         match kind {
-            ParamKind::Table | ParamKind::Matrix { .. } => self.config.weight_decay as f32,
+            ParamKind::Table | ParamKind::Head | ParamKind::Matrix { .. } => self.config.weight_decay as f32,
             ParamKind::Vector => 0.0,
         }
     }
@@ -81,22 +83,39 @@ impl UpdateRule for AdamWRule<'_> {
             let (id, weight_decay) = (parameter.id, self.weight_decay(parameter.kind));
             ParamSlot { id, at, param, master, grad, grad_at, adam_m, adam_v, weight_decay }
         };
-        let slots = slots.into_iter().map(slot).collect();
-        ops.adamw(AdamWUpdate { slots, scalars: self.scalars(at) })
+        // Parameters of one learning rate are one operation: all of them, unless groups have factors.
+        let mut updates: Vec<AdamWUpdate<'_, O::Buf>> = Vec::new();
+        for each in slots {
+            let scalars = self.scalars(at, each.parameter.kind);
+            let rate = |update: &AdamWUpdate<'_, O::Buf>| update.scalars.learning_rate.to_bits();
+            let known = updates.iter_mut().find(|update| rate(update) == scalars.learning_rate.to_bits());
+            match known {
+                Some(update) => update.slots.push(slot(each)),
+                None => updates.push(AdamWUpdate { slots: vec![slot(each)], scalars }),
+            }
+        }
+        updates.into_iter().try_for_each(|update| ops.adamw(update))
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    const ADAM: experiment::OptimizerKeys = experiment::OptimizerKeys {
+    /// The defaults.
+    pub const ADAM: experiment::OptimizerKeys = experiment::OptimizerKeys {
         kind: experiment::OptimizerKind::AdamW,
         momentum: 0.95,
+        momentum_warmup_steps: 0,
+        momentum_start: 0.85,
         beta1: 0.9,
         beta2: 0.95,
         epsilon: 1e-8,
         weight_decay: 0.1,
+        rate_tables: 1.0,
+        rate_head: 1.0,
+        rate_vectors: 1.0,
+        rate_matrices: 1.0,
         grad_clip: 1.0,
         z_loss: 0.0,
         ema_decay: 0.0,
@@ -113,7 +132,7 @@ mod tests {
 
     #[test]
     fn the_first_update_is_fully_corrected() {
-        let scalars = rule(&ADAM).scalars(&at(1, 0.5));
+        let scalars = rule(&ADAM).scalars(&at(1, 0.5), ParamKind::Table);
         assert_eq!(scalars.correction1, (1.0f64 / (1.0 - 0.9)) as f32);
         assert_eq!(scalars.correction2, (1.0f64 / (1.0 - 0.95)) as f32);
         assert_eq!(scalars.grad_scale, 1.0);
@@ -121,14 +140,27 @@ mod tests {
 
     #[test]
     fn a_norm_above_the_limit_is_scaled_to_it_and_zero_turns_clipping_off() {
-        assert_eq!(rule(&ADAM).scalars(&at(5, 4.0)).grad_scale, 0.25);
+        assert_eq!(rule(&ADAM).scalars(&at(5, 4.0), ParamKind::Table).grad_scale, 0.25);
         let off = experiment::OptimizerKeys { grad_clip: 0.0, ..ADAM };
-        assert_eq!(rule(&off).scalars(&at(5, 4.0)).grad_scale, 1.0);
+        assert_eq!(rule(&off).scalars(&at(5, 4.0), ParamKind::Table).grad_scale, 1.0);
+    }
+
+    #[test]
+    fn the_factor_of_a_group_is_on_its_learning_rate_alone() {
+        let plain = rule(&ADAM).scalars(&at(3, 0.5), ParamKind::Head);
+        assert_eq!(plain.learning_rate.to_bits(), 6e-4_f32.to_bits());
+        let config = experiment::OptimizerKeys { rate_head: 1.7, ..ADAM };
+        let head = rule(&config).scalars(&at(3, 0.5), ParamKind::Head);
+        assert_eq!(head.learning_rate, (6e-4 * 1.7) as f32);
+        let table = rule(&config).scalars(&at(3, 0.5), ParamKind::Table);
+        assert_eq!(table.learning_rate.to_bits(), 6e-4_f32.to_bits());
+        let others = |scalars: AdamW| (scalars.beta1, scalars.correction2, scalars.grad_scale, scalars.step);
+        assert_eq!(others(head), others(plain));
     }
 
     #[test]
     fn weights_decay_and_vectors_do_not() {
-        let decays = [ParamKind::Table, ParamKind::Matrix { stacked: 1 }, ParamKind::Vector];
-        assert_eq!(decays.map(|kind| rule(&ADAM).weight_decay(kind)), [0.1, 0.1, 0.0]);
+        let kinds = [ParamKind::Table, ParamKind::Head, ParamKind::Matrix { stacked: 1 }, ParamKind::Vector];
+        assert_eq!(kinds.map(|kind| rule(&ADAM).weight_decay(kind)), [0.1, 0.1, 0.1, 0.0]);
     }
 }

@@ -9,6 +9,7 @@ pub mod adamw;
 pub mod average;
 pub mod guards;
 pub mod muon;
+mod rates;
 pub mod schedule;
 
 pub use average::AVERAGE;
@@ -51,6 +52,8 @@ fn keeps_masters(experiment: &Experiment, param: Dtype) -> bool {
 pub enum ParamKind {
     /// Rows that are looked up: tokens, positions.
     Table,
+    /// The classifier, where it is not the table of tokens.
+    Head,
     /// Weights of a linear layer, (out, in), or of this many that stand above each other.
     Matrix { stacked: usize },
     /// Biases, and the vectors of norms.
@@ -85,6 +88,7 @@ pub struct Slot<'a, O: Ops> {
 /// Which update it is, and how far it goes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct UpdateStep {
+    /// The schedule's, before the factor of a parameter's group.
     pub learning_rate: f64,
     /// Global norm of the gradients before clipping.
     pub grad_norm: f64,

@@ -15,11 +15,13 @@
 //! both take one learning rate and one decay of the weights. Query, key and value stand above each other in
 //! one tensor and are three matrices.
 //!
+//! The momentum's decay may be smaller in the first steps (`rates`).
+//!
 //! A matrix is updated whole: of ranks that share the optimizer's state each holds whole matrices.
 
 use super::adamw::AdamWRule;
-use super::{MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, Workspace};
-use crate::experiment::Experiment;
+use super::{MASTER, ParamKind, Parameter, Slot, Start, StateRow, UpdateRule, UpdateStep, Workspace, rates};
+use crate::experiment::{Experiment, OptimizerKeys};
 use crate::ops::{
     Dtype, Linear, LinearBackwardInput, LinearShape, MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate,
     Ops, Result,
@@ -37,13 +39,13 @@ const COEFFICIENTS: [f32; 3] = [3.4445, -4.775, 2.0315];
 /// Muon with an experiment's settings.
 pub struct MuonRule<'a> {
     pub adamw: AdamWRule<'a>,
-    momentum: f64,
+    config: &'a OptimizerKeys,
 }
 
 impl<'a> MuonRule<'a> {
     /// The rule of an experiment on a device that stores parameters as `param`.
     pub fn new(experiment: &'a Experiment, param: Dtype) -> MuonRule<'a> {
-        MuonRule { adamw: AdamWRule::new(experiment, param), momentum: experiment.optimizer.momentum }
+        MuonRule { adamw: AdamWRule::new(experiment, param), config: &experiment.optimizer }
     }
 }
 
@@ -100,7 +102,7 @@ impl UpdateRule for MuonRule<'_> {
         match parameter.kind {
             ParamKind::Matrix { .. } if self.adamw.masters => vec![MOMENTUM, MASTER],
             ParamKind::Matrix { .. } => vec![MOMENTUM],
-            ParamKind::Table | ParamKind::Vector => self.adamw.state(parameter),
+            ParamKind::Table | ParamKind::Head | ParamKind::Vector => self.adamw.state(parameter),
         }
     }
 
@@ -133,7 +135,7 @@ impl UpdateRule for MuonRule<'_> {
         if matrices_of.is_empty() {
             return Ok(());
         }
-        let scalars = self.adamw.scalars(at);
+        let beta = rates::momentum(self.config, at.step) as f32;
         let [x, y, gram, square] = workspace else { unreachable!("four buffers, as `workspace` lists") };
         for Slot { parameter, param, grad, grad_at, state, .. } in matrices_of {
             let (momentum, mut master) = match state {
@@ -141,6 +143,7 @@ impl UpdateRule for MuonRule<'_> {
                 [momentum, master] => (momentum, Some(master)),
                 _ => unreachable!("a slot has the tensors that `state` lists"),
             };
+            let scalars = self.adamw.scalars(at, parameter.kind);
             for matrix in matrices(&parameter) {
                 ops.muon_direction(MuonDirection {
                     direction: &mut *x,
@@ -148,7 +151,7 @@ impl UpdateRule for MuonRule<'_> {
                     grad,
                     grad_at,
                     matrix,
-                    beta: self.momentum as f32,
+                    beta,
                     grad_scale: scalars.grad_scale,
                 })?;
                 orthogonalize(ops, [&mut *x, &mut *y, &mut *gram, &mut *square], matrix)?;
@@ -234,6 +237,7 @@ mod tests {
         assert_eq!(of(stacked, &[24, 8]), [part(0, 8, 8), part(64, 8, 8), part(128, 8, 8)]);
         assert_eq!(of(ParamKind::Matrix { stacked: 1 }, &[32, 8]), [part(0, 32, 8)]);
         assert_eq!(of(ParamKind::Table, &[32, 8]), []);
+        assert_eq!(of(ParamKind::Head, &[32, 8]), []);
         assert_eq!(of(ParamKind::Vector, &[32]), []);
     }
 }

@@ -13,6 +13,8 @@ pub mod finite;
 pub mod progress;
 #[cfg(test)]
 mod ranks_tests;
+#[cfg(test)]
+mod rates_tests;
 pub mod record;
 mod replay;
 pub mod run;

@@ -22,21 +22,21 @@ fn experiment(zero: u8) -> Experiment {
     experiment_with(&[&format!("parallel.zero={zero}")])
 }
 
-fn experiment_with(sets: &[&str]) -> Experiment {
+pub(super) fn experiment_with(sets: &[&str]) -> Experiment {
     let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
     experiment::load_text("t", TEXT, &sets).expect("a whole experiment").experiment
 }
 
 /// The reports and the final state of a rank.
 #[derive(Debug, PartialEq)]
-struct End {
+pub(super) struct End {
     reports: Vec<StepReport>,
-    roots: Vec<Hash>,
-    state: Vec<Tensor>,
+    pub roots: Vec<Hash>,
+    pub state: Vec<Tensor>,
 }
 
 /// Trains `steps` steps on this rank, from a saved state if there is one.
-fn train(
+pub(super) fn train(
     experiment: &Experiment,
     exchange: Box<dyn Exchange<Cpu>>,
     from: Option<&[Tensor]>,
@@ -72,7 +72,7 @@ fn train_on(size: usize, zero: u8, from: Option<&[Tensor]>, steps: usize) -> End
     train_all(size, &experiment(zero), from, steps)
 }
 
-fn train_all(size: usize, experiment: &Experiment, from: Option<&[Tensor]>, steps: usize) -> End {
+pub(super) fn train_all(size: usize, experiment: &Experiment, from: Option<&[Tensor]>, steps: usize) -> End {
     let mut ends = threads::run(size, |link: Threads| train(experiment, Box::new(Hosted(link)), from, steps));
     let end = ends.pop().expect("a rank");
     let zero = experiment.parallel.zero;

@@ -42,6 +42,7 @@ mod process_usage;
 mod python;
 mod pytorch;
 mod ranks;
+mod rates;
 mod reference;
 mod report;
 mod resume;

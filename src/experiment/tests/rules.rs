@@ -43,6 +43,24 @@ fn every_rule_between_keys_is_kept() {
             &["schedule.kind=range", "schedule.warmup_steps=2"],
             "a range test has no warm-up: it begins with the smallest rate",
         ),
+        (
+            &["optimizer.rate_head=2"],
+            "`optimizer.rate_head` does nothing: `model.tied_head` is true, and the classifier is the token \
+             table",
+        ),
+        (
+            &["optimizer.momentum_warmup_steps=3", "optimizer.momentum_start=0.5"],
+            "`optimizer.momentum_warmup_steps` does nothing: it is Muon's, and `optimizer.kind` is \"adamw\"",
+        ),
+        (
+            &["optimizer.momentum_start=0.5"],
+            "`optimizer.momentum_start` does nothing: the momentum of Muon has no warm-up",
+        ),
+        (
+            &["schedule.learning_rate=1e-30", "optimizer.rate_vectors=1e-30"],
+            "the learning rate by `optimizer.rate_vectors` = 1e-30 becomes 0.0 in the 32 bits that are \
+             computed with",
+        ),
         (&["device.kind=cpu", "precision.compute=bf16"], "the CPU computes in fp32, not in bf16"),
         (&["device.kind=cpu", "precision.compute=tf32"], "the CPU computes in fp32, not in tf32"),
         (
@@ -83,6 +101,10 @@ fn what_the_rules_allow_loads() {
         &["model.vocab=65536"],
         &["batch.tokens=32768", "parallel.workers=8"],
         &["batch.tokens=32768", "parallel.workers=8", "parallel.zero=2"],
+        &["optimizer.rate_head=2", "model.tied_head=false"],
+        &["optimizer.rate_head=1", "optimizer.rate_tables=10", "optimizer.rate_vectors=0"],
+        &["optimizer.kind=muon", "optimizer.momentum_warmup_steps=300", "optimizer.momentum_start=0.7"],
+        &["optimizer.momentum_start=0.85"],
     ] {
         small_with(sets).unwrap_or_else(|error| panic!("{sets:?}\n{error}"));
     }
