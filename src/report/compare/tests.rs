@@ -440,7 +440,7 @@ fn a_key_that_goes_with_the_groups_is_said_and_keeps_no_runs_apart() {
 
 #[test]
 fn what_a_descriptor_is_made_of_is_no_other_difference() {
-    let mut runs = zipped_runs();
+    let mut runs = runs(&THREE_SEEDS);
     for run in &mut runs {
         let (rate, seed) = (run.keys.get("schedule.learning_rate").to_owned(), run.keys.get(SEED).to_owned());
         let [descriptor, norm] =
@@ -454,5 +454,8 @@ fn what_a_descriptor_is_made_of_is_no_other_difference() {
     }
     let comparison = compare(runs, Some(&["model.descriptor".to_owned()]));
     let notes = comparison.notes.join("\n");
-    assert!(notes.contains("groups differ in schedule.learning_rate too") && !notes.contains("model.norm"), "{notes}");
+    assert!(
+        notes.contains("groups differ in schedule.learning_rate too") && !notes.contains("model.norm"),
+        "{notes}"
+    );
 }
