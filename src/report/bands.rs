@@ -17,6 +17,9 @@ pub struct Bands {
     pub tokens_per_s: Vec<BandPoint>,
     /// Whether runs go on after the shortest has ended, and the mean does not.
     pub is_cut: bool,
+    /// The mean of the runs' last validation losses; none where the mean line is cut. Over hours, where no two
+    /// runs end at one place, the line itself ends a little before.
+    pub last_val_loss: Option<f64>,
 }
 
 /// How far values reach around their mean: the 95 % interval of the mean of three and more, all of two, and
@@ -62,7 +65,11 @@ pub fn of_group(runs: &[Curves]) -> (Curves, Bands) {
         grad_norm: grad_norm_band,
         tokens_per_s: tokens_per_s_band,
         is_cut: runs.iter().any(|run| run.end < 0.99 * curves.end),
+        last_val_loss: None,
     };
+    let last: Vec<f64> = runs.iter().filter_map(|run| Some(run.val_loss.last()?.1)).collect();
+    let mean = SampleStatistics::of(&last).map(|statistics| statistics.mean);
+    let bands = Bands { last_val_loss: mean.filter(|_| !bands.is_cut), ..bands };
     (curves, bands)
 }
 
@@ -103,6 +110,17 @@ fn value_at(line: &[Point], x: f64, place: &mut usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_last_validation_of_a_group_is_the_mean_of_those_of_its_runs_wherever_these_end() {
+        let run = |end: f64, loss: f64| Curves {
+            val_loss: vec![(0.0, 9.0), (end, loss)],
+            end,
+            ..Curves::default()
+        };
+        let of = |ends: [f64; 2]| of_group(&[run(ends[0], 5.0), run(ends[1], 4.0)]).1.last_val_loss;
+        assert_eq!((of([100.0, 100.5]), of([100.0, 150.0])), (Some(4.5), None));
+    }
 
     #[test]
     fn a_mean_line_lies_where_all_lines_are_and_its_band_is_the_interval_of_the_mean() {

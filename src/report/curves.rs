@@ -30,6 +30,7 @@ impl Moment {
 }
 
 /// A run's lines, ready to draw.
+#[derive(Default)]
 pub struct Curves {
     pub loss: Vec<Point>,
     pub loss_smooth: Vec<Point>,

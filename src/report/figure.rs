@@ -183,11 +183,12 @@ impl<'a> FigurePage<'a> {
         let mut names = Vec::new();
         if !self.single() {
             for (index, (line, curves)) in self.lines.iter().zip(&self.curves).enumerate() {
-                let last = match curves.val_loss.last() {
+                let of_group = self.bands.get(index).and_then(|band| band.last_val_loss);
+                let last = match of_group.or(curves.val_loss.last().map(|point| point.1)) {
                     _ if line.runs.iter().any(RunData::has_lost_validation) => {
                         "  (validation NaN)".to_owned()
                     }
-                    Some((_, loss)) => format!("  (validation {})", trimmed(*loss, 4)),
+                    Some(loss) => format!("  (validation {})", trimmed(loss, 4)),
                     None => String::new(),
                 };
                 let n = match self.bands.get(index) {
