@@ -30,8 +30,8 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32]) -> f32 {
     rstd
 }
 
-/// Queries and keys of every row of `x` (N, 3, NH, HS), turned by `angles` if there are any; `weights` are those
-/// of queries and of keys.
+/// Queries and keys of every row of `x` (N, 3, NH, HS), turned by `angles` if there are any; `weights` are
+/// those of queries and of keys.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],

@@ -85,8 +85,9 @@ pub struct HeadNorms<'a> {
     pub angles: Option<RowAngles<'a>>,
 }
 
-/// With dout turned back and not rounded, h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes `bf16(rstd (g - h mean(g h)))`. Gives
-/// partial sums of dout h, one row for each block of heads, for [`reduce_partials`].
+/// With dout turned back and not rounded, h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes
+/// `bf16(rstd (g - h mean(g h)))`. Gives partial sums of dout h, one row for each block of heads, for
+/// [`reduce_partials`].
 ///
 /// The heads, row by row, are cut into blocks of max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64.
 /// Of a block, group j of 16 (8 where a head has 16 lanes, 4 where 32) adds the heads j, j + 16, … in order

@@ -12,8 +12,8 @@ use crate::ops::cpu::engine::Engine;
 use crate::ops::cpu::rotary::{RowAngles, same_rows};
 use crate::ops::{Heads, Perform, QkRotary, Result, Rotary, RotaryAt};
 
-/// Neighbours (a, b) of a head become `fma(a, cos, -(b sin))` and `fma(a, sin, b cos)`, unrounded; the inverse
-/// takes `-sin`. As `kernels/rotary.cuh` computes it.
+/// Neighbours (a, b) of a head become `fma(a, cos, -(b sin))` and `fma(a, sin, b cos)`, unrounded; the
+/// inverse takes `-sin`. As `kernels/rotary.cuh` computes it.
 pub fn turned([a, b]: [f32; 2], [cos, sin]: [f32; 2], inverse: bool) -> [f32; 2] {
     let sin = if inverse { -sin } else { sin };
     [a.mul_add(cos, -(b * sin)), a.mul_add(sin, b * cos)]
