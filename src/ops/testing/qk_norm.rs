@@ -6,8 +6,8 @@ use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, QkRotary, Role, RotaryAt, R
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("qk_norm", "4652d79ad411ef4908e115da0d4cffe1021a3a924690859eaa0a45fcc6d1a8b4"),
-    ("qk_norm_rotary", "0"),
-    ("qk_norm_rotary_backward", "0"),
+    ("qk_norm_rotary", "4a153d8d3a489daccddc039b75ccb115c33fae2271be99c5608d4ae8e9aa77cc"),
+    ("qk_norm_rotary_backward", "0eba00b74ab559bdb42c11eeb2b516a25ce44e602d5ef52d82436ef91c14fa2a"),
     ("qk_norm_backward", "e926e343655bba1de3a3a676f94779d083fb40e98e89056e243464c15e4785b3"),
 ];
 
