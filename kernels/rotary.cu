@@ -7,7 +7,7 @@
 // A thread has the same eight columns of up to four heads: the table's 32 bytes are read once for 64 bytes
 // of bf16. Its heads lie a quarter of the heads apart, so that neighbouring threads read neighbouring memory.
 // Each element is rounded once.
-#include "common.cuh"
+#include "rotary.cuh"
 
 struct RotaryArgs {
     act_t* qkv;            // (n, 3, NH, HS)
@@ -42,20 +42,14 @@ extern "C" __global__ void __launch_bounds__(256) rotary(const __grid_constant__
     float angle[8];
     angles.load(args.table + u64(position) * args.head_size + part);
     angles.widen(angle);
-#pragma unroll
-    for (int i = 1; i < 8; i += 2) angle[i] = args.inverse ? -angle[i] : angle[i];
+    if (args.inverse) invert(angle);
 #pragma unroll
     for (u32 k = 0; k < HEADS; ++k) {
         const u32 head = first + k * apart;
         if (head < turned) {
             float x[8];
             held[k].widen(x);
-#pragma unroll
-            for (int i = 0; i < 8; i += 2) {
-                const float a = x[i], b = x[i + 1], cos = angle[i], sin = angle[i + 1];
-                x[i] = __fmaf_rn(a, cos, -(b * sin));
-                x[i + 1] = __fmaf_rn(a, sin, b * cos);
-            }
+            turn(x, angle);
             held[k].narrow(x);
             held[k].store(start + head * args.head_size);
         }

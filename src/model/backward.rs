@@ -233,7 +233,6 @@ impl<B: Send> BlockBackward<'_, B> {
             rows,
             heads,
         })?;
-        rotate(ops, wide, rotary, rows, heads, true)?;
         if let (Some(normed), HeadNorms { query: Some(dq_weight), key: Some(dk_weight) }) =
             (&a.head_norm, &mut g.head_norms)
         {
@@ -251,7 +250,10 @@ impl<B: Send> BlockBackward<'_, B> {
                 k_weight,
                 rows: n,
                 heads,
+                rotary: rotary.map(|angles| angles.of_norm(rows)),
             })?;
+        } else {
+            rotate(ops, wide, rotary, rows, heads, true)?;
         }
         recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {

@@ -15,7 +15,7 @@ use super::weights::{Affine, Block, HeadNorms, Weights};
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{
     Activate, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Nonlinearity,
-    Ops, QkNorm, ResidualLayernorm, Result, Role, Rotary, RotaryAt, RowPositions, rotary_table,
+    Ops, QkNorm, QkRotary, ResidualLayernorm, Result, Role, Rotary, RotaryAt, RowPositions, rotary_table,
 };
 
 /// Rows a pass takes at least: what a prompt is cut into.
@@ -248,18 +248,29 @@ impl<O: Ops> Decoder<O> {
         let shape = |c_in, c_out| LinearShape { rows, c_in, c_out };
         let Decoder { layers, normed, qkv, head_normed, att, branch, .. } = self;
         ops.decode_linear(linear(qkv, normed, &w.qkv, None, shape(c, 3 * c)))?;
+        let (at, theta) = (RotaryAt::Listed { positions: &self.positions, rows }, self.model.rope_theta);
         let qkv = match (head_normed, &w.head_norms) {
             (Some([out, rstd]), HeadNorms { query: Some(q_weight), key: Some(k_weight) }) => {
-                ops.qk_norm(QkNorm { out: &mut *out, rstd, x: qkv, q_weight, k_weight, rows, heads })?;
+                let rotary = self.rotary.as_ref().map(|table| QkRotary { table, theta, at });
+                ops.qk_norm(QkNorm {
+                    out: &mut *out,
+                    rstd,
+                    x: qkv,
+                    q_weight,
+                    k_weight,
+                    rows,
+                    heads,
+                    rotary,
+                })?;
                 out
             }
-            _ => qkv,
+            _ => {
+                if let Some(table) = &self.rotary {
+                    ops.rotary(Rotary { qkv: &mut *qkv, table, theta, at, heads, inverse: false })?;
+                }
+                qkv
+            }
         };
-        if let Some(table) = &self.rotary {
-            let at = RotaryAt::Listed { positions: &self.positions, rows };
-            let theta = self.model.rope_theta;
-            ops.rotary(Rotary { qkv: &mut *qkv, table, theta, at, heads, inverse: false })?;
-        }
         let [keys, values] = &mut layers[l];
         ops.decode_attention(DecodeAttention {
             out: att,

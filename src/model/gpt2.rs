@@ -14,8 +14,9 @@ use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
     Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
-    LinearGelu, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, ResidualLayernorm,
-    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table, softcapped,
+    LinearGelu, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, QkRotary,
+    ResidualLayernorm, Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
+    softcapped,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -399,8 +400,8 @@ pub(super) fn head_norm<O: Ops>(
     };
     let out = kept_or_shared(&mut normed.out, shared);
     let rstd = &mut normed.rstd;
-    ops.qk_norm(QkNorm { out: &mut *out, rstd, x: qkv, q_weight, k_weight, rows: rows.count(), heads })?;
-    rotate(ops, out, rotary, rows, heads, false)
+    let rotary = rotary.map(|angles| angles.of_norm(rows));
+    ops.qk_norm(QkNorm { out, rstd, x: qkv, q_weight, k_weight, rows: rows.count(), heads, rotary })
 }
 
 /// The table of rotary positions, and the base that it was made with.
@@ -417,7 +418,15 @@ impl<B> Clone for Angles<'_, B> {
 
 impl<B> Copy for Angles<'_, B> {}
 
-/// Turns queries and keys by their positions, or back, where positions are rotary.
+impl<'a, B> Angles<'a, B> {
+    /// For norms of queries and keys of whole sequences.
+    pub fn of_norm<I>(self, rows: Rows) -> QkRotary<'a, B, I> {
+        QkRotary { table: self.table, theta: self.theta, at: RotaryAt::Sequences(rows) }
+    }
+}
+
+/// Turns queries and keys by their positions, or back, where positions are rotary. With QK-norm, the norm and
+/// its gradient do.
 pub(super) fn rotate<O: Ops>(
     ops: &mut O,
     qkv: &mut O::Buf,

@@ -108,14 +108,17 @@ pub fn logits(
         for (which, weight) in [&w.head_norms.query, &w.head_norms.key].into_iter().enumerate() {
             let parts = qkv.chunks_mut(c).skip(which).step_by(3);
             for (position, part) in parts.enumerate() {
+                // Normed and turned in one pass, or one of the two, or neither.
                 if let Some(weight) = weight {
                     let weight = stored(weight);
                     part.chunks_mut(hs).for_each(|head| {
-                        head.copy_from_slice(&keep(rmsnorm(head, &weight, None)));
+                        head.copy_from_slice(&rmsnorm(head, &weight, None));
                     });
                 }
                 if config.positions == PositionKind::Rotary {
                     part.chunks_mut(hs).for_each(|head| rotate(head, position, config.rope_theta));
+                }
+                if weight.is_some() || config.positions == PositionKind::Rotary {
                     part.iter_mut().for_each(|x| *x = store(*x));
                 }
             }

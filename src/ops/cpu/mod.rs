@@ -31,7 +31,7 @@ mod muon;
 mod norm;
 mod optimizer;
 mod qk_norm;
-mod rotary;
+pub(in crate::ops) mod rotary;
 pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! RMSNorm of each head's queries and keys, and its gradient.
 //!
+//! With rotary positions, heads are turned ([`super::rotary`]) after the norm, and back before its gradient.
 //! Sums over a head are 16 fixed partial sums in a tree ([`simd::dot`](super::simd::dot)). Gradients of the
 //! weights are added over the heads of a row, row by row, in blocks of 64 rows from zero; then the blocks in
 //! order.
@@ -7,12 +8,13 @@
 use rayon::prelude::*;
 
 use super::super::{Heads, Perform, QkNorm, QkNormBackward, Result, Write};
-use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::Engine;
 use super::linear::add;
+use super::rotary::{RowAngles, angles_of_norm, turn};
 use super::simd::{LANES, dot, sum_lanes, vectorize};
+use super::{Cpu, Ids};
 
 const EPSILON: f32 = 1e-5;
 /// Rows whose weight gradients are added first.
@@ -28,7 +30,8 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32]) -> f32 {
     rstd
 }
 
-/// Queries and keys of every row of `x` (N, 3, NH, HS); `weights` are those of queries and of keys.
+/// Queries and keys of every row of `x` (N, 3, NH, HS), turned by `angles` if there are any; `weights` are
+/// those of queries and of keys.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],
@@ -36,15 +39,21 @@ pub fn forward(
     x: &[f32],
     weights: [&[f32]; 2],
     heads: Heads,
+    angles: Option<RowAngles<'_>>,
 ) {
     let (channels, size) = (heads.channels(), heads.head_size);
     engine.install(|| {
         let rows = out.par_chunks_mut(3 * channels).zip(rstd.par_chunks_mut(2 * heads.heads));
-        rows.zip(x.par_chunks(3 * channels)).with_min_len(8).for_each(|((out, rstd), x)| {
+        let rows = rows.zip(x.par_chunks(3 * channels)).enumerate().with_min_len(8);
+        rows.for_each(|(row, ((out, rstd), x))| {
+            let angles = angles.map(|angles| angles.of(row));
             vectorize!(engine.isa, |_| {
                 let vectors = out.chunks_exact_mut(size).zip(x.chunks_exact(size));
                 for (head, ((out, x), rstd)) in vectors.zip(rstd.iter_mut()).enumerate() {
                     *rstd = normalize(out, x, weights[head / heads.heads]);
+                    if let Some(angles) = angles {
+                        turn(out, angles, 1.0);
+                    }
                 }
                 out[2 * channels..].copy_from_slice(&x[2 * channels..]);
             });
@@ -53,13 +62,14 @@ pub fn forward(
 }
 
 /// What the gradient reads of the forward pass: x (N, 3, NH, HS), the weights of queries and of keys (HS)
-/// each, rstd (N, 2, NH).
+/// each, rstd (N, 2, NH), and the angles that the output was turned by.
 #[derive(Clone, Copy)]
 pub struct QkNormForward<'a> {
     pub x: &'a [f32],
     pub weights: [&'a [f32]; 2],
     pub rstd: &'a [f32],
     pub heads: Heads,
+    pub angles: Option<RowAngles<'a>>,
 }
 
 /// The gradient of one head in place; adds `dout h` to `sums`.
@@ -86,17 +96,21 @@ fn backward_head(d: &mut [f32], sums: &mut [f32], x: &[f32], weight: &[f32], rst
 
 /// Turns the gradient of the output into that of the input, and gives those of the weights, (2, HS).
 pub fn backward(engine: &Engine, dqkv: &mut [f32], forward: QkNormForward<'_>) -> Vec<f32> {
-    let QkNormForward { x, weights, rstd, heads } = forward;
+    let QkNormForward { x, weights, rstd, heads, angles } = forward;
     let (width, size) = (3 * heads.channels(), heads.head_size);
-    let block = |((dqkv, x), rstd): ((&mut [f32], &[f32]), &[f32])| {
+    let block = |number, ((dqkv, x), rstd): ((&mut [f32], &[f32]), &[f32])| {
         let mut sums = vec![0.0f32; 2 * size];
         vectorize!(engine.isa, |_| {
             let rows = dqkv.chunks_exact_mut(width).zip(x.chunks_exact(width));
-            for ((dqkv, x), rstd) in rows.zip(rstd.chunks_exact(2 * heads.heads)) {
+            for (row, ((dqkv, x), rstd)) in rows.zip(rstd.chunks_exact(2 * heads.heads)).enumerate() {
+                let angles = angles.map(|angles| angles.of(number * BLOCK_ROWS + row));
                 let vectors = dqkv.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(rstd);
                 for (head, ((d, x), rstd)) in vectors.enumerate() {
                     let part = head / heads.heads;
                     let sums = &mut sums[part * size..][..size];
+                    if let Some(angles) = angles {
+                        turn(d, angles, -1.0);
+                    }
                     backward_head(d, sums, x, weights[part], *rstd);
                 }
             }
@@ -105,16 +119,18 @@ pub fn backward(engine: &Engine, dqkv: &mut [f32], forward: QkNormForward<'_>) -
     };
     let rows = dqkv.par_chunks_mut(BLOCK_ROWS * width).zip(x.par_chunks(BLOCK_ROWS * width));
     let rows = rows.zip(rstd.par_chunks(BLOCK_ROWS * 2 * heads.heads));
-    let blocks: Vec<Vec<f32>> = engine.install(|| rows.map(block).collect());
+    let blocks: Vec<Vec<f32>> =
+        engine.install(|| rows.enumerate().map(|(number, rows)| block(number, rows)).collect());
     let mut total = vec![0.0; 2 * size];
     blocks.iter().for_each(|block| add(&mut total, block));
     total
 }
 
-impl Perform<QkNorm<'_, Buffer>> for Cpu {
-    fn perform(&mut self, op: QkNorm<'_, Buffer>) -> Result<()> {
+impl Perform<QkNorm<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: QkNorm<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm";
-        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads } = op;
+        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary } = op;
+        let angles = angles_of_norm(OP, rotary, rows, heads.head_size)?;
         let size = 3 * rows * heads.channels();
         forward(
             &self.engine,
@@ -126,22 +142,24 @@ impl Perform<QkNorm<'_, Buffer>> for Cpu {
                 view(OP, "k_weight", k_weight, heads.head_size)?,
             ],
             heads,
+            angles,
         );
         Ok(())
     }
 }
 
-impl Perform<QkNormBackward<'_, Buffer>> for Cpu {
-    fn perform(&mut self, op: QkNormBackward<'_, Buffer>) -> Result<()> {
+impl Perform<QkNormBackward<'_, Buffer, Ids>> for Cpu {
+    fn perform(&mut self, op: QkNormBackward<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm_backward";
-        let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, heads } =
-            op;
+        let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, .. } = op;
+        let (heads, rotary) = (op.heads, op.rotary);
         let (size, wide) = (heads.head_size, 3 * rows * heads.channels());
         let forward = QkNormForward {
             x: view(OP, "x", x, wide)?,
             weights: [view(OP, "q_weight", q_weight, size)?, view(OP, "k_weight", k_weight, size)?],
             rstd: view(OP, "rstd", rstd, 2 * rows * heads.heads)?,
             heads,
+            angles: angles_of_norm(OP, rotary, rows, size)?,
         };
         let dq_weight = view_mut(OP, "dq_weight", dq_weight, size)?;
         let dk_weight = view_mut(OP, "dk_weight", dk_weight, size)?;

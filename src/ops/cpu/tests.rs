@@ -319,3 +319,52 @@ fn a_position_or_stream_outside_the_cache_is_refused() {
     assert!(attend(0, 2).unwrap_err().contains("position 2 is not below 2"));
     assert!(attend(1, 0).unwrap_err().contains("stream 1 is not below 1"));
 }
+
+#[test]
+fn a_norm_that_turns_has_the_bits_of_norm_and_rotary() {
+    let (rows, heads, theta) = (Rows { batch: 2, seq: 37 }, Heads { heads: 3, head_size: 18 }, 10_000.0);
+    let (n, wide) = (rows.count(), 3 * rows.count() * heads.channels());
+    let mut ops = cpu(2, Simd::Auto);
+    let table = upload(&mut ops, &rotary_table(rows.seq, heads.head_size, theta));
+    let [x, dout] = [1, 2].map(|seed| upload(&mut ops, &random(seed, wide, 1.0)));
+    let [q_weight, k_weight] = [3, 4].map(|seed| upload(&mut ops, &random(seed, heads.head_size, 1.0)));
+    let (q_weight, k_weight) = (&q_weight, &k_weight);
+    let at = RotaryAt::Sequences(rows);
+    let [together, apart] = [true, false].map(|together| {
+        let turn = QkRotary { table: &table, theta, at };
+        let rotary = together.then_some(turn);
+        let mut out = ops.alloc(Role::F32, wide).unwrap();
+        let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).unwrap();
+        let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows: n, heads, rotary };
+        ops.qk_norm(op).unwrap();
+        let mut dqkv = upload(&mut ops, dout.as_slice());
+        for (qkv, inverse) in [(&mut out, false), (&mut dqkv, true)] {
+            if !together {
+                ops.rotary(Rotary { qkv, table: &table, theta, at, heads, inverse }).unwrap();
+            }
+        }
+        let [mut dq_weight, mut dk_weight] = [(); 2].map(|()| ops.alloc(Role::F32, heads.head_size).unwrap());
+        let op = QkNormBackward {
+            dqkv: &mut dqkv,
+            dq_weight: &mut dq_weight,
+            dk_weight: &mut dk_weight,
+            write: Write::Set,
+            x: &x,
+            q_weight,
+            k_weight,
+            rstd: &rstd,
+            rows: n,
+            heads,
+            rotary,
+        };
+        ops.qk_norm_backward(op).unwrap();
+        [out, rstd, dqkv, dq_weight, dk_weight].map(|buf| buf.as_slice().to_vec())
+    });
+    assert!(together == apart, "nothing is rounded between the two on this device");
+    // A position for each row.
+    let mut out = ops.alloc(Role::F32, wide).unwrap();
+    let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).unwrap();
+    let rotary = Some(QkRotary { table: &table, theta, at: RotaryAt::Sequences(Rows { batch: 1, ..rows }) });
+    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows: n, heads, rotary };
+    assert!(ops.qk_norm(op).unwrap_err().to_string().contains("37 positions of 74 rows"));
+}

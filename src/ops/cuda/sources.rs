@@ -68,6 +68,7 @@ pub const HEADERS: &[Source] = &[
     header!("exact.cuh"),
     header!("columns.cuh"),
     header!("gelu.cuh"),
+    header!("rotary.cuh"),
     header!("activate.cuh"),
     header!("attention.cuh"),
     header!("attention_hopper.cuh"),

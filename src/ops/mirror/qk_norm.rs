@@ -7,11 +7,14 @@ use super::Mirror;
 use super::buffer::MirrorBuffer;
 use super::checks::{act, float, float_mut, row_length};
 use super::reduce::{add_in_order, reduce_partials};
+use super::rotary::{angles_of_norm, turned};
 use super::scalar::{kept, round, wide};
+use crate::ops::cpu::Ids;
 use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
+use crate::ops::cpu::rotary::RowAngles;
 use crate::ops::op::outline::QkNormPart;
-use crate::ops::{Heads, Perform, QkNorm, QkNormBackward, Result};
+use crate::ops::{Heads, Perform, QkNorm, QkNormBackward, QkRotary, Result};
 
 const EPSILON: f32 = 1e-5;
 
@@ -32,8 +35,15 @@ fn head_sum(head_size: usize, f: impl Fn(f32, usize) -> f32) -> f32 {
     lanes[0]
 }
 
+/// Turns a head that is not rounded, if there are angles.
+fn turn(head: &mut [f32], angles: Option<&[[f32; 2]]>, inverse: bool) {
+    for (pair, angle) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles.unwrap_or_default()) {
+        *pair = turned(*pair, *angle, inverse);
+    }
+}
+
 /// Queries and keys of `x` (n, 3, NH, HS): `bf16((x rstd) weight)` with rstd one over the root of the mean
-/// square and 1e-5, see [`head_sum`]. Values are copied.
+/// square and 1e-5, see [`head_sum`]; with `angles`, [`turned`] before it is rounded. Values are copied.
 pub fn forward(
     engine: &Engine,
     out: &mut [bf16],
@@ -41,36 +51,43 @@ pub fn forward(
     x: &[bf16],
     weights: [&[bf16]; 2],
     heads: Heads,
+    angles: Option<RowAngles<'_>>,
 ) {
     let (channels, size) = (heads.channels(), heads.head_size);
-    let row = |((out, rstd), x): ((&mut [bf16], &mut [f32]), &[bf16])| {
+    let row = |row, ((out, rstd), x): ((&mut [bf16], &mut [f32]), &[bf16])| {
+        let angles = angles.map(|angles| angles.of(row));
         out[2 * channels..].copy_from_slice(&x[2 * channels..]);
         let vectors = out.chunks_exact_mut(size).zip(x.chunks_exact(size));
         for (head, ((out, x), rstd)) in vectors.zip(rstd).enumerate() {
             let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
             let squares = head_sum(size, |sum, c| x[c].mul_add(x[c], sum));
             let scale = 1.0 / (squares / size as f32 + EPSILON).sqrt();
-            for ((out, x), weight) in out.iter_mut().zip(x).zip(weights[head / heads.heads]) {
-                *out = round(x * scale * wide(*weight));
-            }
+            let weights = weights[head / heads.heads];
+            let mut y: Vec<f32> = x.iter().zip(weights).map(|(x, w)| x * scale * wide(*w)).collect();
+            turn(&mut y, angles, false);
+            out.iter_mut().zip(y).for_each(|(out, y)| *out = round(y));
             *rstd = kept(scale);
         }
     };
     let rows = out.par_chunks_mut(3 * channels).zip(rstd.par_chunks_mut(2 * heads.heads));
-    engine.install(|| rows.zip(x.par_chunks(3 * channels)).for_each(row));
+    let rows = rows.zip(x.par_chunks(3 * channels)).enumerate();
+    engine.install(|| rows.for_each(|(number, of_row)| row(number, of_row)));
 }
 
-/// What the gradient of the queries, or of the keys, reads: x (n, NH, HS), weight (HS), rstd (n, NH).
+/// What the gradient of the queries, or of the keys, reads: x (n, NH, HS), weight (HS), rstd (n, NH), and the
+/// angles that they were turned by.
 #[derive(Clone, Copy)]
 pub struct HeadNorms<'a> {
     pub x: &'a [bf16],
     pub weight: &'a [bf16],
     pub rstd: &'a [f32],
     pub heads: Heads,
+    pub angles: Option<RowAngles<'a>>,
 }
 
-/// With h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes `bf16(rstd (g - h mean(g h)))`. Gives
-/// partial sums of dout h, one row for each block of heads, for [`reduce_partials`].
+/// With dout turned back and not rounded, h = x rstd and g = dout weight, `dout` (n, NH, HS) becomes
+/// `bf16(rstd (g - h mean(g h)))`. Gives partial sums of dout h, one row for each block of heads, for
+/// [`reduce_partials`].
 ///
 /// The heads, row by row, are cut into blocks of max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64.
 /// Of a block, group j of 16 (8 where a head has 16 lanes, 4 where 32) adds the heads j, j + 16, … in order
@@ -88,9 +105,11 @@ pub fn backward(engine: &Engine, dout: &mut [bf16], of: HeadNorms<'_>) -> Vec<f3
             let (vector, sum) = (number * count + at, &mut sums[at % groups]);
             let rstd = of.rstd[vector];
             let h: Vec<f32> = of.x[vector * size..][..size].iter().map(|x| wide(*x) * rstd).collect();
-            let g: Vec<f32> = dout.iter().zip(&weight).map(|(d, w)| wide(*d) * w).collect();
-            for ((sum, d), h) in sum.iter_mut().zip(&*dout).zip(&h) {
-                *sum = wide(*d).mul_add(*h, *sum);
+            let mut back: Vec<f32> = dout.iter().map(|d| wide(*d)).collect();
+            turn(&mut back, of.angles.map(|angles| angles.of(vector / heads)), true);
+            let g: Vec<f32> = back.iter().zip(&weight).map(|(d, w)| d * w).collect();
+            for ((sum, d), h) in sum.iter_mut().zip(back).zip(&h) {
+                *sum = d.mul_add(*h, *sum);
             }
             let mean = head_sum(size, |sum, c| g[c].mul_add(h[c], sum)) * inverse;
             for ((d, g), h) in dout.iter_mut().zip(g).zip(h) {
@@ -115,11 +134,12 @@ fn part_of<T: Copy>(all: &[T], parts: usize, width: usize, part: usize) -> Vec<T
     all.chunks_exact(parts * width).flat_map(|row| &row[part * width..(part + 1) * width]).copied().collect()
 }
 
-impl Perform<QkNorm<'_, MirrorBuffer>> for Mirror {
-    fn perform(&mut self, op: QkNorm<'_, MirrorBuffer>) -> Result<()> {
+impl Perform<QkNorm<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: QkNorm<'_, MirrorBuffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm";
-        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads } = op;
+        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary } = op;
         check(OP, heads)?;
+        let angles = angles_of_norm(OP, rotary, rows, heads.head_size)?;
         let size = 3 * rows * heads.channels();
         let weights = [
             act(OP, "q_weight", q_weight, heads.head_size)?,
@@ -127,18 +147,19 @@ impl Perform<QkNorm<'_, MirrorBuffer>> for Mirror {
         ];
         let out = self.act_mut(OP, "out", out, size)?;
         let rstd = float_mut(OP, "rstd", rstd, 2 * rows * heads.heads)?;
-        forward(&self.engine, out, rstd, act(OP, "x", x, size)?, weights, heads);
+        forward(&self.engine, out, rstd, act(OP, "x", x, size)?, weights, heads, angles);
         Ok(())
     }
 }
 
-impl Perform<QkNormBackward<'_, MirrorBuffer>> for Mirror {
-    fn perform(&mut self, op: QkNormBackward<'_, MirrorBuffer>) -> Result<()> {
+impl Perform<QkNormBackward<'_, MirrorBuffer, Ids>> for Mirror {
+    fn perform(&mut self, op: QkNormBackward<'_, MirrorBuffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm_backward";
-        let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, heads } =
-            op;
+        let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, .. } = op;
+        let heads = op.heads;
         check(OP, heads)?;
         let (channels, size) = (heads.channels(), heads.head_size);
+        let angles = angles_of_norm(OP, op.rotary, rows, size)?;
         let dqkv = self.act_mut(OP, "dqkv", dqkv, 3 * rows * channels)?;
         let x = act(OP, "x", x, 3 * rows * channels)?;
         let rstd = float(OP, "rstd", rstd, 2 * rows * heads.heads)?;
@@ -148,7 +169,8 @@ impl Perform<QkNormBackward<'_, MirrorBuffer>> for Mirror {
         for (part, (weight, dweight)) in weights.into_iter().zip(gradients).enumerate() {
             let (x, rstd) = (part_of(x, 3, channels, part), part_of(rstd, 2, heads.heads, part));
             let mut dout = part_of(dqkv, 3, channels, part);
-            let partials = backward(&self.engine, &mut dout, HeadNorms { x: &x, weight, rstd: &rstd, heads });
+            let of = HeadNorms { x: &x, weight, rstd: &rstd, heads, angles };
+            let partials = backward(&self.engine, &mut dout, of);
             reduce_partials(dweight, write, &partials, size, 0);
             for (row, dx) in dqkv.chunks_exact_mut(3 * channels).zip(dout.chunks_exact(channels)) {
                 row[part * channels..][..channels].copy_from_slice(dx);
@@ -165,6 +187,7 @@ pub struct QkPartBuffers<'a> {
     pub x: &'a MirrorBuffer,
     pub weight: &'a MirrorBuffer,
     pub rstd: &'a MirrorBuffer,
+    pub rotary: Option<QkRotary<'a, MirrorBuffer, Ids>>,
 }
 
 impl Mirror {
@@ -178,6 +201,7 @@ impl Mirror {
             weight: act(OP, "weight", bufs.weight, heads.head_size)?,
             rstd: float(OP, "rstd", bufs.rstd, rows * heads.heads)?,
             heads,
+            angles: angles_of_norm(OP, bufs.rotary, rows, heads.head_size)?,
         };
         let dout = self.act_mut(OP, "dqkv", bufs.dout, len)?;
         let partials = backward(&self.engine, dout, of);

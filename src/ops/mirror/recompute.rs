@@ -1,17 +1,19 @@
 //! An operation from its [`Outline`] and buffers, for the audit of a step: the methods of [`Ops`], and the
 //! one place where an excerpt needs to know more than its own shape.
 
+use std::ops::Range;
+
 use super::classifier::TableGradientInputs;
 use super::qk_norm::QkPartBuffers;
 use super::{Mirror, MirrorBuffer};
 use crate::ops::cpu::Ids;
 use crate::ops::op::excerpt::{Excerpt, Pick};
-use crate::ops::op::outline::{Outline, WeightOrder};
+use crate::ops::op::outline::{Outline, SequenceAngles, WeightOrder};
 use crate::ops::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
     Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, Ops, QkNorm, QkNormBackward, ResidualLayernorm, Result, Role, Rotary, RotaryAt,
-    Write, rotary_table,
+    LinearGelu, LinearShape, Ops, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm, Result, Role, Rotary,
+    RotaryAt, Rows, Write, rotary_table,
 };
 
 /// What is written of a weight gradient, before the buffers.
@@ -19,6 +21,17 @@ struct WeightsAgain {
     shape: LinearShape,
     write: Write,
     order: WeightOrder,
+}
+
+/// The turn of `rows` rows with a table that begins at their sequences' first position.
+fn turned<'a>(
+    rotary: Option<SequenceAngles>,
+    table: Option<&'a MirrorBuffer>,
+    rows: usize,
+) -> Option<QkRotary<'a, MirrorBuffer, Ids>> {
+    let SequenceAngles { seq, theta, .. } = rotary?;
+    let at = RotaryAt::Sequences(Rows { batch: rows / seq, seq });
+    Some(QkRotary { table: table?, theta, at })
 }
 
 /// Gives the buffers of an operation's matrices one after the other.
@@ -103,32 +116,38 @@ impl Mirror {
                 let dout = Some(&*dout);
                 self.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels })
             }
-            (Outline::QkNorm { rows, heads }, [out, rstd, x, q_weight, k_weight]) => {
-                self.qk_norm(QkNorm { out, rstd, x, q_weight, k_weight, rows, heads })
+            (Outline::QkNorm { rows, heads, rotary }, [out, rstd, x, q_weight, k_weight]) => {
+                let table = self.table_of_norm(rotary, heads.head_size)?;
+                let rotary = turned(rotary, table.as_ref(), rows);
+                self.qk_norm(QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary })
             }
             (
-                Outline::QkNormBackward { rows, heads, write },
+                Outline::QkNormBackward { rows, heads, write, rotary },
                 [dqkv, dq_weight, dk_weight, x, q_weight, k_weight, rstd],
-            ) => self.qk_norm_backward(QkNormBackward {
-                dqkv,
-                dq_weight,
-                dk_weight,
-                write,
-                x,
-                q_weight,
-                k_weight,
-                rstd,
-                rows,
-                heads,
-            }),
+            ) => {
+                let table = self.table_of_norm(rotary, heads.head_size)?;
+                self.qk_norm_backward(QkNormBackward {
+                    dqkv,
+                    dq_weight,
+                    dk_weight,
+                    write,
+                    x,
+                    q_weight,
+                    k_weight,
+                    rstd,
+                    rows,
+                    heads,
+                    rotary: turned(rotary, table.as_ref(), rows),
+                })
+            }
             (Outline::QkNormPart(part), [dout, dq_weight, dk_weight, x, q_weight, k_weight, rstd]) => {
                 let (dweight, weight) = if part.keys { (dk_weight, k_weight) } else { (dq_weight, q_weight) };
-                self.qk_norm_part(part, QkPartBuffers { dout, dweight, x, weight, rstd })
+                let table = self.table_of_norm(part.rotary, part.heads.head_size)?;
+                let rotary = turned(part.rotary, table.as_ref(), part.rows);
+                self.qk_norm_part(part, QkPartBuffers { dout, dweight, x, weight, rstd, rotary })
             }
             (Outline::Rotary { rows, heads, theta, inverse, first }, [qkv]) => {
-                let values = rotary_table(first + rows.seq, heads.head_size, theta);
-                let mut table = self.alloc(Role::F32, rows.seq * heads.head_size)?;
-                self.upload(&mut table, &values[first * heads.head_size..])?;
+                let table = self.table_again(first..first + rows.seq, heads.head_size, theta)?;
                 let at = RotaryAt::Sequences(rows);
                 self.rotary(Rotary { qkv, table: &table, theta, at, heads, inverse })
             }
@@ -205,6 +224,24 @@ impl Mirror {
             }),
             (outline, bufs) => unreachable!("{outline:?} has not {} matrices", bufs.len()),
         }
+    }
+
+    /// The rows of these positions of a table of angles.
+    fn table_again(&mut self, positions: Range<usize>, head_size: usize, theta: f64) -> Result<MirrorBuffer> {
+        let values = rotary_table(positions.end, head_size, theta);
+        let mut table = self.alloc(Role::F32, positions.len() * head_size)?;
+        self.upload(&mut table, &values[positions.start * head_size..])?;
+        Ok(table)
+    }
+
+    fn table_of_norm(
+        &mut self,
+        rotary: Option<SequenceAngles>,
+        head_size: usize,
+    ) -> Result<Option<MirrorBuffer>> {
+        let again =
+            |SequenceAngles { seq, theta, first }| self.table_again(first..first + seq, head_size, theta);
+        rotary.map(again).transpose()
     }
 
     fn weights_again(

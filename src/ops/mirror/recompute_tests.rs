@@ -216,22 +216,27 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
         traced.rotary(Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse }).expect("rotary");
     }
     let [q_weight, k_weight] = [&q_weight, &k_weight];
-    let op = QkNorm { out: &mut normed, rstd: &mut rstd, x: &qkv, q_weight, k_weight, rows: n, heads };
-    traced.qk_norm(op).expect("qk_norm");
-    let [dq_weight, dk_weight] = &mut dweights;
-    let op = QkNormBackward {
-        dqkv: &mut dqkv,
-        dq_weight,
-        dk_weight,
-        write,
-        x: &qkv,
-        q_weight,
-        k_weight,
-        rstd: &rstd,
-        rows: n,
-        heads,
-    };
-    traced.qk_norm_backward(op).expect("qk_norm_backward");
+    let turn = QkRotary { table: &table, theta, at: RotaryAt::Sequences(rows) };
+    for rotary in [None, Some(turn)] {
+        let (out, rstd, x) = (&mut normed, &mut rstd, &qkv);
+        let op = QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, rotary };
+        traced.qk_norm(op).expect("qk_norm");
+        let [dq_weight, dk_weight] = &mut dweights;
+        let op = QkNormBackward {
+            dqkv: &mut dqkv,
+            dq_weight,
+            dk_weight,
+            write,
+            x: &qkv,
+            q_weight,
+            k_weight,
+            rstd,
+            rows: n,
+            heads,
+            rotary,
+        };
+        traced.qk_norm_backward(op).expect("qk_norm_backward");
+    }
     for dwpe in [Some(&mut dwpe), None] {
         let op = EmbeddingBackward {
             dwte: &mut dwte,
@@ -343,8 +348,9 @@ fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
         let want = [
             ("embedding", 3 * 3),
             ("embedding_backward", 2 * (3 * 72 + cleared) + 3),
-            ("qk_norm", 7 * 3),
-            ("qk_norm_backward", 7 * 3 + 2),
+            // Blocks of all rows, with rotary positions of each sequence.
+            ("qk_norm", (7 + 3 * 3) * 3),
+            ("qk_norm_backward", (7 + 3 * 3) * 3 + 2 * 2),
             ("rotary", 2 * 3 * 3 * 3),
         ];
         assert_eq!(counts, BTreeMap::from(want), "{write:?}");

@@ -109,7 +109,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     beside::decoding(&mut to, &mut draw, heads);
     beside::average_and_muon(&mut to, &mut draw);
     beside::rotary(&mut to, &mut draw, rows, heads);
-    beside::qk_norm(&mut to, &mut draw, rows.count(), heads);
+    beside::qk_norm(&mut to, &mut draw, rows, heads);
     beside::embedding_of_tokens(&mut to, &mut draw, shape);
     // Wide enough that a block does not end with the rows.
     beside::activations(&mut to, &mut draw, rows.count(), 4 * c);

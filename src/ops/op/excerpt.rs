@@ -12,7 +12,7 @@
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
 //! | gradient of a norm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
-//! | norm of queries and keys | one head of a block of rows | that |
+//! | norm of queries and keys | one head of a block of rows, of one sequence where it turns | that |
 //! | its gradient | the same, or all queries or keys with the weight's gradient | that |
 //! | rotary embedding | one head of some positions of a sequence | that |
 //! | attention and its gradient | one head of one sequence | that head |
@@ -22,7 +22,7 @@
 use std::ops::Range;
 
 use super::LinearShape;
-use super::outline::{Matrix, Outline, QkNormPart, TableGradient};
+use super::outline::{Matrix, Outline, QkNormPart, SequenceAngles, TableGradient};
 use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Write};
 
 /// Rows and columns of a tile: excerpts begin at multiples of both.
@@ -105,9 +105,9 @@ impl Outline {
             Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
             Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s, .. } => tiles(s.rows, s.c_out),
-            Outline::QkNorm { rows, heads } => of_rows(rows) * heads.heads,
+            Outline::QkNorm { rows, heads, rotary } => parts_of_norm(rows, heads, rotary),
             // Queries and keys as a whole come last.
-            Outline::QkNormBackward { rows, heads, .. } => of_rows(rows) * heads.heads + 2,
+            Outline::QkNormBackward { rows, heads, rotary, .. } => parts_of_norm(rows, heads, rotary) + 2,
             Outline::QkNormPart(_) => 1,
             Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
             Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
@@ -183,36 +183,35 @@ impl Outline {
                 let dout = (!in_place).then_some(dout);
                 plain(outline, [pre.clone()].into_iter().chain(dout).chain([pre]).map(Some))
             }
-            Outline::QkNorm { rows, heads } => {
-                let (rows, [qkv, rstd, weight]) = of_norm(index, rows, heads);
+            Outline::QkNorm { rows, heads, rotary } => {
+                let (rows, rotary, [qkv, rstd, weight]) = of_norm(index, rows, heads, rotary);
                 let heads = Heads { heads: 1, ..heads };
                 let picks = [qkv.clone(), rstd, qkv, weight.clone(), weight].map(Some);
-                plain(Outline::QkNorm { rows, heads }, picks)
+                plain(Outline::QkNorm { rows, heads, rotary }, picks)
             }
-            Outline::QkNormBackward { rows, heads, write }
-                if index < rows.div_ceil(TILE_ROWS) * heads.heads =>
+            Outline::QkNormBackward { rows, heads, write, rotary }
+                if index < parts_of_norm(rows, heads, rotary) =>
             {
-                let (rows, [qkv, rstd, weight]) = of_norm(index, rows, heads);
+                let (rows, rotary, [qkv, rstd, weight]) = of_norm(index, rows, heads, rotary);
                 let heads = Heads { heads: 1, ..heads };
                 let reads = [qkv.clone(), weight.clone(), weight, rstd].map(Some);
                 let picks = [Some(qkv), None, None].into_iter().chain(reads);
-                plain(Outline::QkNormBackward { rows, heads, write }, picks)
+                plain(Outline::QkNormBackward { rows, heads, write, rotary }, picks)
             }
-            Outline::QkNormBackward { rows, heads, write } => {
-                let part = index - rows.div_ceil(TILE_ROWS) * heads.heads;
+            Outline::QkNormBackward { rows, heads, write, rotary } => {
+                let part = index - parts_of_norm(rows, heads, rotary);
                 let of = |width: usize| Some(Pick::new(0..rows, part * width..(part + 1) * width));
                 let weights = [0, 1].map(|of| (of == part).then(|| Pick::new(0..1, 0..heads.head_size)));
                 let [q_weight, k_weight] = weights.clone();
                 let [dq_weight, dk_weight] = weights;
                 let (qkv, rstd) = (of(heads.channels()), of(heads.heads));
                 let picks = [qkv.clone(), dq_weight, dk_weight, qkv, q_weight, k_weight, rstd];
-                plain(Outline::QkNormPart(QkNormPart { rows, heads, write, keys: part == 1 }), picks)
+                let outline = QkNormPart { rows, heads, write, rotary, keys: part == 1 };
+                plain(Outline::QkNormPart(outline), picks)
             }
             Outline::Rotary { rows, heads, theta, inverse, first } => {
                 let (part, head) = (index / heads.heads, index % heads.heads);
-                let blocks = rows.seq.div_ceil(TILE_ROWS);
-                let positions = block(part % blocks, TILE_ROWS, rows.seq);
-                let start = part / blocks * rows.seq;
+                let (positions, start) = positions(part, rows.seq);
                 let rows = Pick::new(start + positions.start..start + positions.end, 0..0);
                 let pick = Pick { columns: of_head(heads, head).into(), ..rows };
                 let (rows, heads) = (Rows { batch: 1, seq: positions.len() }, Heads { heads: 1, ..heads });
@@ -427,10 +426,38 @@ fn head(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
     ]
 }
 
-/// Of one head of a block of rows, how many rows, and its queries, keys and values, their deviations, and a
-/// weight.
-fn of_norm(index: usize, rows: usize, heads: Heads) -> (usize, [Pick; 3]) {
-    let (rows, head) = (block(index / heads.heads, TILE_ROWS, rows), index % heads.heads);
+/// Block `part` of those that all sequences have: its positions, and the row of the sequence's first.
+fn positions(part: usize, seq: usize) -> (Range<usize>, usize) {
+    let blocks = seq.div_ceil(TILE_ROWS);
+    (block(part % blocks, TILE_ROWS, seq), part / blocks * seq)
+}
+
+/// How many blocks of one head a norm of queries and keys has: of all rows, with rotary positions of each
+/// sequence.
+fn parts_of_norm(rows: usize, heads: Heads, rotary: Option<SequenceAngles>) -> usize {
+    let blocks = match rotary {
+        Some(SequenceAngles { seq, .. }) => rows / seq * seq.div_ceil(TILE_ROWS),
+        None => rows.div_ceil(TILE_ROWS),
+    };
+    blocks * heads.heads
+}
+
+/// Of one head of a block of rows, how many rows, their positions, and its queries, keys and values, their
+/// deviations, and a weight.
+fn of_norm(
+    index: usize,
+    rows: usize,
+    heads: Heads,
+    rotary: Option<SequenceAngles>,
+) -> (usize, Option<SequenceAngles>, [Pick; 3]) {
+    let (part, head) = (index / heads.heads, index % heads.heads);
+    let (places, start) = positions(part, rotary.map_or(rows, |angles| angles.seq));
+    let rotary = rotary.map(|angles| SequenceAngles {
+        seq: places.len(),
+        first: angles.first + places.start,
+        ..angles
+    });
+    let rows = start + places.start..start + places.end;
     let columns = [head..head + 1, heads.heads + head..heads.heads + head + 1];
     let of_rows = || Pick::new(rows.clone(), 0..0);
     let picks = [
@@ -438,7 +465,7 @@ fn of_norm(index: usize, rows: usize, heads: Heads) -> (usize, [Pick; 3]) {
         Pick { columns: columns.into(), ..of_rows() },
         Pick::new(0..1, 0..heads.head_size),
     ];
-    (rows.len(), picks)
+    (rows.len(), rotary, picks)
 }
 
 /// The columns of a head's queries, keys and values.

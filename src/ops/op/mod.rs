@@ -38,7 +38,7 @@ pub use linear::{
 pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
 pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
-pub use qk_norm::{QkNorm, QkNormBackward};
+pub use qk_norm::{QkNorm, QkNormBackward, QkRotary};
 pub use rotary::{Rotary, RotaryAt, rotary_table};
 
 /// Hands the list of operations to the macro named in its argument: a row is the method, its struct with
@@ -52,7 +52,7 @@ macro_rules! operations {
             residual_layernorm(ResidualLayernorm<Buf>) -> ();
             linear(Linear<Buf>) -> ();
             linear_gelu(LinearGelu<Buf>) -> ();
-            qk_norm(QkNorm<Buf>) -> ();
+            qk_norm(QkNorm<Buf, Ids>) -> ();
             rotary(Rotary<Buf, Ids>) -> ();
             activate(Activate<Buf>) -> ();
             attention(Attention<Buf>) -> ();
@@ -70,7 +70,7 @@ macro_rules! operations {
             activate_backward(ActivateBackward<Buf>) -> ();
             linear_backward_weight(LinearBackwardWeight<Buf>) -> ();
             attention_backward(AttentionBackward<Buf>) -> ();
-            qk_norm_backward(QkNormBackward<Buf>) -> ();
+            qk_norm_backward(QkNormBackward<Buf, Ids>) -> ();
             embedding_backward(EmbeddingBackward<Buf, Ids>) -> ();
             // The optimizer, and sums over workers.
             sum_squares(SumSquares<Buf>) -> Vec<f64>;

@@ -6,8 +6,8 @@
 use super::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
     EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, QkNorm, QkNormBackward, ResidualLayernorm,
-    Rotary, RotaryAt,
+    LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, QkNorm, QkNormBackward, QkRotary,
+    ResidualLayernorm, Rotary, RotaryAt,
 };
 use crate::ops::types::{Heads, Nonlinearity, Role, Rows, Vocab, Write};
 
@@ -49,11 +49,13 @@ pub enum Outline {
     QkNorm {
         rows: usize,
         heads: Heads,
+        rotary: Option<SequenceAngles>,
     },
     QkNormBackward {
         rows: usize,
         heads: Heads,
         write: Write,
+        rotary: Option<SequenceAngles>,
     },
     /// The queries or keys of a gradient of [`QkNorm`]: an excerpt of it alone, whose matrices it has.
     QkNormPart(QkNormPart),
@@ -143,12 +145,35 @@ pub struct TableGradient {
     pub count: usize,
 }
 
+/// Rotary positions of whole sequences in a norm of queries and keys.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SequenceAngles {
+    /// Rows of each sequence.
+    pub seq: usize,
+    pub theta: f64,
+    /// The position of the first row of each.
+    pub first: usize,
+}
+
+impl SequenceAngles {
+    /// None of listed positions.
+    fn of<B, I>(rotary: &QkRotary<'_, B, I>) -> Option<SequenceAngles> {
+        match rotary.at {
+            RotaryAt::Sequences(rows) => {
+                Some(SequenceAngles { seq: rows.seq, theta: rotary.theta, first: 0 })
+            }
+            RotaryAt::Listed { .. } => None,
+        }
+    }
+}
+
 /// The gradient of the norm of all queries, or of all keys: no fewer give the gradient of their weight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct QkNormPart {
     pub rows: usize,
     pub heads: Heads,
     pub write: Write,
+    pub rotary: Option<SequenceAngles>,
     pub keys: bool,
 }
 
@@ -279,14 +304,15 @@ impl Outline {
             Outline::Activate { rows: n, channels: c, function } => {
                 vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, function.inputs() * c)]
             }
-            Outline::QkNorm { rows: n, heads } => vec![
+            // A table of angles is made again from its base.
+            Outline::QkNorm { rows: n, heads, .. } => vec![
                 m("out", Activation, Set, n, 3 * heads.channels()),
                 m("rstd", F32, Set, n, 2 * heads.heads),
                 m("x", Activation, Read, n, 3 * heads.channels()),
                 m("q_weight", Param, Read, 1, heads.head_size),
                 m("k_weight", Param, Read, 1, heads.head_size),
             ],
-            Outline::QkNormBackward { rows: n, heads, write } => vec![
+            Outline::QkNormBackward { rows: n, heads, write, .. } => vec![
                 m("dqkv", Activation, Access::Add, n, 3 * heads.channels()),
                 m("dq_weight", F32, write.into(), 1, heads.head_size),
                 m("dk_weight", F32, write.into(), 1, heads.head_size),
@@ -388,6 +414,17 @@ fn listed<T>(all: impl IntoIterator<Item = Option<T>>) -> Vec<T> {
     all.into_iter().flatten().collect()
 }
 
+/// An outline with the positions of whole sequences or without any; none where they are listed.
+fn turned<B, I>(
+    rotary: Option<&QkRotary<'_, B, I>>,
+    outline: impl Fn(Option<SequenceAngles>) -> Outline,
+) -> Option<Outline> {
+    match rotary {
+        Some(rotary) => SequenceAngles::of(rotary).map(|angles| outline(Some(angles))),
+        None => Some(outline(None)),
+    }
+}
+
 /// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand
 /// below; the others say beside their struct that they are none.
 pub trait Outlined<B> {
@@ -457,9 +494,19 @@ outlined! {
         [&*op.out, op.x, op.weight].into_iter().chain(op.bias).collect();
     LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape, bias: op.bias.is_some() }),
         [&*op.out, op.pre, op.x, op.weight].into_iter().chain(op.bias).collect();
-    QkNorm<B>: |op| Some(Outline::QkNorm { rows: op.rows, heads: op.heads }),
+    // A decoding pass, whose positions are listed, is not audited.
+    QkNorm<B, I>: |op| turned(op.rotary.as_ref(), |rotary| Outline::QkNorm {
+            rows: op.rows,
+            heads: op.heads,
+            rotary,
+        }),
         vec![op.out, op.rstd, op.x, op.q_weight, op.k_weight];
-    QkNormBackward<B>: |op| Some(Outline::QkNormBackward { rows: op.rows, heads: op.heads, write: op.write }),
+    QkNormBackward<B, I>: |op| turned(op.rotary.as_ref(), |rotary| Outline::QkNormBackward {
+            rows: op.rows,
+            heads: op.heads,
+            write: op.write,
+            rotary,
+        }),
         vec![op.dqkv, op.dq_weight, op.dk_weight, op.x, op.q_weight, op.k_weight, op.rstd];
     // A decoding pass is not audited.
     Rotary<B, I>: |op| match op.at {

@@ -1,13 +1,13 @@
 //! RMSNorm of each head's queries and keys (Dehghani et al. 2023; as in Qwen3), epsilon 1e-5.
 
-use super::{ElementBytes, Family, Operation, Work};
+use super::{ElementBytes, Family, Operation, RotaryAt, Work};
 use crate::ops::types::{Heads, Write};
 
 /// `out = x rstd weight` for each head's HS elements of queries and of keys, `rstd = 1/sqrt(mean(x²) + eps)`;
-/// values are copied.
+/// values are copied. With `rotary` what [`Rotary`](super::Rotary) makes of `out`, rounded once.
 ///
 /// Sums over a head have an order that each device documents; it depends on HS alone.
-pub struct QkNorm<'a, B> {
+pub struct QkNorm<'a, B, I> {
     /// (N, 3, NH, HS), activation.
     pub out: &'a mut B,
     /// (N, 2, NH), f32: of queries, then of keys.
@@ -21,15 +21,39 @@ pub struct QkNorm<'a, B> {
     /// N.
     pub rows: usize,
     pub heads: Heads,
+    pub rotary: Option<QkRotary<'a, B, I>>,
 }
 
-impl<B> Operation for QkNorm<'_, B> {
+/// The turn of queries and keys by their positions, as [`Rotary`](super::Rotary) has it.
+pub struct QkRotary<'a, B, I> {
+    /// (P, HS/2, 2), f32: [`super::rotary_table`] of at least as many positions as `at` has.
+    pub table: &'a B,
+    /// The base that `table` was made with: from it the audit makes the table again.
+    pub theta: f64,
+    /// Of as many rows as the norm has.
+    pub at: RotaryAt<'a, I>,
+}
+
+impl<B, I> Clone for QkRotary<'_, B, I> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B, I> Copy for QkRotary<'_, B, I> {}
+
+/// The row of the table of operations for an operation on queries and keys.
+fn label(name: &str, rotary: bool) -> String {
+    if rotary { format!("{name}, rotary") } else { name.to_owned() }
+}
+
+impl<B, I> Operation for QkNorm<'_, B, I> {
     fn family(&self) -> Family {
         Family::Layernorm
     }
 
     fn label(&self) -> String {
-        "QK norm".into()
+        label("QK norm", self.rotary.is_some())
     }
 
     fn work(&self, element: ElementBytes) -> Work {
@@ -38,8 +62,9 @@ impl<B> Operation for QkNorm<'_, B> {
 }
 
 /// Gradient of [`QkNorm`]. With `h = x rstd` and `g = dout weight`, `dx = rstd (g - h mean(g h))`; the
-/// gradients of the weights sum `dout h` over all rows and heads, in a fixed order.
-pub struct QkNormBackward<'a, B> {
+/// gradients of the weights sum `dout h` over all rows and heads, in a fixed order. With `rotary`, `dout` is
+/// first turned back, and not rounded.
+pub struct QkNormBackward<'a, B, I> {
     /// (N, 3, NH, HS), activation: the gradient of `out` becomes that of `x` in place. Values are left alone.
     pub dqkv: &'a mut B,
     /// (HS), f32; written as `write` says.
@@ -58,15 +83,17 @@ pub struct QkNormBackward<'a, B> {
     /// N.
     pub rows: usize,
     pub heads: Heads,
+    /// That of the forward pass.
+    pub rotary: Option<QkRotary<'a, B, I>>,
 }
 
-impl<B> Operation for QkNormBackward<'_, B> {
+impl<B, I> Operation for QkNormBackward<'_, B, I> {
     fn family(&self) -> Family {
         Family::LayernormBackward
     }
 
     fn label(&self) -> String {
-        "QK norm backward".into()
+        label("QK norm backward", self.rotary.is_some())
     }
 
     fn work(&self, element: ElementBytes) -> Work {

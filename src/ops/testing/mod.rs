@@ -141,6 +141,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(2000, Bench::rotary);
     bench.family(2050, Bench::qk_norm);
     bench.family(2100, Bench::embedding_of_tokens);
+    bench.family(2200, Bench::qk_norm_rotary);
     bench.family(400, Bench::activate);
     bench.family(1000, Bench::other_norms);
     bench.family(1200, Bench::unbiased_linear);

@@ -1,11 +1,13 @@
-//! RMSNorm of queries and keys, and its gradient.
+//! RMSNorm of queries and keys, and its gradient; with rotary positions too.
 
 use super::{Bench, reference, sum};
-use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, Role, Write};
+use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, QkRotary, Role, RotaryAt, Rows, Write, rotary_table};
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("qk_norm", "4652d79ad411ef4908e115da0d4cffe1021a3a924690859eaa0a45fcc6d1a8b4"),
+    ("qk_norm_rotary", "4a153d8d3a489daccddc039b75ccb115c33fae2271be99c5608d4ae8e9aa77cc"),
+    ("qk_norm_rotary_backward", "0eba00b74ab559bdb42c11eeb2b516a25ce44e602d5ef52d82436ef91c14fa2a"),
     ("qk_norm_backward", "e926e343655bba1de3a3a676f94779d083fb40e98e89056e243464c15e4785b3"),
 ];
 
@@ -28,6 +30,7 @@ impl<O: Ops> Bench<'_, O> {
                 k_weight: &k_weight.buf,
                 rows: n,
                 heads: shape,
+                rotary: None,
             };
             self.ops.qk_norm(op).unwrap();
             let (want, want_rstd) = reference::qk_norm(&x.values, weights, shape);
@@ -48,6 +51,7 @@ impl<O: Ops> Bench<'_, O> {
                     rstd: &rstd,
                     rows: n,
                     heads: shape,
+                    rotary: None,
                 };
                 self.ops.qk_norm_backward(op).unwrap();
                 let (want, [want_q, want_k]) =
@@ -57,6 +61,84 @@ impl<O: Ops> Bench<'_, O> {
                 self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
                 self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
             }
+        }
+    }
+    pub(super) fn qk_norm_rotary(&mut self) {
+        for (rows, heads, head_size, theta) in [
+            (Rows { batch: 1, seq: 1 }, 1, 2, 10_000.0),
+            (Rows { batch: 3, seq: 17 }, 3, 18, 10_000.0),
+            (Rows { batch: 2, seq: 40 }, 12, 64, 500_000.0),
+            (Rows { batch: 1, seq: 70 }, 2, 80, 10_000.0),
+            (Rows { batch: 2, seq: 33 }, 5, 128, 100.0),
+        ] {
+            let Some(head_size) = self.limits.head_size(head_size) else { continue };
+            let shape = Heads { heads, head_size };
+            let table = self.input_of(Role::F32, &rotary_table(rows.seq + 3, head_size, theta)).buf;
+            let positions: Vec<usize> = (0..rows.count()).map(|row| row % rows.seq).collect();
+            let rotary = QkRotary { table: &table, theta, at: RotaryAt::Sequences(rows) };
+            self.turned(&format!("{rows:?} {shape:?}"), shape, rotary, &positions);
+            let (listed, positions) = self.ids(rows.count(), rows.seq + 3);
+            let at = RotaryAt::Listed { positions: &listed, rows: rows.count() };
+            let positions: Vec<usize> = positions.into_iter().map(usize::from).collect();
+            let name = format!("listed {rows:?} {shape:?}");
+            self.turned(&name, shape, QkRotary { table: &table, theta, at }, &positions);
+        }
+    }
+
+    /// Both passes of rows at these positions.
+    fn turned(
+        &mut self,
+        name: &str,
+        heads: Heads,
+        rotary: QkRotary<'_, O::Buf, O::Ids>,
+        positions: &[usize],
+    ) {
+        let (n, size, theta, rotary) = (positions.len(), heads.head_size, rotary.theta, Some(rotary));
+        let wide = 3 * n * heads.channels();
+        let x = self.input(Role::Activation, wide, 2.0);
+        let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
+        let weights = [&q_weight.values[..], &k_weight.values];
+        let mut out = self.poisoned(Role::Activation, wide);
+        let mut rstd = self.poisoned(Role::F32, 2 * n * heads.heads);
+        let op = QkNorm {
+            out: &mut out,
+            rstd: &mut rstd,
+            x: &x.buf,
+            q_weight: &q_weight.buf,
+            k_weight: &k_weight.buf,
+            rows: n,
+            heads,
+            rotary,
+        };
+        self.ops.qk_norm(op).unwrap();
+        let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
+        let want = reference::rotary(&want, positions, heads, theta, false);
+        self.result(&format!("qk_norm_rotary {name}"), &out, want);
+        self.result(&format!("qk_norm_rotary rstd {name}"), &rstd, want_rstd);
+        for write in [Write::Set, Write::Add] {
+            let mut dqkv = self.input(Role::Activation, wide, 1.0);
+            let mut dq_weight = self.target(size, write);
+            let mut dk_weight = self.target(size, write);
+            let op = QkNormBackward {
+                dqkv: &mut dqkv.buf,
+                dq_weight: &mut dq_weight.buf,
+                dk_weight: &mut dk_weight.buf,
+                write,
+                x: &x.buf,
+                q_weight: &q_weight.buf,
+                k_weight: &k_weight.buf,
+                rstd: &rstd,
+                rows: n,
+                heads,
+                rotary,
+            };
+            self.ops.qk_norm_backward(op).unwrap();
+            let dout = reference::rotary(&dqkv.values, positions, heads, theta, true);
+            let (want, [want_q, want_k]) = reference::qk_norm_backward(&dout, &x.values, weights, heads);
+            let name = |what: &str| format!("qk_norm_rotary_backward {what} {name} {write:?}");
+            self.result(&name("dqkv"), &dqkv.buf, want);
+            self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
+            self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
         }
     }
 }

@@ -19,6 +19,39 @@ bindings! {
 /// Heads that one thread turns.
 const HEADS: usize = 4;
 
+/// The angles of rows, as kernels take them.
+#[derive(Clone, Copy)]
+pub struct AngleArgs {
+    pub table: In<F32>,
+    /// Null: row i has position i % `seq`.
+    pub positions: In<U16>,
+    /// 1 with positions.
+    pub seq: u32,
+}
+
+impl AngleArgs {
+    /// No angles.
+    pub fn none() -> AngleArgs {
+        AngleArgs { table: In::null(), positions: In::null(), seq: 1 }
+    }
+
+    /// Listed positions within the table are the caller's promise, as for every operation on ids.
+    pub fn of(
+        k: &Kernels,
+        op: &'static str,
+        table: &Buf,
+        at: RotaryAt<'_, CudaIds>,
+        head_size: usize,
+    ) -> Result<AngleArgs> {
+        let (positions, seq) = match at {
+            RotaryAt::Sequences(rows) => (In::null(), rows.seq),
+            RotaryAt::Listed { positions, rows } => (In::at(k.ids(op, "positions", positions, rows)?), 1),
+        };
+        let table = In::at(k.f32(op, "table", table, seq * head_size)?);
+        Ok(AngleArgs { table, positions, seq: seq as u32 })
+    }
+}
+
 fn rotate(k: &Kernels, op: Rotary<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "rotary";
     let Rotary { qkv, table, at, heads, inverse, .. } = op;
@@ -28,23 +61,19 @@ fn rotate(k: &Kernels, op: Rotary<'_, Buf, CudaIds>) -> Result<()> {
     k.check(OP, threads < (1 << 32) - 256, || {
         format!("{n} rows of {heads} heads are more than fit 32 bits")
     })?;
-    let (positions, seq, known) = match at {
-        RotaryAt::Sequences(rows) => (In::null(), rows.seq, rows.seq),
-        RotaryAt::Listed { positions, .. } => (In::at(k.ids(OP, "positions", positions, n)?), 1, 1),
-    };
+    let AngleArgs { table, positions, seq } = AngleArgs::of(k, OP, table, at, head_size)?;
     let args = RotaryArgs {
         qkv: Out::at(k.act(OP, "qkv", qkv, 3 * n * heads * head_size)?),
-        table: In::at(k.f32(OP, "table", table, known * head_size)?),
+        table,
         positions,
         rows: n as u32,
-        seq: seq as u32,
+        seq,
         heads: heads as u32,
         head_size: head_size as u32,
         inverse: u32::from(inverse),
         unused: 0,
     };
-    // SAFETY: lengths were checked; listed positions within the table are the caller's promise, as for every
-    // operation on ids.
+    // SAFETY: lengths were checked; listed positions within the table are the caller's promise.
     unsafe { k.launch(OP, &ROTARY, Geometry::new(threads.div_ceil(256), 256), &args) }
 }
 

@@ -4,8 +4,8 @@
 use super::*;
 use crate::ops::{
     Activate, ActivateBackward, Average, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, MatrixPart,
-    MuonDirection, MuonPolynomial, MuonUpdate, Nonlinearity, QkNorm, QkNormBackward, Rotary, RotaryAt,
-    RowPositions, rotary_table,
+    MuonDirection, MuonPolynomial, MuonUpdate, Nonlinearity, QkNorm, QkNormBackward, QkRotary, Rotary,
+    RotaryAt, RowPositions, rotary_table,
 };
 
 fn ids<O: Ops>(ops: &mut O, values: &[u16]) -> O::Ids {
@@ -175,17 +175,41 @@ pub(super) fn rotary<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Row
     to.add("rotary at listed positions", &qkv, size);
 }
 
-pub(super) fn qk_norm<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: usize, heads: Heads) {
+/// Without rotary positions, with those of whole sequences, and with listed ones.
+pub(super) fn qk_norm<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
+    qk_norm_at(to, draw, rows.count(), heads, None);
+    let (theta, known) = (10_000.0, rows.seq + 5);
+    let table = filled(to.ops, Role::F32, &rotary_table(known, heads.head_size, theta));
+    let at = RotaryAt::Sequences(rows);
+    qk_norm_at(to, draw, rows.count(), heads, Some(QkRotary { table: &table, theta, at }));
+    let places = [known as u16 - 1, 0, 3, 3, 1];
+    let positions = ids(to.ops, &places);
+    let at = RotaryAt::Listed { positions: &positions, rows: places.len() };
+    qk_norm_at(to, draw, places.len(), heads, Some(QkRotary { table: &table, theta, at }));
+}
+
+fn qk_norm_at<O: Ops>(
+    to: &mut Outputs<'_, O>,
+    draw: &mut Draw,
+    rows: usize,
+    heads: Heads,
+    rotary: Option<QkRotary<'_, O::Buf, O::Ids>>,
+) {
+    let name = match rotary.map(|rotary| rotary.at) {
+        None => "qk_norm",
+        Some(RotaryAt::Sequences(_)) => "qk_norm, rotary",
+        Some(RotaryAt::Listed { .. }) => "qk_norm, rotary at listed positions",
+    };
     let (wide, size) = (3 * rows * heads.channels(), heads.head_size);
     let x = draw.buf(to.ops, Role::Activation, wide, 1.0);
     let [q_weight, k_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::Param, size, 1.0));
     let (q_weight, k_weight) = (&q_weight, &k_weight);
     let mut out = to.ops.alloc(Role::Activation, wide).expect("memory");
     let mut rstd = to.ops.alloc(Role::F32, 2 * rows * heads.heads).expect("memory");
-    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows, heads };
+    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows, heads, rotary };
     to.ops.qk_norm(op).expect("qk_norm");
-    to.add("qk_norm", &out, wide);
-    to.add("qk_norm rstd", &rstd, 2 * rows * heads.heads);
+    to.add(name, &out, wide);
+    to.add(format!("{name}: rstd"), &rstd, 2 * rows * heads.heads);
     let [mut dq_weight, mut dk_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, size, 1.0));
     for write in [Write::Set, Write::Add] {
         let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1e-2);
@@ -200,11 +224,12 @@ pub(super) fn qk_norm<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: us
             rstd: &rstd,
             rows,
             heads,
+            rotary,
         };
         to.ops.qk_norm_backward(op).expect("qk_norm_backward");
-        to.add(format!("qk_norm_backward dqkv {write:?}"), &dqkv, wide);
-        to.add(format!("qk_norm_backward dq_weight {write:?}"), &dq_weight, size);
-        to.add(format!("qk_norm_backward dk_weight {write:?}"), &dk_weight, size);
+        to.add(format!("{name}, backward: dqkv {write:?}"), &dqkv, wide);
+        to.add(format!("{name}, backward: dq_weight {write:?}"), &dq_weight, size);
+        to.add(format!("{name}, backward: dk_weight {write:?}"), &dk_weight, size);
     }
 }
 
