@@ -42,7 +42,7 @@ fn settings_that_do_not_matter_change_no_bit() {
             &["memory.recompute=1"],
             &["memory.recompute=2"],
             &["parallel.ranks=2", "parallel.zero=1"],
-            &["parallel.ranks=2", "parallel.zero=2"],
+            &["parallel.ranks=2", "parallel.zero=0"],
             &["eval.every=0", "sample.every=7", "proof.replay_every=5"],
         ];
         for (number, settings) in settings.into_iter().enumerate() {
@@ -63,9 +63,11 @@ fn each_part_is_another_model() {
         let lock = std::fs::read_to_string(lab.path(&name).join("lock.toml")).expect("a lock");
         let key = part.split('=').next().expect("a key");
         // Locks of before have none of these keys.
-        let held = MODERN.iter().filter(|part| lock.contains(part.split('=').next().expect("a key"))).count();
+        let numerics = lock.split("\n[").find(|section| section.starts_with("numerics]")).expect("there");
+        let has = |key: &str| numerics.contains(&format!("\n\"{key}\" = "));
+        let held = MODERN.iter().filter(|part| has(part.split('=').next().expect("a key"))).count();
         let own = usize::from(key.starts_with("model."));
-        assert_eq!((held, lock.contains(key)), (own, true), "{part}: {lock}");
+        assert_eq!((held, has(key)), (own, true), "{part}: {lock}");
     }
     let count = roots.len();
     roots.sort_unstable();
@@ -93,7 +95,8 @@ fn a_run_that_was_killed_ends_in_the_bits_of_the_whole_one_and_verify_holds_it()
 #[test]
 fn muon_trains_the_matrices_of_other_blocks() {
     let lab = Lab::new();
-    let muon = [&sets(MODERN)[..], &["--set", "optimizer.kind=muon"]].concat();
+    // One micro-step a worker, as ZeRO 2 needs.
+    let muon = [&sets(MODERN)[..], &["--set", "optimizer.kind=muon", "--set", "batch.tokens=256"]].concat();
     let whole = lab.run(CI, &[&muon[..], &["--name", "whole"]].concat()).root().to_owned();
     let ranks = sets(&["parallel.ranks=2", "parallel.zero=2"]);
     assert_eq!(lab.run(CI, &[&muon[..], &ranks, &["--name", "ranks"]].concat()).root(), whole);
@@ -148,5 +151,5 @@ fn a_model_goes_on_from_the_blocks_of_its_checkpoint() {
         assert!(resolved.contains(key), "{key}: {resolved}");
     }
     let other = ["--set", "model.norm=layernorm", "--name", "third"];
-    lab.run(path, &other).assert_fails(2, &["model.norm", "rmsnorm"]);
+    lab.run(path, &other).assert_fails(1, &["model.norm", "rmsnorm"]);
 }
