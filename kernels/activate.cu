@@ -7,8 +7,8 @@
 //
 //   out, dout (length) act_t; pre, dpre (length), of SwiGLU (length, 2): neighbours are gate and up
 //
-// All four are bound by memory. A load is 16 bytes of pre (of floats two loads of them), neighbours in a warp,
-// and a thread loads all that it needs before it computes. Of SwiGLU they make four outputs, 8 bytes.
+// All four are bound by memory. A load is 16 bytes of pre (of floats two loads of them), neighbours in a
+// warp, and a thread loads all that it needs before it computes. Of SwiGLU they make four outputs, 8 bytes.
 #include "common.cuh"
 #include "activate.cuh"
 

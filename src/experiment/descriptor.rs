@@ -45,23 +45,23 @@ const GPT3: [(usize, usize, usize); 9] = [
 
 /// The value of a key of what blocks are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Part {
+pub enum GivenValue {
     Word(&'static str),
     Flag(bool),
 }
 
 /// What `modern:dN` is made of.
-const MODERN: [(&str, Part); 6] = [
-    ("model.norm", Part::Word("rmsnorm")),
-    ("model.positions", Part::Word("rotary")),
-    ("model.activation", Part::Word("swiglu")),
-    ("model.bias", Part::Flag(false)),
-    ("model.tied_head", Part::Flag(false)),
-    ("model.qk_norm", Part::Flag(true)),
+const MODERN: [(&str, GivenValue); 6] = [
+    ("model.norm", GivenValue::Word("rmsnorm")),
+    ("model.positions", GivenValue::Word("rotary")),
+    ("model.activation", GivenValue::Word("swiglu")),
+    ("model.bias", GivenValue::Flag(false)),
+    ("model.tied_head", GivenValue::Flag(false)),
+    ("model.qk_norm", GivenValue::Flag(true)),
 ];
 
 /// The keys that a descriptor sets beside the sizes, where they are not given.
-pub(super) fn parts(descriptor: &str) -> &'static [(&'static str, Part)] {
+pub(super) fn parts(descriptor: &str) -> &'static [(&'static str, GivenValue)] {
     if descriptor.starts_with("modern:") { &MODERN } else { &[] }
 }
 

@@ -245,6 +245,27 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     best.map(|(_, candidate)| candidate)
 }
 
+/// Names with commas between them, in lines of some 80 columns under the first of a note.
+pub(super) fn in_lines(names: &[&str]) -> String {
+    const WIDTH: usize = 80;
+    let (mut text, mut width) = (String::new(), 0);
+    for (i, name) in names.iter().enumerate() {
+        let comma = if i + 1 < names.len() { "," } else { "" };
+        let len = name.len() + comma.len();
+        let blank = match width {
+            0 => "",
+            _ if width + 1 + len > WIDTH => {
+                width = 0;
+                "\n           "
+            }
+            _ => " ",
+        };
+        width += usize::from(blank == " ") + len;
+        text.push_str(&format!("{blank}{name}{comma}"));
+    }
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

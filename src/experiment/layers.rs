@@ -21,7 +21,7 @@ use figment::{Metadata, Profile, Provider};
 use toml::de::{DeTable, DeValue};
 
 use super::check::{self, Refusal};
-use super::diagnostics::{Fault, Snippet, SourceFile};
+use super::diagnostics::{Fault, Snippet, SourceFile, in_lines};
 use super::schema::{self, KEYS, KeyRow, ValueKind};
 use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
@@ -474,7 +474,7 @@ impl Layers {
         let label = match section {
             "" => String::new(),
             _ if siblings.is_empty() => String::new(),
-            _ => format!("`{section}` has {}", siblings.join(", ")),
+            _ => format!("`{section}` has {}", in_lines(&siblings)),
         };
         let mut fault = Fault::new(format!("unknown key `{dotted}`")).at(place).hint(hint);
         if label.chars().count() <= 60 {

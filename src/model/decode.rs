@@ -299,7 +299,8 @@ impl<O: Ops> Decoder<O> {
         ops.decode_linear(linear(branch, hidden, &w.fc_proj, None, LinearShape { rows, c_in: f, c_out: c }))
     }
 
-    /// Adds `branch` to the residual stream, from one of its buffers to the other, and norms it into `normed`.
+    /// Adds `branch` to the residual stream, from one of its buffers to the other, and norms it into
+    /// `normed`.
     fn branch_in(
         &mut self,
         ops: &mut O,
@@ -465,8 +466,8 @@ mod tests {
             let exact = reference::logits(&config, &weights, &tokens, 4, |x| x);
             let rounded = reference::logits(&config, &weights, &tokens, 4, reference::bf16);
             println!("CPU {:.1e}, rounded {:.1e}", distance(&decoded, &exact), distance(&rounded, &exact));
-            // fp32 has 2^16 times the precision of bf16, of which a few roundings in a sum leave 2^12. Written
-            // so that a NaN fails.
+            // fp32 has 2^16 times the precision of bf16, of which a few roundings in a sum leave 2^12.
+            // Written so that a NaN fails.
             let (off, rounding) = (distance(&decoded, &exact), distance(&rounded, &exact));
             assert!(off < rounding / 4096.0, "{off:.1e}, beside {rounding:.1e}");
             assert!(rounding > 1e-3, "{rounding:.1e}");

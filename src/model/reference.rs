@@ -1,5 +1,5 @@
-//! The model's forward pass in f64, written plainly over the f64 operations of the device tests: the logits of a
-//! device are compared with it, exact or with every stored tensor rounded.
+//! The model's forward pass in f64, written plainly over the f64 operations of the device tests: the logits
+//! of a device are compared with it, exact or with every stored tensor rounded.
 
 use super::init::initial_values;
 use super::weights::{Affine, ParamSpec, Weights};

@@ -2,8 +2,8 @@
 //!
 //! One [`Weights<T>`] serves for shapes (`ParamSpec`), parameters and gradients, so that all of them are
 //! walked in the same order: `wte`, `wpe`, the layers, `ln_f`, `lm_head`. The tensors of a block, with their
-//! names, shapes and initialisation, are declared once, in the descriptions below; which of them a model lacks
-//! follows from its keys.
+//! names, shapes and initialisation, are declared once, in the descriptions below; which of them a model
+//! lacks follows from its keys.
 
 use std::fmt;
 

@@ -1,6 +1,6 @@
 //! What an update takes from its step and from the group of a parameter: factors on the learning rate, and
-//! the decay of Muon's momentum in the first steps. Functions of the keys and the step's number alone, so that
-//! a resumed run needs no state for them.
+//! the decay of Muon's momentum in the first steps. Functions of the keys and the step's number alone, so
+//! that a resumed run needs no state for them.
 
 use super::ParamKind;
 use crate::experiment::OptimizerKeys;

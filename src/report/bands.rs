@@ -17,8 +17,8 @@ pub struct Bands {
     pub tokens_per_s: Vec<BandPoint>,
     /// Whether runs go on after the shortest has ended, and the mean does not.
     pub is_cut: bool,
-    /// The mean of the runs' last validation losses; none where the mean line is cut. Over hours, where no two
-    /// runs end at one place, the line itself ends a little before.
+    /// The mean of the runs' last validation losses; none where the mean line is cut. Over hours, where no
+    /// two runs end at one place, the line itself ends a little before.
     pub last_val_loss: Option<f64>,
 }
 

@@ -141,7 +141,8 @@ fn a_model_goes_on_from_the_blocks_of_its_checkpoint() {
     let short = sets(&["schedule.steps=2", "schedule.warmup_steps=1", "checkpoint.every=2"]);
     lab.run(CI, &[&sets(MODERN)[..], &short, &["--name", "first"]].concat()).root();
     let experiment = "[data]\ncorpus = \"kjv\"\ntokenizer = \"byte\"\n[model]\ninit = \"run:first@2\"\n\
-        [batch]\nmicro = 2\nseq_len = 64\n[schedule]\nsteps = 1\n[eval]\nevery = 0\n[device]\nkind = \"cpu\"\n";
+        [batch]\nmicro = 2\nseq_len = 64\n[schedule]\nsteps = 1\n[eval]\nevery = 0\n\
+        [device]\nkind = \"cpu\"\n";
     let path = lab.path("continued.toml");
     std::fs::write(&path, experiment).expect("writable");
     let path = path.to_str().expect("UTF-8");

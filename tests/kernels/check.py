@@ -13,19 +13,22 @@ import time
 import numpy as np
 import torch
 
-from comparison import F64, NAN, bytes_of, close, failures, poison, randn, report, same, worst
-from functions import gelu64, squared_relu64, swiglu64
+from comparison import (
+    F64,
+    NAN,
+    as_u16,
+    bytes_of,
+    close,
+    failures,
+    poison,
+    randn,
+    report,
+    same,
+    skewed_ids,
+    worst,
+)
+from functions import gelu64, norm_reference, philox, squared_relu64, swiglu64
 from ops import F32, Ops, ceil, run
-
-
-def skewed_ids(n, vocab):
-    """Token ids with a few very frequent ones, as text has."""
-    ids = (torch.rand(n, device="cuda").pow(6) * vocab).long().clamp(max=vocab - 1)
-    return ids
-
-
-def as_u16(ids):
-    return torch.from_numpy(ids.cpu().numpy().astype(np.uint16).view(np.int16)).cuda()
 
 
 def check_embedding(ops, t):
@@ -71,13 +74,6 @@ def check_embedding(ops, t):
             else:
                 close(name + " dwte", dwte, ref, floor=1e-4)
                 close(name + " dwpe", dwpe, pos)
-
-
-def norm_reference(x, weight, bias, rms=False):
-    x = x.to(F64)
-    mean = x.mean(1) * (not rms)
-    rstd = ((x - mean[:, None]).square().mean(1) + 1e-5).rsqrt()
-    return mean, rstd, (x - mean[:, None]) * rstd[:, None] * weight.to(F64) + bias.to(F64)
 
 
 def check_other_norms(ops, t):
@@ -270,17 +266,6 @@ def check_classifier(ops, t):
         report(
             f"classifier {padded} NaN", bool(losses2[1].isnan()) and torch.equal(losses2[keep], losses[keep])
         )
-
-
-def philox(key, c):
-    """Philox4x32-10 over arrays of counters c: (4, n) uint64 holding 32-bit words."""
-    k = [np.uint64(key[0]), np.uint64(key[1])]
-    low = np.uint64(0xFFFFFFFF)
-    for _ in range(10):
-        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
-        c = [(b >> np.uint64(32)) ^ c[1] ^ k[0], b & low, (a >> np.uint64(32)) ^ c[3] ^ k[1], a & low]
-        k = [(k[0] + np.uint64(0x9E3779B9)) & low, (k[1] + np.uint64(0xBB67AE85)) & low]
-    return c
 
 
 def check_philox():

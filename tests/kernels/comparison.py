@@ -1,5 +1,6 @@
 """Comparisons of a kernel's output with what it should be, and the tensors that checks are made of."""
 
+import numpy as np
 import torch
 
 from ops import F32
@@ -41,3 +42,13 @@ def randn(*shape, dtype=F32, scale=1.0, shift=0.0):
 
 def poison(*shape, dtype=F32):
     return torch.full(shape, NAN, dtype=dtype, device="cuda")
+
+
+def skewed_ids(n, vocab):
+    """Token ids with a few very frequent ones, as text has."""
+    ids = (torch.rand(n, device="cuda").pow(6) * vocab).long().clamp(max=vocab - 1)
+    return ids
+
+
+def as_u16(ids):
+    return torch.from_numpy(ids.cpu().numpy().astype(np.uint16).view(np.int16)).cuda()

@@ -1,7 +1,8 @@
-"""The functions between the layers of an MLP in fp64: values and slopes."""
+"""Functions that kernels are checked with: those of an MLP and norms in fp64, and Philox."""
 
 import math
 
+import numpy as np
 import torch
 
 from comparison import F64
@@ -26,3 +27,21 @@ def swiglu64(pre, dout):
     s = torch.sigmoid(gate)
     dgate = dout * up * (s + gate * s * torch.sigmoid(-gate))
     return gate * s * up, torch.stack([dgate, dout * gate * s], dim=1).flatten()
+
+
+def norm_reference(x, weight, bias, rms=False):
+    x = x.to(F64)
+    mean = x.mean(1) * (not rms)
+    rstd = ((x - mean[:, None]).square().mean(1) + 1e-5).rsqrt()
+    return mean, rstd, (x - mean[:, None]) * rstd[:, None] * weight.to(F64) + bias.to(F64)
+
+
+def philox(key, c):
+    """Philox4x32-10 over arrays of counters c: (4, n) uint64 holding 32-bit words."""
+    k = [np.uint64(key[0]), np.uint64(key[1])]
+    low = np.uint64(0xFFFFFFFF)
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(b >> np.uint64(32)) ^ c[1] ^ k[0], b & low, (a >> np.uint64(32)) ^ c[3] ^ k[1], a & low]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & low, (k[1] + np.uint64(0xBB67AE85)) & low]
+    return c

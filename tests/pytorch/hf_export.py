@@ -3,9 +3,10 @@
     python tests/pytorch/hf_export.py target/release/runner runs/quickstart [--dtype fp32|bf16]
 
 Ours are the logits of the token after each prompt, from `runner sample --logits`, computed in the run's own
-precision; theirs those of the architecture that the folder names in fp32, with the weights of the exported file. The numbers
-compared are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for an fp32 export of a
-run on the CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the last place is 2e-3).
+precision; theirs those of the architecture that the folder names in fp32, with the weights of the exported
+file. The numbers compared are relative: the norm of the difference over the norm of ours. Limits: 2e-6 for
+an fp32 export of a run on the CPU, 1e-2 for a bf16 export, whose weights are rounded (half a unit in the
+last place is 2e-3).
 """
 
 import argparse
@@ -81,7 +82,8 @@ def main():
         longest, compared = max(longest, len(theirs)), compared + 1
         worst = max(worst, ((logits - mine).norm() / mine.norm()).item())
     print(
-        f"{os.path.basename(args.run)} {type(model).__name__} {args.dtype}: {compared} prompts of up to {longest} tokens,"
+        f"{os.path.basename(args.run)} {type(model).__name__} {args.dtype}:"
+        f" {compared} prompts of up to {longest} tokens,"
         f" {type(tokenizer).__name__}, {model.config.vocab_size} logits, relative error at most {worst:.2e}"
         f" (limit {LIMITS[args.dtype]:.0e}); transformers {transformers.__version__},"
         f" tokenizers {tokenizers.__version__}, torch {torch.__version__}"

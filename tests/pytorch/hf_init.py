@@ -6,10 +6,10 @@ training.
 Random GPT-2s with OpenAI's vocabulary are written in every form that a folder has: fp32, bf16 and fp16, in
 one file and in several, with the prefix `transformer.` and without (OpenAI's own file), with masks of
 attention and a copy of the classifier beside the parameters. Ours are the logits after each prompt (`runner
-sample FOLDER --logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`), theirs
-those of `GPT2LMHeadModel` in fp32; then the same of random Llamas and a Qwen3. Compared is the norm of the difference over the norm of theirs: at most
-2e-6 for logits, 1e-7 for the loss. Then two steps of training from folders of the same weights and from
-llm.c's `.bin` of them must end in the same state.
+sample FOLDER --logits`, on the CPU in fp32) and the mean loss on random tokens (`runner eval FOLDER`),
+theirs those of `GPT2LMHeadModel` in fp32; then the same of random Llamas and a Qwen3. Compared is the norm
+of the difference over the norm of theirs: at most 2e-6 for logits, 1e-7 for the loss. Then two steps of
+training from folders of the same weights and from llm.c's `.bin` of them must end in the same state.
 """
 
 import argparse

@@ -6,7 +6,7 @@ use figment::value::Value;
 
 use super::{FROM_INIT, Rules};
 use crate::experiment::check::RUN_PREFIX;
-use crate::experiment::descriptor::{self, Part};
+use crate::experiment::descriptor::{self, GivenValue};
 use crate::experiment::diagnostics::Fault;
 use crate::experiment::init_models::{InitError, InitModels};
 use crate::experiment::origin::Origin;
@@ -86,8 +86,8 @@ impl Rules {
                     }
                     for (key, part) in descriptor::parts(&name) {
                         match part {
-                            Part::Word(word) => self.derive_part(key, *word, &why),
-                            Part::Flag(flag) => self.derive_part(key, *flag, &why),
+                            GivenValue::Word(word) => self.derive_part(key, *word, &why),
+                            GivenValue::Flag(flag) => self.derive_part(key, *flag, &why),
                         }
                     }
                 }

@@ -1,8 +1,9 @@
-//! Llama (Touvron et al. 2023) and Qwen3: RMSNorm, rotary positions, SwiGLU and no biases; Qwen3 with QK-norm.
+//! Llama (Touvron et al. 2023) and Qwen3: RMSNorm, rotary positions, SwiGLU and no biases; Qwen3 with
+//! QK-norm.
 //!
 //! Their tensors hold our numbers in another order of rows. Query, key and value, and the gate and the factor
-//! of SwiGLU, are matrices of their own; the two channels of a pair that is rotated lie half a head apart, ours
-//! side by side. Weights are (out, in) in both. Moving rows changes no bit.
+//! of SwiGLU, are matrices of their own; the two channels of a pair that is rotated lie half a head apart,
+//! ours side by side. Weights are (out, in) in both. Moving rows changes no bit.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -224,8 +225,8 @@ fn theta(config: &Value) -> Result<f64, String> {
     Ok(theta.unwrap_or(10_000.0))
 }
 
-/// Refuses a configuration with a key that makes it compute something else than `model`. Where the file has no
-/// such key, its value is the one expected.
+/// Refuses a configuration with a key that makes it compute something else than `model`. Where the file has
+/// no such key, its value is the one expected.
 fn require(config: &Value, model: &Model) -> Result<(), String> {
     let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
     let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");

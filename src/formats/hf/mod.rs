@@ -1,9 +1,9 @@
-//! Hugging Face's models: a folder that `transformers` loads, of GPT-2's blocks as `GPT2LMHeadModel`, of others
-//! as [`llama`] says.
+//! Hugging Face's models: a folder that `transformers` loads, of GPT-2's blocks as `GPT2LMHeadModel`, of
+//! others as [`llama`] says.
 //!
-//! GPT-2's `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is tied
-//! to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes none, so
-//! [`read`] gives back what [`write`] was given, in the precision written.
+//! GPT-2's `Conv1D` weights are (in, out), ours (out, in); its names begin with `transformer.`; `lm_head` is
+//! tied to `wte` and not stored; the token table has no padding rows. Transposing moves bits and changes
+//! none, so [`read`] gives back what [`write`] was given, in the precision written.
 //!
 //! [`config`] is `config.json`, [`weights`] the files of the weights, [`tokenizer_files`] the tokenizer.
 

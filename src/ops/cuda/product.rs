@@ -31,8 +31,8 @@ pub enum Types {
     Tf32,
 }
 
-/// What the operation does beside the product. What cuBLASLt cannot fuse (what has `Then` in its name, and the
-/// gradient of a bias), kernels of their own do after its product; our own products do all of it.
+/// What the operation does beside the product. What cuBLASLt cannot fuse (what has `Then` in its name, and
+/// the gradient of a bias), kernels of their own do after its product; our own products do all of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Epilogue {

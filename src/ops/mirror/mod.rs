@@ -8,9 +8,9 @@
 //!
 //! * [`scalar`]: roundings and elementary functions; [`special`]: those of the special-function unit;
 //!   [`tensor_core`]: the chain of products and sums.
-//! * `linear`, `activate`, `norm`, `qk_norm`, `rotary`, `attention`, `classifier`, `embedding`, `elementwise`,
-//!   `optimizer`, `reduce`, `decode`: the arithmetic, as functions over slices of bf16 and f32, and below it
-//!   the operations, which check operands.
+//! * `linear`, `activate`, `norm`, `qk_norm`, `rotary`, `attention`, `classifier`, `embedding`,
+//!   `elementwise`, `optimizer`, `reduce`, `decode`: the arithmetic, as functions over slices of bf16 and
+//!   f32, and below it the operations, which check operands.
 //! * `device` is the memory.
 //!
 //! Deliberately not here: other head sizes than 64 and 128, fp32 and tf32, cuBLASLt's own fusions of GELU,

@@ -1,5 +1,5 @@
-//! Layer normalisation and RMSNorm, as `kernels/layernorm.cu` computes them. RMSNorm is a layernorm whose mean
-//! is 0 and whose gradient has no average of g; no bias is one of zeros.
+//! Layer normalisation and RMSNorm, as `kernels/layernorm.cu` computes them. RMSNorm is a layernorm whose
+//! mean is 0 and whose gradient has no average of g; no bias is one of zeros.
 
 use half::bf16;
 use rayon::prelude::*;
@@ -38,8 +38,9 @@ pub struct Normalised<'a> {
 
 /// `out = (x - mean) rstd weight + bias` for each row; rstd is one over the root of the variance and 1e-5.
 ///
-/// Sums of a row, first of x, but for RMSNorm, then of the squared distances from the mean: eight columns at a
-/// time by 32 threads up to 2048 channels, 64 up to 4096 and so on, see [`each_thread`]; then [`add_threads`].
+/// Sums of a row, first of x, but for RMSNorm, then of the squared distances from the mean: eight columns at
+/// a time by 32 threads up to 2048 channels, 64 up to 4096 and so on, see [`each_thread`]; then
+/// [`add_threads`].
 pub fn forward(engine: &Engine, to: Normalised<'_>, x: &[bf16], weight: &[bf16], bias: Option<&[bf16]>) {
     let channels = weight.len();
     let threads = LANES * channels.div_ceil(2048).next_power_of_two();
