@@ -13,6 +13,24 @@ const MODERN: &[&str] = &[
     "model.qk_norm=true",
 ];
 const RELU2: &[&str] = &["model.activation=relu2", "model.positions=rotary", "model.qk_norm=true"];
+/// State roots that `ci.toml` ends in with these, on every CPU.
+const MODERN_ROOT: &str = "5e8422b6dd5bb39f0cf3611af7d26d92209dfb027ae210c999f97cd2e88723ff";
+const RELU2_ROOT: &str = "8a0daa7a4b68c14a9415f3a2fe3de508207ae8536a688ee39c0db70eb9cd912e";
+/// State roots that `ci_cuda.toml` ended in on an H200: with all parts of `MODERN`; with squared ReLU, capped
+/// logits and a z-loss.
+const HOPPER_ROOTS: [(&[&str], &str); 2] = [
+    (MODERN, "6be3b11e1a03845dfda7341beb674e055fff2520f81c1a50172041016cdaf722"),
+    (
+        &[
+            "model.activation=relu2",
+            "model.positions=rotary",
+            "model.qk_norm=true",
+            "model.logit_softcap=30.0",
+            "optimizer.z_loss=1e-4",
+        ],
+        "3d2633ecda52811204d3502e82d8fba565f216ad033ddaeba2c8c93eb6896189",
+    ),
+];
 /// Sizes that have a mirror, and a short run.
 const MIRROR: &[&str] = &[
     "device.kind=mirror",
@@ -37,6 +55,8 @@ fn settings_that_do_not_matter_change_no_bit() {
             lab.run(CI, &arguments).root().to_owned()
         };
         let plain = root(0, &[]);
+        let golden = if name == "modern" { MODERN_ROOT } else { RELU2_ROOT };
+        assert_eq!(plain, golden, "{name}: the root of every CPU");
         let settings: [&[&str]; 6] = [
             &["device.threads=1"],
             &["memory.recompute=1"],
@@ -114,6 +134,15 @@ fn the_mirror_trains_them_and_its_audits_hold() {
         assert_eq!(lab.run(CI, &plain).root(), root, "{name}");
         let verified = lab.verify(&audited, &["--audit", "200"]);
         assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    }
+}
+
+#[test]
+fn runs_in_the_mirror_end_in_the_roots_of_a_gpu() {
+    let lab = Lab::new();
+    for (blocks, root) in HOPPER_ROOTS {
+        let arguments = [&sets(blocks)[..], &["--set", "device.kind=mirror", "--overwrite"]].concat();
+        assert_eq!(lab.run("experiments/ci_cuda.toml", &arguments).root(), root, "{blocks:?}");
     }
 }
 
