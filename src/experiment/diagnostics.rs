@@ -245,25 +245,22 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     best.map(|(_, candidate)| candidate)
 }
 
-/// Names with commas between them, in lines of some 80 columns under the first of a note.
-pub(super) fn in_lines(names: &[&str]) -> String {
+/// Names with commas between them, in lines of at most some 80 columns.
+pub(super) fn in_lines(names: &[&str]) -> Vec<String> {
     const WIDTH: usize = 80;
-    let (mut text, mut width) = (String::new(), 0);
+    let mut lines = vec![String::new()];
     for (i, name) in names.iter().enumerate() {
         let comma = if i + 1 < names.len() { "," } else { "" };
-        let len = name.len() + comma.len();
-        let blank = match width {
-            0 => "",
-            _ if width + 1 + len > WIDTH => {
-                width = 0;
-                "\n           "
-            }
-            _ => " ",
-        };
-        width += usize::from(blank == " ") + len;
-        text.push_str(&format!("{blank}{name}{comma}"));
+        let line = lines.last_mut().expect("there is one");
+        if line.is_empty() {
+            line.push_str(&format!("{name}{comma}"));
+        } else if line.len() + 1 + name.len() + comma.len() <= WIDTH {
+            line.push_str(&format!(" {name}{comma}"));
+        } else {
+            lines.push(format!("{name}{comma}"));
+        }
     }
-    text
+    lines
 }
 
 #[cfg(test)]

@@ -474,13 +474,16 @@ impl Layers {
         let label = match section {
             "" => String::new(),
             _ if siblings.is_empty() => String::new(),
-            _ => format!("`{section}` has {}", in_lines(&siblings)),
+            _ => format!("`{section}` has {}", siblings.join(", ")),
         };
         let mut fault = Fault::new(format!("unknown key `{dotted}`")).at(place).hint(hint);
         if label.chars().count() <= 60 {
             fault = fault.label(label);
         } else {
-            fault = fault.label("not a key").note(label);
+            let mut lines = in_lines(&siblings).into_iter();
+            let first = lines.next().unwrap_or_default();
+            fault = fault.label("not a key").note(format!("`{section}` has {first}"));
+            fault = lines.fold(fault, Fault::note);
         }
         self.faults.push(fault);
     }

@@ -101,13 +101,21 @@ impl ModelArgument {
 /// parameters may fit all the same, as with another number of heads.
 pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) -> Result<(), ProofRefusal> {
     let here = lock::resolved_numerics(experiment);
-    let is_of_model = |key: &str| key.starts_with("model.") || key == "data.tokenizer";
-    let both = manifest.numerics.iter().filter(|(key, _)| is_of_model(key) && here.contains_key(*key));
-    both.into_iter().find(|(key, was)| here.get(*key) != Some(*was)).map_or(Ok(()), |(key, was)| {
+    // Manifests of before say nothing of the model.
+    if !manifest.numerics.contains_key("model.layers") {
+        return Ok(());
+    }
+    // Of a key that neither has, both have the default.
+    let is_of_model = |key: &&String| key.starts_with("model.") || *key == "data.tokenizer";
+    let mut keys = manifest.numerics.keys().chain(here.keys()).filter(is_of_model);
+    keys.find(|key| here.get(*key) != manifest.numerics.get(*key)).map_or(Ok(()), |key| {
+        let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
         Err(ProofRefusal(format!(
-            "the checkpoint of step {} was made with `{key}` = {was}, and its experiment has {}\n  hint: \
+            "the checkpoint of step {} was made with `{key}` = {}, and its experiment has {}\n  hint: \
              restore `experiment.toml` from a copy: `runner verify` says what was edited",
-            manifest.step, here[key]
+            manifest.step,
+            of(manifest.numerics.get(key)),
+            of(here.get(key))
         )))
     })
 }
@@ -125,9 +133,12 @@ fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
     };
     let Model { layers, heads, channels, context, vocab, .. } = *sizes;
     let path = toml::Value::from(&*path.to_string_lossy());
+    let leaf = |key: &str| key.trim_start_matches("model.").to_owned();
+    let parts: String =
+        sizes.parts().into_iter().map(|(key, value)| format!("{} = {value}\n", leaf(key))).collect();
     Ok(format!(
         "[model]\ninit = {path}\nlayers = {layers}\nheads = {heads}\nchannels = {channels}\n\
-         context = {context}\nvocab = {vocab}\n\
+         context = {context}\nvocab = {vocab}\n{parts}\
          [data]\ncorpus = \"kjv\"\ntokenizer = \"{tokenizer}\"\n\
          [schedule]\nsteps = 1\n"
     ))

@@ -183,3 +183,27 @@ fn a_model_goes_on_from_the_blocks_of_its_checkpoint() {
     let other = ["--set", "model.norm=layernorm", "--name", "third"];
     lab.run(path, &other).assert_fails(1, &["model.norm", "rmsnorm"]);
 }
+
+/// RMSNorm with biases has the tensors of layernorm: the state fits an edited experiment.
+#[test]
+fn a_part_that_was_edited_in_a_runs_experiment_is_found_both_ways() {
+    let lab = Lab::new();
+    let short = sets(&["schedule.steps=2", "schedule.warmup_steps=1", "checkpoint.every=2"]);
+    for (name, part, other) in [
+        ("plain", "model.norm=layernorm", ["norm = \"layernorm\"", "norm = \"rmsnorm\""]),
+        ("rms", "model.norm=rmsnorm", ["norm = \"rmsnorm\"", "norm = \"layernorm\""]),
+        ("capped", "model.logit_softcap=30.0", ["logit_softcap = 30.0", "logit_softcap = 0.0"]),
+    ] {
+        lab.run(CI, &[&short[..], &["--set", part, "--name", name]].concat()).root();
+        let path = lab.path(name).join("experiment.toml");
+        let text = std::fs::read_to_string(&path).expect("there");
+        assert!(text.contains(other[0]), "{text}");
+        std::fs::write(&path, text.replace(other[0], other[1])).expect("writable");
+        let key = part.split('=').next().expect("a key");
+        for verb in ["sample", "eval"] {
+            let refused = lab.verb(verb, name, &[]);
+            assert_eq!(refused.code, Some(5), "{verb} {name}: {}", refused.stderr);
+            assert!(refused.stderr.contains(key), "{verb} {name}: {}", refused.stderr);
+        }
+    }
+}
