@@ -105,8 +105,9 @@ pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) ->
     if !manifest.numerics.contains_key("model.layers") {
         return Ok(());
     }
-    // Of a key that neither has, both have the default.
-    let is_of_model = |key: &&String| key.starts_with("model.") || *key == "data.tokenizer";
+    // Of a key that one of them lacks, it has the default. What else begins with `model.` was found in files.
+    let is_key = |key: &&String| here.contains_key(*key) || experiment::keys().any(|known| known == *key);
+    let is_of_model = |key: &&String| (key.starts_with("model.") && is_key(key)) || *key == "data.tokenizer";
     let mut keys = manifest.numerics.keys().chain(here.keys()).filter(is_of_model);
     keys.find(|key| here.get(*key) != manifest.numerics.get(*key)).map_or(Ok(()), |key| {
         let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
