@@ -9,8 +9,9 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::llama;
+use super::values::{self, Expected};
 use crate::data::Tokenizer;
-use crate::experiment::{Model, largest};
+use crate::experiment::Model;
 use crate::formats::content::require_file;
 use crate::formats::{FormatError, Precision, Result};
 use crate::proof::json::parse as parse_json;
@@ -37,14 +38,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
             return Err(bad(format!("`model_type` is {}, {expected}", config["model_type"])));
         }
     }
-    let size = |key: &str, ours: &str| match config[key].as_u64() {
-        Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
-        _ => Err(bad(format!(
-            "`{key}` is {}, expected a whole number from 1 to {}",
-            config[key],
-            largest(ours)
-        ))),
-    };
+    let size = |key: &str, ours: &str| values::size(&config, key, ours).map_err(bad);
     let (vocab, channels) = (size("vocab_size", "model.vocab")?, size("n_embd", "model.channels")?);
     let (layers, heads) = (size("n_layer", "model.layers")?, size("n_head", "model.heads")?);
     let model = Model::gpt2(layers, heads, channels, size("n_positions", "model.context")?, vocab);
@@ -58,28 +52,21 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
 /// Refuses a configuration with a key that makes it compute something else than GPT-2 with `channels`. Where
 /// the file has no such key, its value is GPT-2's.
 fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
-    type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, &'a str);
     let wide = (4 * channels) as u64;
     let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
     let keys: [Expected; 10] = [
-        ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\""),
-        ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5"),
-        ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`"),
-        ("scale_attn_weights", &|v| v == true, "true"),
-        ("scale_attn_by_inverse_layer_idx", &|v| v == false, "false"),
-        ("reorder_and_upcast_attn", &|v| v == false, "false"),
-        ("tie_word_embeddings", &|v| v == true, "true"),
-        ("add_cross_attention", &|v| v == false, "false"),
-        ("pruned_heads", &empty, "{}"),
-        ("quantization_config", &Value::is_null, "null"),
+        ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\"".into()),
+        ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
+        ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`".into()),
+        ("scale_attn_weights", &|v| v == true, "true".into()),
+        ("scale_attn_by_inverse_layer_idx", &|v| v == false, "false".into()),
+        ("reorder_and_upcast_attn", &|v| v == false, "false".into()),
+        ("tie_word_embeddings", &|v| v == true, "true".into()),
+        ("add_cross_attention", &|v| v == false, "false".into()),
+        ("pruned_heads", &empty, "{}".into()),
+        ("quantization_config", &Value::is_null, "null".into()),
     ];
-    for (key, fits, expected) in keys {
-        if let Some(value) = config.get(key).filter(|value| !fits(value)) {
-            let what = "this model computes something else than GPT-2";
-            return Err(format!("`{key}` is {value}, expected {expected}: {what}"));
-        }
-    }
-    Ok(())
+    values::require(config, &keys, "this model computes something else than GPT-2")
 }
 
 /// The configuration of a model; none of blocks that no architecture has.

@@ -10,17 +10,43 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::values::{self, Expected};
 use crate::data::Tokenizer;
-use crate::experiment::{ActivationKind, Model, NormKind, PositionKind, largest};
+use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::formats::{FormatError, Precision, Result};
 use crate::model::Weights;
 use crate::store::Tensor;
 
-/// One of their tensors: row `i` of it is row `rows[i]` of ours.
+/// One of their tensors, and the rows of ours that it has.
 pub struct Moved {
     pub theirs: String,
     pub ours: String,
-    pub rows: Vec<usize>,
+    rows: usize,
+    order: RowOrder,
+}
+
+/// Which row of ours a row of theirs is.
+enum RowOrder {
+    /// Of neighbours, from this one on.
+    From(usize),
+    /// Every other one, from this one on.
+    Alternate(usize),
+    /// From `first` on heads of `size`, each the first of all its pairs and then the second.
+    Halves { first: usize, size: usize },
+}
+
+impl Moved {
+    /// Of each of their rows that of ours. Nothing is kept for a row: a wrong configuration may have many.
+    fn rows(&self) -> impl Iterator<Item = usize> {
+        (0..self.rows).map(|row| match self.order {
+            RowOrder::From(first) => first + row,
+            RowOrder::Alternate(first) => first + 2 * row,
+            RowOrder::Halves { first, size } => {
+                let (head, within) = (row / size, row % size);
+                first + head * size + 2 * (within % (size / 2)) + within / (size / 2)
+            }
+        })
+    }
 }
 
 /// What `model_type` is: of a model whose blocks one of the two can hold.
@@ -37,36 +63,31 @@ pub fn model_type(model: &Model) -> Option<&'static str> {
 pub fn tensors(model: &Model) -> Vec<Moved> {
     let specs = Weights::of(model);
     let (c, f, size) = (model.channels, model.mlp_channels(), model.head_size());
-    // Of a head as they have it: the first of all pairs, then the second.
-    let halves = || (0..size).map(|j| if j < size / 2 { 2 * j } else { 2 * (j - size / 2) + 1 });
     let mut all = Vec::new();
-    let mut add = |theirs: String, ours: &str, rows: Vec<usize>| {
-        all.push(Moved { theirs, ours: ours.to_owned(), rows });
+    let mut add = |theirs: String, ours: &str, rows, order| {
+        all.push(Moved { theirs, ours: ours.to_owned(), rows, order });
     };
-    let same = |count: usize| (0..count).collect::<Vec<usize>>();
-    add("model.embed_tokens.weight".into(), &specs.wte.name, same(model.vocab));
+    add("model.embed_tokens.weight".into(), &specs.wte.name, model.vocab, RowOrder::From(0));
     for (l, block) in specs.layers.iter().enumerate() {
         let name = |rest: &str| format!("model.layers.{l}.{rest}.weight");
-        add(name("input_layernorm"), &block.ln_1.weight.name, same(c));
-        for (which, part) in ["q_proj", "k_proj"].into_iter().enumerate() {
-            let heads = (0..model.heads).flat_map(|h| halves().map(move |j| h * size + j));
-            let rows = heads.map(|row| which * c + row).collect();
-            add(name(&format!("self_attn.{part}")), &block.qkv.weight.name, rows);
-        }
-        add(name("self_attn.v_proj"), &block.qkv.weight.name, (2 * c..3 * c).collect());
+        let (qkv, fc) = (&block.qkv.weight.name, &block.fc.weight.name);
+        add(name("input_layernorm"), &block.ln_1.weight.name, c, RowOrder::From(0));
+        add(name("self_attn.q_proj"), qkv, c, RowOrder::Halves { first: 0, size });
+        add(name("self_attn.k_proj"), qkv, c, RowOrder::Halves { first: c, size });
+        add(name("self_attn.v_proj"), qkv, c, RowOrder::From(2 * c));
         let norms = [("q_norm", &block.head_norms.query), ("k_norm", &block.head_norms.key)];
         for (part, spec) in norms.into_iter().filter_map(|(part, spec)| Some((part, spec.as_ref()?))) {
-            add(name(&format!("self_attn.{part}")), &spec.name, halves().collect());
+            add(name(&format!("self_attn.{part}")), &spec.name, size, RowOrder::Halves { first: 0, size });
         }
-        add(name("self_attn.o_proj"), &block.attn_proj.weight.name, same(c));
-        add(name("post_attention_layernorm"), &block.ln_2.weight.name, same(c));
-        add(name("mlp.gate_proj"), &block.fc.weight.name, (0..f).map(|i| 2 * i).collect());
-        add(name("mlp.up_proj"), &block.fc.weight.name, (0..f).map(|i| 2 * i + 1).collect());
-        add(name("mlp.down_proj"), &block.fc_proj.weight.name, same(c));
+        add(name("self_attn.o_proj"), &block.attn_proj.weight.name, c, RowOrder::From(0));
+        add(name("post_attention_layernorm"), &block.ln_2.weight.name, c, RowOrder::From(0));
+        add(name("mlp.gate_proj"), fc, f, RowOrder::Alternate(0));
+        add(name("mlp.up_proj"), fc, f, RowOrder::Alternate(1));
+        add(name("mlp.down_proj"), &block.fc_proj.weight.name, c, RowOrder::From(0));
     }
-    add("model.norm.weight".into(), &specs.ln_f.weight.name, same(c));
+    add("model.norm.weight".into(), &specs.ln_f.weight.name, c, RowOrder::From(0));
     if let Some(head) = &specs.lm_head {
-        add(super::CLASSIFIER.into(), &head.name, same(model.vocab));
+        add(super::CLASSIFIER.into(), &head.name, model.vocab, RowOrder::From(0));
     }
     all
 }
@@ -77,11 +98,11 @@ pub fn to_theirs(model: &Model, ours: Vec<Tensor>) -> Vec<Tensor> {
     let mut theirs = Vec::new();
     // One by one, so that of a large model little more than one copy is in memory.
     for tensor in ours {
-        while let Some(Moved { theirs: name, rows, .. }) = moved.next_if(|moved| moved.ours == tensor.name) {
+        while let Some(part) = moved.next_if(|moved| moved.ours == tensor.name) {
             let width = row_bytes(&tensor);
-            let bytes = rows.iter().flat_map(|row| &tensor.bytes[row * width..(row + 1) * width]);
-            let shape = [&[rows.len()], &tensor.shape[1..]].concat();
-            theirs.push(Tensor { name, dtype: tensor.dtype, shape, bytes: bytes.copied().collect() });
+            let bytes = part.rows().flat_map(|row| &tensor.bytes[row * width..(row + 1) * width]).copied();
+            let (bytes, shape) = (bytes.collect(), [&[part.rows], &tensor.shape[1..]].concat());
+            theirs.push(Tensor { name: part.theirs, dtype: tensor.dtype, shape, bytes });
         }
     }
     theirs
@@ -96,21 +117,22 @@ pub fn to_ours(folder: &Path, model: &Model, mut theirs: BTreeMap<String, Tensor
     let specs: BTreeMap<String, Vec<usize>> =
         Weights::of(model).iter().map(|spec| (spec.name.clone(), spec.shape.clone())).collect();
     let mut ours: Vec<Tensor> = Vec::new();
-    for Moved { theirs: name, ours: of, rows } in tensors(model) {
+    for moved in tensors(model) {
+        let (name, of) = (&moved.theirs, &moved.ours);
         let bad = |problem: String| {
             let problem =
                 format!("{problem}\n  hint: the configuration and the weights do not belong together");
             FormatError::Parameter { path: folder.into(), tensor: name.clone(), problem }
         };
-        let tensor = theirs.remove(&name).ok_or_else(|| bad("is missing".into()))?;
-        let whole = &specs[&of];
-        let expected = [&[rows.len()], &whole[1..]].concat();
+        let tensor = theirs.remove(name).ok_or_else(|| bad("is missing".into()))?;
+        let whole = &specs[of];
+        let expected = [&[moved.rows], &whole[1..]].concat();
         if tensor.shape != expected {
             return Err(bad(format!("has the shape {:?}, expected {expected:?}", tensor.shape)));
         }
-        if ours.last().is_none_or(|last| last.name != of) {
+        if ours.last().is_none_or(|last| last.name != *of) {
             let bytes = vec![0; whole.iter().product::<usize>() * tensor.dtype.size()];
-            ours.push(Tensor { name: of, dtype: tensor.dtype, shape: whole.clone(), bytes });
+            ours.push(Tensor { name: of.clone(), dtype: tensor.dtype, shape: whole.clone(), bytes });
         }
         let target = ours.last_mut().expect("one was added");
         if target.dtype != tensor.dtype {
@@ -120,7 +142,7 @@ pub fn to_ours(folder: &Path, model: &Model, mut theirs: BTreeMap<String, Tensor
             )));
         }
         let width = row_bytes(&tensor);
-        for (row, bytes) in rows.iter().zip(tensor.bytes.chunks_exact(width)) {
+        for (row, bytes) in moved.rows().zip(tensor.bytes.chunks_exact(width)) {
             target.bytes[row * width..(row + 1) * width].copy_from_slice(bytes);
         }
     }
@@ -172,10 +194,7 @@ pub fn config(model: &Model, kind: &str, precision: Precision, tokenizer: &Token
 ///
 /// A size out of the range of the key of its name, or a value that makes it compute something else.
 pub fn sizes(config: &Value) -> Result<Model, String> {
-    let size = |key: &str, ours: &str| match config[key].as_u64() {
-        Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
-        _ => Err(format!("`{key}` is {}, expected a whole number from 1 to {}", config[key], largest(ours))),
-    };
+    let size = |key: &str, ours: &str| values::size(config, key, ours);
     let gpt2 = Model::gpt2(
         size("num_hidden_layers", "model.layers")?,
         size("num_attention_heads", "model.heads")?,
@@ -188,6 +207,9 @@ pub fn sizes(config: &Value) -> Result<Model, String> {
         return Err(format!(
             "`num_attention_heads` is {heads}, which does not divide `hidden_size`, {channels}"
         ));
+    }
+    if !(channels / heads).is_multiple_of(2) {
+        return Err(format!("a head has {} channels, expected an even number", channels / heads));
     }
     let tied = config.get("tie_word_embeddings").unwrap_or(&Value::Bool(false));
     let tied_head = tied.as_bool().ok_or_else(|| format!("`tie_word_embeddings` is {tied}"))?;
@@ -231,8 +253,7 @@ fn require(config: &Value, model: &Model) -> Result<(), String> {
     let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
     let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");
     let (heads, f) = (model.heads, model.mlp_channels());
-    type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, String);
-    let keys: [Expected; 10] = [
+    let keys: [Expected; 11] = [
         ("hidden_act", &|v| v == "silu", "\"silu\"".into()),
         ("rms_norm_eps", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("intermediate_size", &|v| number(v, f), format!("{f}, 8/3 of `hidden_size` in multiples of 64")),
@@ -243,19 +264,13 @@ fn require(config: &Value, model: &Model) -> Result<(), String> {
         ("rope_scaling", &no_rope, "null".into()),
         ("rope_parameters", &no_rope, "those of plain rotary embeddings".into()),
         ("use_sliding_window", &|v| v == false, "false".into()),
+        ("quantization_config", &Value::is_null, "null".into()),
     ];
-    for (key, fits, expected) in keys {
-        // Without it the epsilon is 1e-6.
-        let absent = if key == "rms_norm_eps" { Some(&Value::Null) } else { None };
-        if let Some(value) = config.get(key).or(absent).filter(|value| !fits(value)) {
-            return Err(format!("`{key}` is {value}, expected {expected}: nothing else is computed here"));
+    // What `transformers` takes where these are missing is something else.
+    for key in ["rms_norm_eps", "intermediate_size"] {
+        if config.get(key).is_none() {
+            return Err(format!("`{key}` is null, expected a number"));
         }
     }
-    if !config["intermediate_size"].is_u64() {
-        return Err(format!("`intermediate_size` is {}, expected {f}", config["intermediate_size"]));
-    }
-    match config.get("quantization_config") {
-        Some(value) if !value.is_null() => Err(format!("`quantization_config` is {value}, expected null")),
-        _ => Ok(()),
-    }
+    values::require(config, &keys, "nothing else is computed here")
 }

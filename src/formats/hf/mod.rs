@@ -10,6 +10,7 @@
 mod config;
 mod llama;
 mod tokenizer_files;
+mod values;
 mod weights;
 
 use std::borrow::Cow;
