@@ -12,11 +12,11 @@ section! {
     /// Sizes of the network, by `descriptor` or one by one, and what its blocks are made of. Descriptors are
     /// `d12`, `gpt2:d12`, `gpt3:c768` and `modern:d12`; without further keys the blocks are GPT-2's.
     pub struct Model {
-        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, llm.c's `.bin`,
-        /// version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run under `--runs`
-        /// (without `@STEP` its newest). The schedule begins anew, and without `optimizer.from_init` so do
-        /// the optimizer and the data. Sizes that are not given are the model's. The lock pins the weights by
-        /// content, a checkpoint's by its state root. Default: not set.
+        /// A model to start from in place of random weights: a Hugging Face folder of GPT-2, Llama or Qwen3,
+        /// llm.c's `.bin`, version 3 or 5, or a checkpoint of a run: its folder, or `run:NAME@STEP` for a run
+        /// under `--runs` (without `@STEP` its newest). The schedule begins anew, and without
+        /// `optimizer.from_init` so do the optimizer and the data. Sizes and parts that are not given are the
+        /// model's. The lock pins the weights by content, a checkpoint's by its state root. Default: not set.
         pub init: Option<String>,
         /// The sizes by name: `d12` or `gpt2:d12` is GPT-2 of that depth, `gpt3:c768` GPT-3 of that width.
         /// `modern:d12` has the sizes of GPT-2 and the blocks of later models: `norm`, `positions`,
@@ -30,7 +30,7 @@ section! {
         pub heads: usize,
         /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
         pub channels: usize,
-        /// Positions in `wpe`: the longest sequence the model can read.
+        /// The longest sequence the model can read; with learned positions the rows of `wpe`.
         /// Default: the descriptor's (GPT-2 1024, GPT-3 2048); without one `batch.seq_len`.
         pub context: usize,
         /// Tokens the model can tell apart. May be more than the tokenizer has, never fewer, and at most
@@ -57,7 +57,8 @@ section! {
         /// Whether queries and keys go through an RMSNorm a head, before they are rotated (Dehghani et al.
         /// 2023), with weights of their own. Of `modern:dN` true. Default: false.
         pub qk_norm: bool,
-        /// Every logit x counts as `logit_softcap * tanh(x / logit_softcap)` (Gemma 2, 2024); 0 caps none.
+        /// Every logit x counts as `logit_softcap * tanh(x / logit_softcap)` (Gemma 2, 2024); at least 0.001,
+        /// or 0, which caps none.
         /// Default: 0.0.
         pub logit_softcap: f64,
     }
@@ -147,7 +148,7 @@ impl Model {
 
     /// Whether the blocks are GPT-2's: what its files and formats can hold.
     pub fn has_gpt2_blocks(&self) -> bool {
-        self.parts() == Model::gpt2(1, 1, 1, 1, 1).parts()
+        self.other_parts().is_empty()
     }
 }
 

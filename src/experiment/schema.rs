@@ -11,7 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::declare::Word;
 use super::diagnostics::nearest;
-use super::key_row::{ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, boolean, choice, ranged};
+use super::key_row::{ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, TO_A_MILLION, boolean, choice, ranged};
 pub(super) use super::key_row::{Bits, Default, KeyRow, Open, TOML_MAX, ValueKind, int, leaf_of, section_of};
 use super::model_keys::{ActivationKind, NormKind, PositionKind};
 use super::resolved::{
@@ -58,7 +58,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     boolean("model.bias", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.tied_head", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.qk_norm", false).touching(Bits::ReachedWhenSet).example("true"),
-    ranged("model.logit_softcap", FROM_ZERO, 0.0).touching(Bits::ReachedWhenSet).example("30.0"),
+    ranged("model.logit_softcap", TO_A_MILLION, 0.0).touching(Bits::ReachedWhenSet).example("30.0"),
     //
     int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits().unit("sequences").example("16"),
     int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
@@ -94,7 +94,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("optimizer.rate_vectors", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("2.0"),
     ranged("optimizer.rate_matrices", FROM_ZERO, 1.0).touching(Bits::ReachedWhenSet).example("0.5"),
     ranged("optimizer.grad_clip", FROM_ZERO, 1.0).bits().example("0.5"),
-    ranged("optimizer.z_loss", FROM_ZERO, 0.0).touching(Bits::ReachedWhenSet).example("1e-4"),
+    ranged("optimizer.z_loss", TO_A_MILLION, 0.0).touching(Bits::ReachedWhenSet).example("1e-4"),
     ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),
     boolean("optimizer.from_init", false).touching(Bits::ReachedWhenSet).example("true"),
     //

@@ -1,7 +1,7 @@
 //! Blocks of other models than GPT-2: the same bits under every setting that must not change them, killed and
 //! resumed, in the mirror with its audits, and what is refused.
 
-use crate::support::Lab;
+use crate::support::{Lab, sets};
 
 const CI: &str = "experiments/ci.toml";
 const MODERN: &[&str] = &[
@@ -40,10 +40,6 @@ const MIRROR: &[&str] = &[
     "sample.every=0",
     "schedule.steps=4",
 ];
-
-fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
-    settings.iter().flat_map(|setting| ["--set", *setting]).collect()
-}
 
 #[test]
 fn settings_that_do_not_matter_change_no_bit() {
@@ -156,6 +152,9 @@ fn what_does_not_go_together_is_refused_by_key() {
         &["model.positions=rotary", "model.channels=66", "model.heads=6"],
         &["heads of 11 cannot be rotated", "model.heads"],
     );
+    refused(&["model.logit_softcap=1e-40"], &["`model.logit_softcap` = 1e-40 is too small", "0.001"]);
+    refused(&["model.logit_softcap=1e300"], &["`model.logit_softcap` is 1e300", "out of range"]);
+    refused(&["optimizer.z_loss=1e-60"], &["`optimizer.z_loss` = 1e-60 is too small"]);
     refused(&["model.norm=batchnorm"], &["model.norm", "layernorm", "rmsnorm"]);
     refused(&["model.activation=silu"], &["model.activation", "swiglu"]);
     refused(

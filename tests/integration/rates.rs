@@ -1,7 +1,7 @@
 //! Learning rates by group of parameters and the warm-up of Muon's momentum: killed and resumed, shared by
 //! ranks, in the mirror with its audits, in the lock, and what is refused.
 
-use crate::support::Lab;
+use crate::support::{Lab, sets};
 
 const CI: &str = "experiments/ci.toml";
 const RATES: &[&str] = &[
@@ -23,10 +23,6 @@ const MIRROR: &[&str] = &[
     "sample.every=0",
     "schedule.steps=4",
 ];
-
-fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
-    settings.iter().flat_map(|setting| ["--set", *setting]).collect()
-}
 
 #[test]
 fn a_run_that_was_killed_ends_in_the_bits_of_the_whole_one_and_ranks_change_none() {

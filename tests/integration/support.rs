@@ -18,6 +18,11 @@ pub fn reaches_the_program(name: &std::ffi::OsStr) -> bool {
     whole.contains(&&*name) || begun.iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// `--set` before each of some settings.
+pub fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|setting| ["--set", *setting]).collect()
+}
+
 /// A temporary folder for run folders, and the ways to run the program there.
 pub struct Lab {
     folder: TempDir,

@@ -192,7 +192,7 @@ impl Rules {
     /// What the blocks are made of, and what goes with it.
     fn parts(&mut self) {
         let rotary = self.text("model.positions").as_deref() == Some("rotary");
-        if !rotary && self.get("model.rope_theta").is_some_and(|theta| !is_default_theta(&theta)) {
+        if !rotary && self.number("model.rope_theta").is_some_and(|theta| theta != 10_000.0) {
             let message = "`model.rope_theta` does nothing: the positions are not rotary".to_string();
             let fault = self.clash(message, &["model.rope_theta", "model.positions"]);
             self.refuse(fault.hint("set `model.positions` to \"rotary\"".to_string()));
@@ -210,6 +210,7 @@ impl Rules {
             self.refuse(fault.hint("choose `model.heads` so that a head is even".to_string()));
         }
         self.parts_of_heads(rotary);
+        self.parts_of_logits();
         if let (Some(fusion @ 1..), Some(activation @ ("relu2" | "swiglu"))) =
             (self.int("kernels.gelu_fusion"), self.text("model.activation").as_deref())
         {
@@ -223,6 +224,19 @@ impl Rules {
 }
 
 impl Rules {
+    /// Numbers that fp32, which computes with them, can hold: a smaller cap would divide by zero.
+    fn parts_of_logits(&mut self) {
+        for (key, least) in
+            [("model.logit_softcap", 1e-3), ("optimizer.z_loss", f64::from(f32::MIN_POSITIVE))]
+        {
+            if let Some(value) = self.number(key).filter(|value| *value != 0.0 && *value < least) {
+                let message = format!("`{key}` = {value:?} is too small to compute with");
+                let fault = self.clash(message, &[key]);
+                self.refuse(fault.hint(format!("set it to 0, which is none, or to at least {least:?}")));
+            }
+        }
+    }
+
     /// What the operations on queries and keys ask of a head.
     fn parts_of_heads(&mut self, rotary: bool) {
         let qk_norm = self.boolean("model.qk_norm") == Some(true);
@@ -238,8 +252,4 @@ impl Rules {
             self.refuse(fault);
         }
     }
-}
-
-fn is_default_theta(theta: &Value) -> bool {
-    theta.to_num().is_some_and(|theta| theta.to_f64() == Some(10_000.0) || theta.to_u128() == Some(10_000))
 }
