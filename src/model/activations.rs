@@ -30,15 +30,20 @@ pub struct HeadNormed<B> {
 impl<B> Normed<B> {
     /// The output, where it is not kept that in `shared`.
     pub fn output<'a>(&'a self, shared: Option<&'a B>) -> &'a B {
-        self.out.as_ref().or(shared).expect("an output that is not kept is shared")
+        kept_or_else(&self.out, shared)
     }
 }
 
 impl<B> HeadNormed<B> {
     /// The output, where it is not kept that in `shared`.
     pub fn output<'a>(&'a self, shared: Option<&'a B>) -> &'a B {
-        self.out.as_ref().or(shared).expect("an output that is not kept is shared")
+        kept_or_else(&self.out, shared)
     }
+}
+
+/// What is kept, or else the shared buffer.
+pub fn kept_or_else<'a, B>(kept: &'a Option<B>, shared: Option<&'a B>) -> &'a B {
+    kept.as_ref().or(shared).expect("an output that is not kept is shared")
 }
 
 /// The shared buffer in place of one that is not kept.

@@ -1,6 +1,6 @@
 //! The backward pass, block by block from the last to the first.
 
-use super::activations::{Activations, GradientBuffers, LayerActivations, Normed};
+use super::activations::{Activations, GradientBuffers, LayerActivations, Normed, kept_or_else};
 use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, norm, rotate, vocab};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
@@ -143,12 +143,11 @@ impl<B: Send> BlockBackward<'_, B> {
         if let Some(out) = shared_activated.as_mut() {
             ops.activate(Activate { out, pre: &a.fc, rows: n, channels: f, function })?;
         }
-        let kept = a.activated.as_ref().or(shared_activated.as_ref());
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.fc_proj.weight,
             dbias: g.fc_proj.bias.as_mut(),
             dout: dres,
-            x: kept.expect("the activation's output is kept or shared"),
+            x: kept_or_else(&a.activated, shared_activated.as_ref()),
             shape: down,
             write,
         })?;

@@ -369,24 +369,6 @@ mod tests {
 
     const VOCAB: usize = 300;
 
-    /// Models of each kind that decodes in its own way.
-    fn models() -> Vec<Model> {
-        let gpt2 = Model::gpt2(3, 3, 96, 150, VOCAB);
-        let modern = Model {
-            norm: NormKind::Rmsnorm,
-            positions: PositionKind::Rotary,
-            activation: ActivationKind::Swiglu,
-            bias: false,
-            tied_head: false,
-            qk_norm: true,
-            ..gpt2.clone()
-        };
-        let rotary = Model { positions: PositionKind::Rotary, ..gpt2.clone() };
-        let relu2 =
-            Model { activation: ActivationKind::Relu2, tied_head: false, logit_softcap: 5.0, ..gpt2.clone() };
-        vec![gpt2, modern, rotary, relu2]
-    }
-
     fn cpu() -> Cpu {
         Cpu::new(&DeviceKeys { kind: DeviceKind::Cpu, threads: 2, simd: Simd::Auto }).expect("a CPU")
     }
@@ -424,7 +406,7 @@ mod tests {
 
     #[test]
     fn logits_are_those_of_the_whole_forward_pass() {
-        for config in models() {
+        for config in reference::variants(Model::gpt2(3, 3, 96, 150, VOCAB)) {
             let mut ops = cpu();
             let mut model = model(&mut ops, &config);
             let tokens = text(1, 150);
@@ -447,7 +429,7 @@ mod tests {
     /// The plain model in f64, to which devices are compared, compared with this one.
     #[test]
     fn logits_are_those_of_f64_and_rounding_to_bf16_would_show() {
-        for config in models() {
+        for config in reference::variants(Model::gpt2(3, 3, 96, 150, VOCAB)) {
             let mut ops = cpu();
             let model = model(&mut ops, &config);
             let mut read = |buf: &crate::ops::cpu::Buffer| {
@@ -476,7 +458,7 @@ mod tests {
 
     #[test]
     fn a_prompt_read_in_pieces_and_a_text_among_others_change_no_bit() {
-        for config in models() {
+        for config in reference::variants(Model::gpt2(3, 3, 96, 150, VOCAB)) {
             let mut ops = cpu();
             let model = model(&mut ops, &config);
             let texts: Vec<Vec<u16>> =
@@ -509,7 +491,7 @@ mod tests {
 
     #[test]
     fn a_stream_that_starts_again_forgets_what_it_held() {
-        for config in models() {
+        for config in reference::variants(Model::gpt2(3, 3, 96, 150, VOCAB)) {
             let mut ops = cpu();
             let model = model(&mut ops, &config);
             let (old, new) = (text(5, 60), text(6, 20));

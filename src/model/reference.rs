@@ -19,9 +19,14 @@ pub fn small_model() -> Model {
     Model::gpt2(3, 2, 128, 160, 500)
 }
 
-/// The small model, and others that between them have every part that a block may be made of.
+/// The small model, and others of its sizes.
 pub fn small_models() -> Vec<Model> {
-    let gpt2 = small_model();
+    let bare = Model { bias: false, qk_norm: true, tied_head: false, ..small_model() };
+    variants(small_model()).into_iter().chain([bare]).collect()
+}
+
+/// A model of GPT-2, and others of its sizes that between them have every part that a block may be made of.
+pub fn variants(gpt2: Model) -> Vec<Model> {
     let modern = Model {
         norm: NormKind::Rmsnorm,
         positions: PositionKind::Rotary,
@@ -38,8 +43,7 @@ pub fn small_models() -> Vec<Model> {
         logit_softcap: 5.0,
         ..gpt2.clone()
     };
-    let bare = Model { bias: false, qk_norm: true, tied_head: false, ..gpt2.clone() };
-    vec![gpt2, modern, rotary, relu2, bare]
+    vec![gpt2, modern, rotary, relu2]
 }
 
 /// A model of GPT-2's vocabulary and context.

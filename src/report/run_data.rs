@@ -177,10 +177,12 @@ fn with_parts(model: Model, keys: Option<&toml::Value>) -> Model {
     let Ok(mut fields) = serde_json::to_value(&model) else { return model };
     for (key, _) in model.parts() {
         let leaf = key.trim_start_matches("model.");
-        let given = keys.and_then(|keys| serde_json::to_value(keys.get(leaf)?).ok());
-        let was = given.map(|given| std::mem::replace(&mut fields[leaf], given));
+        let Some(Ok(given)) = keys.and_then(|keys| keys.get(leaf)).map(serde_json::to_value) else {
+            continue;
+        };
+        let was = std::mem::replace(&mut fields[leaf], given);
         if serde_json::from_value::<Model>(fields.clone()).is_err() {
-            fields[leaf] = was.unwrap_or_default();
+            fields[leaf] = was;
         }
     }
     serde_json::from_value(fields).unwrap_or(model)

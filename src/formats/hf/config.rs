@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::llama;
-use super::values::{self, Expected};
+use super::values::{self, ExpectedValue};
 use crate::data::Tokenizer;
 use crate::experiment::Model;
 use crate::formats::content::require_file;
@@ -54,7 +54,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
 fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
     let wide = (4 * channels) as u64;
     let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
-    let keys: [Expected; 10] = [
+    let keys: [ExpectedValue; 10] = [
         ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\"".into()),
         ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`".into()),

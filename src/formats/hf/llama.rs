@@ -10,7 +10,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::values::{self, Expected};
+use super::values::{self, ExpectedValue};
 use crate::data::Tokenizer;
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::formats::{FormatError, Precision, Result};
@@ -253,7 +253,7 @@ fn require(config: &Value, model: &Model) -> Result<(), String> {
     let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
     let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");
     let (heads, f) = (model.heads, model.mlp_channels());
-    let keys: [Expected; 11] = [
+    let keys: [ExpectedValue; 11] = [
         ("hidden_act", &|v| v == "silu", "\"silu\"".into()),
         ("rms_norm_eps", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("intermediate_size", &|v| number(v, f), format!("{f}, 8/3 of `hidden_size` in multiples of 64")),

@@ -17,15 +17,15 @@ pub fn size(config: &Value, key: &str, ours: &str) -> Result<usize, String> {
 }
 
 /// A key, which values fit, and these in words.
-pub type Expected<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, String);
+pub type ExpectedValue<'a> = (&'a str, &'a dyn Fn(&Value) -> bool, String);
 
-/// Refuses a configuration with a key that makes it compute something else; `what` says so. Where the file has
-/// no such key, its value is one that fits.
+/// Refuses a configuration with a key that makes it compute something else; `what` says so. Where the file
+/// has no such key, its value is one that fits.
 ///
 /// # Errors
 ///
 /// The first value that does not fit.
-pub fn require(config: &Value, keys: &[Expected<'_>], what: &str) -> Result<(), String> {
+pub fn require(config: &Value, keys: &[ExpectedValue<'_>], what: &str) -> Result<(), String> {
     for (key, fits, expected) in keys {
         if let Some(value) = config.get(key).filter(|value| !fits(value)) {
             return Err(format!("`{key}` is {value}, expected {expected}: {what}"));
