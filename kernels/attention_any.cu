@@ -7,16 +7,18 @@
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
-// Shapes: qkv, dqkv (B,T,3,NH,HS), out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
+// Shapes: qkv, dqkv (B,T,NH+2*KH,HS): query heads, then key heads, then value heads, each key and value head
+// for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
 //
-// Launch: grid (ceil(T / 4), B*NH), block 128. A warp owns one row: of queries in attention_any_forward and
-// attention_any_query, of keys in attention_any_key, which runs last and reads the `delta` of the query
-// kernel.
+// Launch: grid (ceil(T / 4), B*NH), B*KH for keys, block 128. A warp owns one row: of queries in
+// attention_any_forward and attention_any_query, of keys in attention_any_key, which runs last and reads the
+// `delta` of the query kernel.
 //
 // The other side comes in tiles of 32 rows. First each lane takes one of them and multiplies the whole head
 // dimension; then each lane takes the columns lane, lane+32, ... and adds the 32 rows in order.
 //
-// Order of sums: dot products by column ascending; over rows by tile and row, both ascending.
+// Order of sums: dot products by column ascending; over rows by tile and row, both ascending; over the query
+// heads that share keys ascending.
 #include "common.cuh"
 #include "exact.cuh"
 
@@ -25,38 +27,48 @@ constexpr u32 COLUMNS = 4;  // columns a lane, so that HS <= 128
 struct AttentionAnyArgs {
     act_t* out;        // (B, T, NH, HS)
     float* lse;        // (B, NH, T)
-    const act_t* qkv;  // (B, T, 3, NH, HS)
+    const act_t* qkv;  // (B, T, NH + 2 KH, HS)
     u32 tokens;        // T
     u32 heads;         // NH
+    u32 kv_heads;      // KH, divides NH
     u32 head_size;     // HS
     float scale;       // 1/sqrt(HS)
+    u32 unused;        // 0
 };
 
 struct AttentionAnyBackwardArgs {
-    act_t* dqkv;        // (B, T, 3, NH, HS)
+    act_t* dqkv;        // (B, T, NH + 2 KH, HS)
     float* delta;       // (B, NH, T)
     const act_t* dout;  // (B, T, NH, HS)
-    const act_t* qkv;   // (B, T, 3, NH, HS)
+    const act_t* qkv;   // (B, T, NH + 2 KH, HS)
     const act_t* out;   // (B, T, NH, HS)
     const float* lse;   // (B, NH, T)
     u32 tokens;         // T
     u32 heads;          // NH
+    u32 kv_heads;       // KH, divides NH
     u32 head_size;      // HS
     float scale;        // 1/sqrt(HS)
+    u32 unused;         // 0
 };
 
-// Where one head of one sequence lies.
+// Where one head of queries of one sequence lies, and its keys and values.
 struct Head {
-    u64 qkv, out, lse;           // of token 0
-    u64 qkv_stride, out_stride;  // from token to token; K follows Q by out_stride, V follows K
+    u64 q, k, v, out, lse;       // of token 0
+    u64 qkv_stride, out_stride;  // from token to token
 
-    __device__ __forceinline__ Head(u32 tokens, u32 heads, u32 head_size) {
-        const u64 batch = blockIdx.y / heads, head = blockIdx.y % heads;
-        out_stride = u64(heads) * head_size;
-        qkv_stride = 3 * out_stride;
-        out = batch * tokens * out_stride + head * head_size;
-        qkv = batch * tokens * qkv_stride + head * head_size;
-        lse = u64(blockIdx.y) * tokens;
+    // Head `of_all` of the B NH heads of queries.
+    template <typename Args>
+    __device__ __forceinline__ Head(const Args& args, u32 of_all) {
+        const u64 batch = of_all / args.heads, head = of_all % args.heads;
+        const u64 kv = head / (args.heads / args.kv_heads), kv_channels = u64(args.kv_heads) * args.head_size;
+        out_stride = u64(args.heads) * args.head_size;
+        qkv_stride = out_stride + 2 * kv_channels;
+        out = batch * args.tokens * out_stride + head * args.head_size;
+        const u64 sequence = batch * args.tokens * qkv_stride;
+        q = sequence + head * args.head_size;
+        k = sequence + out_stride + kv * args.head_size;
+        v = k + kv_channels;
+        lse = u64(of_all) * args.tokens;
     }
 };
 
@@ -90,10 +102,10 @@ extern "C" __global__ void __launch_bounds__(128)
     attention_any_forward(const __grid_constant__ AttentionAnyArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
-    const Head head(args.tokens, args.heads, args.head_size);
-    const act_t* q = args.qkv + head.qkv + row * head.qkv_stride;
-    const act_t* k = args.qkv + head.qkv + head.out_stride;
-    const act_t* v = k + head.out_stride;
+    const Head head(args, blockIdx.y);
+    const act_t* q = args.qkv + head.q + row * head.qkv_stride;
+    const act_t* k = args.qkv + head.k;
+    const act_t* v = args.qkv + head.v;
     float highest = -3.402823466e38f, total = 0.f, sum[COLUMNS] = {};
     for (u32 first = 0; first <= row; first += 32) {
         const u32 keys = min(32u, row + 1 - first);
@@ -116,10 +128,10 @@ extern "C" __global__ void __launch_bounds__(128)
     attention_any_query(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
-    const Head head(args.tokens, args.heads, args.head_size);
-    const act_t* q = args.qkv + head.qkv + row * head.qkv_stride;
-    const act_t* k = args.qkv + head.qkv + head.out_stride;
-    const act_t* v = k + head.out_stride;
+    const Head head(args, blockIdx.y);
+    const act_t* q = args.qkv + head.q + row * head.qkv_stride;
+    const act_t* k = args.qkv + head.k;
+    const act_t* v = args.qkv + head.v;
     const act_t* dout = args.dout + head.out + row * head.out_stride;
     const act_t* out = args.out + head.out + row * head.out_stride;
     float delta = 0.f;
@@ -139,32 +151,37 @@ extern "C" __global__ void __launch_bounds__(128)
         }
         add_rows(sum, ds, k + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
     }
-    store_row(args.dqkv + head.qkv + row * head.qkv_stride, sum, args.scale, args.head_size);
+    store_row(args.dqkv + head.q + row * head.qkv_stride, sum, args.scale, args.head_size);
 }
 
 extern "C" __global__ void __launch_bounds__(128)
     attention_any_key(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
-    const Head head(args.tokens, args.heads, args.head_size);
-    const act_t* q = args.qkv + head.qkv;
-    const act_t* k = q + head.out_stride + row * head.qkv_stride;
-    const act_t* v = k + head.out_stride;
-    const act_t* dout = args.dout + head.out;
+    const u32 group = args.heads / args.kv_heads, batch = blockIdx.y / args.kv_heads;
+    const u32 first_head = batch * args.heads + blockIdx.y % args.kv_heads * group;
     float dk[COLUMNS] = {}, dv[COLUMNS] = {};
-    for (u32 first = row; first < args.tokens; first += 32) {
-        const u32 queries = min(32u, args.tokens - first);
-        float p = 0.f, ds = 0.f;
-        if (lane < queries) {
-            const u64 query = first + lane;
-            p = exact::exp(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale -
-                           args.lse[head.lse + query]);
-            ds = p * (dot(dout + query * head.out_stride, v, args.head_size) - args.delta[head.lse + query]);
+    for (u32 member = 0; member < group; ++member) {
+        const Head head(args, first_head + member);
+        const act_t* q = args.qkv + head.q;
+        const act_t* k = args.qkv + head.k + row * head.qkv_stride;
+        const act_t* v = args.qkv + head.v + row * head.qkv_stride;
+        const act_t* dout = args.dout + head.out;
+        for (u32 first = row; first < args.tokens; first += 32) {
+            const u32 queries = min(32u, args.tokens - first);
+            float p = 0.f, ds = 0.f;
+            if (lane < queries) {
+                const u64 query = first + lane;
+                p = exact::exp(dot(q + query * head.qkv_stride, k, args.head_size) * args.scale -
+                               args.lse[head.lse + query]);
+                ds = p *
+                     (dot(dout + query * head.out_stride, v, args.head_size) - args.delta[head.lse + query]);
+            }
+            add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);
+            add_rows(dk, ds, q + first * head.qkv_stride, head.qkv_stride, queries, args.head_size);
         }
-        add_rows(dv, p, dout + first * head.out_stride, head.out_stride, queries, args.head_size);
-        add_rows(dk, ds, q + first * head.qkv_stride, head.qkv_stride, queries, args.head_size);
     }
-    act_t* target = args.dqkv + head.qkv + head.out_stride + row * head.qkv_stride;
-    store_row(target, dk, args.scale, args.head_size);
-    store_row(target + head.out_stride, dv, 1.0f, args.head_size);
+    const Head head(args, first_head);
+    store_row(args.dqkv + head.k + row * head.qkv_stride, dk, args.scale, args.head_size);
+    store_row(args.dqkv + head.v + row * head.qkv_stride, dv, 1.0f, args.head_size);
 }

@@ -3,12 +3,14 @@
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
-// Shapes: qkv, dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16; lse, delta (B,NH,T) f32. Any T >= 1.
-// `delta` is scratch: the first kernel sets it to D, the second reads it.
+// Shapes: qkv, dqkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads, each key and value
+// head for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS) bf16; lse, delta (B,NH,T) f32. Any
+// T >= 1. `delta` is scratch: the first kernel sets it to D, the second reads it.
 //
 // Launch of attention_backward_query: grid (ceil(T / 64), B*NH, 1), block 128;
 //   dynamic shared memory (2*64 + 4*KEYS) * (2*HS + 16) bytes, KEYS = 64 for head sizes 64 and 80, else 32.
-// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
+// Launch of attention_backward_key (KH = NH) or attention_backward_key_grouped: grid (ceil(T / 64), B*KH, 1),
+// block 128;
 //   dynamic shared memory (2*64 + 4*32) * (2*HS + 16) + 16*32 bytes.
 //
 // Method: no sum crosses a warp, so there is nothing to order. dQ is summed by the warp that owns the
@@ -16,7 +18,8 @@
 // products instead of five). The second kernel computes S^T and dP^T, so that P^T and dS^T already have the
 // layout of a left operand; scores never leave registers in either.
 //
-// Order of sums: dQ over keys ascending, dK and dV over queries ascending, in steps of 16.
+// Order of sums: dQ over keys ascending; dK and dV over the query heads that share them, and the queries of
+// each, ascending; in steps of 16.
 #include "attention.cuh"
 
 namespace attention {
@@ -28,8 +31,10 @@ struct BackwardArgs {
     const bf16* qkv;
     const bf16* out;
     const float* lse;
-    int tokens;  // T
-    int heads;   // NH
+    int tokens;    // T
+    int heads;     // NH
+    int kv_heads;  // KH, divides NH
+    int unused;    // 0
 };
 
 constexpr int THREADS = 128;
@@ -44,15 +49,16 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     constexpr int M = 1, ROWS = 64, KEYS = HS <= 80 ? 64 : 32;
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
-    const long long channels = static_cast<long long>(heads) * HS, stride = 3 * channels;
-    const long long in_qkv = batch * tokens * stride + head * HS;
+    const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
+    const long long stride = channels + 2 * kv_channels;
+    const long long in_qkv = batch * tokens * stride;
     const long long in_out = static_cast<long long>(batch) * tokens * channels + head * HS;
-    const bf16* q = args.qkv + in_qkv;
-    const bf16* k = q + channels;
-    const bf16* v = k + channels;
+    const bf16* q = args.qkv + in_qkv + head * HS;
+    const bf16* k = args.qkv + in_qkv + channels + head / (heads / kv_heads) * HS;
+    const bf16* v = k + kv_channels;
     const bf16* dout = args.dout + in_out;
 
     const u32 q_tile = shared_address(shared);
@@ -131,59 +137,70 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     float scale[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m) scale[m][0] = scale[m][1] = SCALE;
-    store_rows<M>(args.dqkv + in_qkv + warp_row0 * stride, stride, tokens - warp_row0,
+    store_rows<M>(args.dqkv + in_qkv + head * HS + warp_row0 * stride, stride, tokens - warp_row0,
                   q_tile + warp * 16 * M * ROW_BYTES, dq, scale, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
-attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
+// Query heads that share keys take turns, GROUPED, and K and V are read anew for each tile of theirs; else
+// there is one head, and registers for both.
+template <bool GROUPED>
+__device__ __forceinline__ void attention_backward_keys(const attention::BackwardArgs& args) {
     using namespace attention;
     constexpr int KEYS = 64, ROWS = 32;
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
-    const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
-    const long long channels = static_cast<long long>(heads) * HS, stride = 3 * channels;
-    const long long in_qkv = batch * tokens * stride + head * HS;
-    const bf16* q = args.qkv + in_qkv;
-    const bf16* k = q + channels;
-    const bf16* v = k + channels;
-    const bf16* dout = args.dout + static_cast<long long>(batch) * tokens * channels + head * HS;
-    const float* lse = args.lse + static_cast<long long>(blockIdx.y) * tokens;
-    const float* delta = args.delta + static_cast<long long>(blockIdx.y) * tokens;
-
+    const int batch = static_cast<int>(blockIdx.y) / kv_heads, kv = static_cast<int>(blockIdx.y) % kv_heads;
+    const int group = GROUPED ? heads / kv_heads : 1;  // query heads with these keys
+    const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
+    const long long stride = channels + 2 * kv_channels;
+    const long long in_qkv = batch * tokens * stride, in_keys = in_qkv + channels + kv * HS;
+    const bf16* k = args.qkv + in_keys;
+    const bf16* v = k + kv_channels;
     const u32 k_tile = shared_address(shared);
     const u32 v_tile = k_tile + KEYS * ROW_BYTES;
     const u32 tiles0 = v_tile + KEYS * ROW_BYTES;  // Q, dout, lse, D of even tiles, then of odd ones
     constexpr u32 TILE = ROWS * ROW_BYTES, STAGE = 2 * TILE + ROWS * 8;
 
-    auto load = [&](u32 stage, int row) {
-        load_tile<ROWS, THREADS>(stage, q + row * stride, stride, tokens - row, thread);
-        load_tile<ROWS, THREADS>(stage + TILE, dout + row * channels, channels, tokens - row, thread);
-        load_floats<ROWS>(stage + 2 * TILE, lse + row, tokens - row, thread);
-        load_floats<ROWS>(stage + 2 * TILE + ROWS * 4, delta + row, tokens - row,
+    auto load = [&](u32 stage, int head, int row) {
+        const bf16* q = args.qkv + in_qkv + head * HS + row * stride;
+        const bf16* dout =
+            args.dout + (static_cast<long long>(batch) * tokens + row) * channels + head * HS;
+        const long long of_row = (static_cast<long long>(batch) * heads + head) * tokens + row;
+        load_tile<ROWS, THREADS>(stage, q, stride, tokens - row, thread);
+        load_tile<ROWS, THREADS>(stage + TILE, dout, channels, tokens - row, thread);
+        load_floats<ROWS>(stage + 2 * TILE, args.lse + of_row, tokens - row, thread);
+        load_floats<ROWS>(stage + 2 * TILE + ROWS * 4, args.delta + of_row, tokens - row,
                           static_cast<int>(thread) - 64);
         copy_async_commit();
     };
     load_tile<KEYS, THREADS>(k_tile, k + key0 * stride, stride, tokens - key0, thread);
     load_tile<KEYS, THREADS>(v_tile, v + key0 * stride, stride, tokens - key0, thread);
     const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
-    load(tiles0 + (first & 1) * STAGE, first * ROWS);
+    load(tiles0 + (first & 1) * STAGE, kv * group, first * ROWS);
 
     const int warp_key0 = key0 + static_cast<int>(warp) * 16;
     u32 ka[1][HS16][4], va[1][HS16][4];
     float dk[1][2 * HS16][4], dv[1][2 * HS16][4];
     clear(dk);
     clear(dv);
-    for (int tile = first; tile < tiles; ++tile) {
+    int head = kv * group;
+    for (int tile = first;; ++tile) {
+        if (tile == tiles) {
+            if (!GROUPED || ++head == (kv + 1) * group) break;
+            tile = first;
+            __syncthreads();  // all warps are done with the head before
+            load(tiles0 + (first & 1) * STAGE, head, first * ROWS);
+        }
         const int row0 = tile * ROWS;
         const u32 stage = tiles0 + (tile & 1) * STAGE, q_tile = stage, dout_tile = stage + TILE;
         copy_async_wait<0>();
         __syncthreads();  // this tile has arrived, and all warps are done with the one before
-        if (tile + 1 < tiles) load(tiles0 + ((tile + 1) & 1) * STAGE, row0 + ROWS);
+        if (tile + 1 < tiles) load(tiles0 + ((tile + 1) & 1) * STAGE, head, row0 + ROWS);
         const u32 patch = warp * 16 * ROW_BYTES + lane_offset_a(lane);
-        if (tile == first) load_operand<1>(ka, k_tile + patch), load_operand<1>(va, v_tile + patch);
+        if (!GROUPED && tile == first)
+            load_operand<1>(ka, k_tile + patch), load_operand<1>(va, v_tile + patch);
         if (row0 + ROWS - 1 < warp_key0) continue;  // wholly masked for this warp
 
         // Rows of these accumulators are keys, columns are queries. Rows of Q and dout past the last token
@@ -192,7 +209,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         float s[1][ROWS / 8][4], dp[1][ROWS / 8][4];
         clear(s);
         clear(dp);
+        if (GROUPED) load_operand<1>(ka, k_tile + patch);
         multiply_rows<1, ROWS / 16>(s, ka, q_tile + lane_offset_b(lane));
+        if (GROUPED) load_operand<1>(va, v_tile + patch);
         multiply_rows<1, ROWS / 16>(dp, va, dout_tile + lane_offset_b(lane));
         const bool diagonal = row0 < warp_key0 + 15;
 #pragma unroll
@@ -222,7 +241,18 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
 
     // The warp's own rows of K and V have been read: stage the results there.
     const float scale[1][2] = {{SCALE, SCALE}}, one[1][2] = {{1.0f, 1.0f}};
-    bf16* dst = args.dqkv + in_qkv + channels + warp_key0 * stride;
+    bf16* dst = args.dqkv + in_keys + warp_key0 * stride;
     store_rows<1>(dst, stride, tokens - warp_key0, k_tile + warp * 16 * ROW_BYTES, dk, scale, lane);
-    store_rows<1>(dst + channels, stride, tokens - warp_key0, v_tile + warp * 16 * ROW_BYTES, dv, one, lane);
+    store_rows<1>(dst + kv_channels, stride, tokens - warp_key0, v_tile + warp * 16 * ROW_BYTES, dv, one,
+                  lane);
+}
+
+extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
+attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
+    attention_backward_keys<false>(args);
+}
+
+extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
+attention_backward_key_grouped(const __grid_constant__ attention::BackwardArgs args) {
+    attention_backward_keys<true>(args);
 }

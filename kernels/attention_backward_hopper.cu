@@ -3,14 +3,15 @@
 //   P = exp(S - lse),  D[q] = sum_d dout[q][d] out[q][d],  dP = dout V^T,  dS = P (dP - D)
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
-// Shapes: qkv (by its tensor map), dqkv (B,T,3,NH,HS) bf16; out, dout (B,T,NH,HS) bf16, dout also by its
-// tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets -lse*sqrt(HS)
-// and -D of each row, zeros past T, and the second reads them. Any T >= 1.
+// Shapes: qkv (by its tensor map), dqkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads,
+// each key and value head for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS) bf16, dout also by
+// its tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets
+// -lse*sqrt(HS) and -D of each row, zeros past T, and the second reads them. Any T >= 1.
 //
 // Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G;
 //   G = 2 and N = 4 for head size 64, G = 3 and N = 3 for 128;
 //   dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
-// Launch of attention_backward_key: grid (ceil(T / 64), B*NH, 1), block 128;
+// Launch of attention_backward_key: grid (ceil(T / 64), B*KH, 1), block 128;
 //   N = 3 for head size 64, 2 for 128;
 //   dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
 //
@@ -22,8 +23,8 @@
 // are under way while the gradients of this one are, and several warpgroups on a multiprocessor fill each
 // other's waits.
 //
-// Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending, dK and dV over queries
-// ascending, in steps of 16.
+// Order of sums: D by quads of threads over 16-byte columns; dQ over keys ascending; dK and dV over the query
+// heads that share them, and the queries of each, ascending; in steps of 16.
 #include "attention_hopper.cuh"
 
 namespace attention {
@@ -36,8 +37,10 @@ struct BackwardArgs {
     const bf16* dout;
     const bf16* out;
     const float* lse;
-    int tokens;  // T
-    int heads;   // NH
+    int tokens;    // T
+    int heads;     // NH
+    int kv_heads;  // KH, divides NH
+    int unused;    // 0
 };
 
 // The kernel of dQ: warpgroups of 64 query rows, and stages of K and V. At most 128 registers a thread, so
@@ -62,9 +65,10 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const u32 group =
         __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
+    const int kv = head / (heads / kv_heads);
     const long long channels = static_cast<long long>(heads) * HS;
 
     constexpr u32 TILE = tile_bytes(KEYS);
@@ -75,10 +79,10 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
     auto load = [&](int tile, u32 stage) {
         barrier_expect(full + 8 * stage, 2 * TILE);
-        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + head,
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + kv,
                                    tile * KEYS, batch);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage, 2 * heads + head,
-                                   tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage,
+                                   heads + kv_heads + kv, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
@@ -203,9 +207,9 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
 
     asm volatile("bar.sync %0, 128;" ::"r"(group + 1)
                  : "memory");  // all four warps are done with their rows of Q
-    store_rows<ROWS>(
-        args.dqkv + (static_cast<long long>(batch) * tokens + warp_row0) * 3 * channels + head * HS,
-        3 * channels, tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
+    const long long stride = channels + 2 * kv_heads * HS;
+    store_rows<ROWS>(args.dqkv + (static_cast<long long>(batch) * tokens + warp_row0) * stride + head * HS,
+                     stride, tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
 }
 
 extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
@@ -214,10 +218,10 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     constexpr int KEYS = 64, ROWS = 64, STAGES = KEY_STAGES, LAG = 1;
     extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
-    const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
-    const long long channels = static_cast<long long>(heads) * HS;
+    const int batch = static_cast<int>(blockIdx.y) / kv_heads, kv = static_cast<int>(blockIdx.y) % kv_heads;
+    const int group = heads / kv_heads;  // query heads with these keys
     const int padded = (tokens + 63) / 64 * 64;
 
     constexpr u32 TILE = tile_bytes(ROWS);
@@ -226,16 +230,23 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
               stats = dout_tiles + STAGES * TILE;
     const u32 kv_full = stats + STAGES * ROWS * 8, full = kv_full + 8, empty = full + 8 * STAGES;
 
-    const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
-    auto load = [&](int tile, u32 stage) {
+    // A turn is a tile of queries of one head.
+    const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS, turns = group * (tiles - first);
+    int next_tile = first, next_head = kv * group;
+    // Tiles are loaded in the order of the turns.
+    auto load = [&](int, u32 stage) {
         const u32 barrier = full + 8 * stage;
         barrier_expect(barrier, 2 * TILE + ROWS * 8);
-        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
-        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS,
+        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, next_head, next_tile * ROWS,
                                    batch);
-        const float* rows = args.rows + static_cast<long long>(blockIdx.y) * 2 * padded + tile * ROWS;
+        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, next_head,
+                                   next_tile * ROWS, batch);
+        const float* rows = args.rows +
+                            (static_cast<long long>(batch) * heads + next_head) * 2 * padded +
+                            next_tile * ROWS;
         load_run(stats + stage * ROWS * 8, rows, ROWS * 4, barrier);
         load_run(stats + stage * ROWS * 8 + ROWS * 4, rows + padded, ROWS * 4, barrier);
+        if (++next_tile == tiles) next_tile = first, ++next_head;
     };
     const bool feeder = thread == 0;
     if (feeder) {
@@ -243,20 +254,23 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         for (int s = 0; s < STAGES; ++s) barrier_init(full + 8 * s, 1), barrier_init(empty + 8 * s, 4);
         barrier_init_done();
         barrier_expect(kv_full, 2 * tile_bytes(KEYS));
-        attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + head, key0, batch);
-        load(first, 0);
-        attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, 2 * heads + head, key0, batch);
+        attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + kv, key0, batch);
+        load(0, 0);
+        attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, heads + kv_heads + kv, key0,
+                                   batch);
     }
     __syncthreads();
     if (feeder)
-        for (int t = 1; t < STAGES && first + t < tiles; ++t) load(first + t, t);
+        for (int t = 1; t < STAGES && t < turns; ++t) load(t, t);
     if (thread == 32) {
-        const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
-        const int y = later / static_cast<int>(gridDim.x), r = later % static_cast<int>(gridDim.x) * KEYS;
+        const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
+        const int y = block / static_cast<int>(gridDim.x), r = block % static_cast<int>(gridDim.x) * KEYS;
         if (y < static_cast<int>(gridDim.y)) {
-            for (int i = 0; i < 3; ++i)
-                prefetch_tile<KEYS>(args.qkv_map, i * heads + y % heads, r, y / heads);
-            prefetch_tile<KEYS>(args.dout_map, y % heads, r, y / heads);
+            const int later = y / kv_heads, later_kv = y % kv_heads;
+            prefetch_tile<KEYS>(args.qkv_map, later_kv * group, r, later);
+            prefetch_tile<KEYS>(args.qkv_map, heads + later_kv, r, later);
+            prefetch_tile<KEYS>(args.qkv_map, heads + kv_heads + later_kv, r, later);
+            prefetch_tile<KEYS>(args.dout_map, later_kv * group, r, later);
         }
     }
     __syncwarp();
@@ -322,7 +336,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
     wgmma_commit();
     differentiate(first);
-    for (int tile = first + 1; tile < tiles; ++tile) {
+    int tile = first;
+    for (int turn = 1; turn < turns; ++turn) {
+        if (++tile == tiles) tile = first;
         const Ring<STAGES> before = use;
         use.advance();
         barrier_wait(full + 8 * use.stage, use.phase);
@@ -341,7 +357,7 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
         wgmma_commit();
         if (lane == 0) barrier_arrive(empty + 8 * before.stage);
-        if (feeder) refill<STAGES, LAG>(tile, tiles, first, before, empty, load);
+        if (feeder) refill<STAGES, LAG>(turn, turns, 0, before, empty, load);
         __syncwarp();
         differentiate(tile);
     }
@@ -354,9 +370,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     pin(dv);
 
     __syncthreads();  // all four warps are done with their rows of K and V
-    bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * 3 * channels + channels +
-                head * HS;
-    store_rows<KEYS>(dst, 3 * channels, tokens - warp_key0, k_tile + warp * 16 * 128, dk, SCALE, SCALE, lane);
-    store_rows<KEYS>(dst + channels, 3 * channels, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f,
+    const long long stride = static_cast<long long>(heads + 2 * kv_heads) * HS;
+    bf16* dst = args.dqkv + (static_cast<long long>(batch) * tokens + warp_key0) * stride + (heads + kv) * HS;
+    store_rows<KEYS>(dst, stride, tokens - warp_key0, k_tile + warp * 16 * 128, dk, SCALE, SCALE, lane);
+    store_rows<KEYS>(dst + kv_heads * HS, stride, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f,
                      1.0f, lane);
 }

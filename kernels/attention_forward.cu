@@ -3,7 +3,8 @@
 //   S = Q K^T / sqrt(HS),  S[q][k] = -infinity for k > q
 //   out = softmax(S) V,    lse[q] = ln sum_k exp(S[q][k])
 //
-// Shapes: qkv (B,T,3,NH,HS) bf16, out (B,T,NH,HS) bf16, lse (B,NH,T) f32. Any T >= 1.
+// Shapes: qkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads, each key and value head
+// for the queries of NH/KH heads in turn; out (B,T,NH,HS) bf16, lse (B,NH,T) f32. Any T >= 1.
 //
 // Launch: grid (ceil(T / ROWS), B*NH, 1), block 128, with ROWS = 128 for head size 64, else 64;
 // dynamic shared memory (ROWS + 4*64) * (2*HS + 16) bytes. The longest rows of a head start first.
@@ -23,8 +24,10 @@ struct ForwardArgs {
     bf16* out;
     float* lse;
     const bf16* qkv;
-    int tokens;  // T
-    int heads;   // NH
+    int tokens;    // T
+    int heads;     // NH
+    int kv_heads;  // KH, divides NH
+    int unused;    // 0
 };
 
 /// Query rows of a warp, in sixteens.
@@ -40,13 +43,15 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     using namespace attention;
     extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
-    const long long channels = static_cast<long long>(heads) * HS, stride = 3 * channels;
-    const bf16* q = args.qkv + batch * tokens * stride + head * HS;
-    const bf16* k = q + channels;
-    const bf16* v = k + channels;
+    const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
+    const long long stride = channels + 2 * kv_channels;
+    const bf16* sequence = args.qkv + batch * tokens * stride;
+    const bf16* q = sequence + head * HS;
+    const bf16* k = sequence + channels + head / (heads / kv_heads) * HS;
+    const bf16* v = k + kv_channels;
 
     const u32 q_tile = shared_address(shared);
     const u32 kv_tiles = q_tile + ROWS * ROW_BYTES;  // K, V of even tiles, then of odd ones

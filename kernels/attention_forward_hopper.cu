@@ -3,7 +3,9 @@
 //   S = Q K^T / sqrt(HS),  S[q][k] = -infinity for k > q
 //   out = softmax(S) V,    lse[q] = ln sum_k exp(S[q][k])
 //
-// Shapes: qkv (B,T,3,NH,HS) bf16, by its tensor map; out (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any T >= 1.
+// Shapes: qkv (B,T,NH+2*KH,HS) bf16, by its tensor map: query heads, then key heads, then value heads, each
+// key and value head for the queries of NH/KH heads in turn; out (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any
+// T >= 1.
 //
 // Launch: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = 2 for head size 64 and 3 for 128;
 // dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
@@ -23,8 +25,10 @@ struct ForwardArgs {
     TensorMap qkv;
     bf16* out;
     float* lse;
-    int tokens;  // T
-    int heads;   // NH
+    int tokens;    // T
+    int heads;     // NH
+    int kv_heads;  // KH, divides NH
+    int unused;    // 0
 };
 
 constexpr int GROUPS = HS == 64 ? 2 : 3, ROWS = 64 * GROUPS, KEYS = 64, STAGES = 4;
@@ -46,9 +50,10 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const u32 group =
         __shfl_sync(0xffffffffu, thread >> 7, 0);  // the same in a warp, and the compiler knows it
-    const int tokens = args.tokens, heads = args.heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
+    const int sharing = heads / kv_heads, kv = head / sharing;  // query heads with the same keys
 
     constexpr u32 TILE = tile_bytes(KEYS);
     const u32 q_tile = shared_address(shared), k_tiles = q_tile + tile_bytes(ROWS),
@@ -59,11 +64,11 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const int tiles = (min(row0 + ROWS, tokens) - 1) / KEYS + 1;
     auto load = [&](int tile, u32 stage) {
         barrier_expect(k_full + 8 * stage, TILE);
-        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + head,
+        attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + kv,
                                    tile * KEYS, batch);
         barrier_expect(v_full + 8 * stage, TILE);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage, 2 * heads + head,
-                                   tile * KEYS, batch);
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage,
+                                   heads + kv_heads + kv, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
     const bool feeder = thread == 128 * (GROUPS - 1);
@@ -84,8 +89,12 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         const int later = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
         const int y = later / static_cast<int>(gridDim.x),
                   r = (static_cast<int>(gridDim.x) - 1 - later % static_cast<int>(gridDim.x)) * ROWS;
-        if (y < static_cast<int>(gridDim.y))
-            for (int i = 0; i < 3; ++i) prefetch_tile<ROWS>(args.qkv, i * heads + y % heads, r, y / heads);
+        if (y < static_cast<int>(gridDim.y)) {
+            const int later_kv = y % heads / sharing;
+            prefetch_tile<ROWS>(args.qkv, y % heads, r, y / heads);
+            prefetch_tile<ROWS>(args.qkv, heads + later_kv, r, y / heads);
+            prefetch_tile<ROWS>(args.qkv, heads + kv_heads + later_kv, r, y / heads);
+        }
     }
     __syncwarp();
 

@@ -6,8 +6,9 @@
 //   decode_attention   out[i,h,:] = softmax(q_i,h K^T / sqrt(HS)) V over the positions 0 ... positions[i] of
 //                      its stream
 //
-// Shapes: n rows; x (n, c_in), weight (c_out, c_in); qkv (n, 3, NH, HS), out (n, NH, HS); keys and values (S,
-// NH, P, HS) with S streams of P positions, so that the keys of a head are one run of memory.
+// Shapes: n rows; x (n, c_in), weight (c_out, c_in); qkv (n, NH + 2 KH, HS): query heads, then key heads,
+// then value heads, each key and value head for the queries of NH/KH heads in turn; out (n, NH, HS); keys and
+// values (S, KH, P, HS) with S streams of P positions, so that the keys of a head are one run of memory.
 //
 // The bits of a row depend on that row, its stream and its position alone, never on n: a text is the same
 // whether it is written alone or with others. Everything is bound by memory: a pass reads each weight once
@@ -133,25 +134,26 @@ extern "C" __global__ void __launch_bounds__(256)
 }
 
 struct DecodeStoreArgs {
-    act_t* keys;           // (S, NH, P, HS)
-    act_t* values;         // (S, NH, P, HS)
-    const act_t* qkv;      // (n, 3, NH, HS)
+    act_t* keys;           // (S, KH, P, HS)
+    act_t* values;         // (S, KH, P, HS)
+    const act_t* qkv;      // (n, NH + 2 KH, HS)
     const u16* streams;    // (n) below S
     const u16* positions;  // (n) below P
-    u32 rows;              // n
     u32 heads;             // NH
+    u32 kv_heads;          // KH, divides NH
     u32 head_size;         // HS
     u32 capacity;          // P
 };
 
 // grid n, block 256.
 extern "C" __global__ void __launch_bounds__(256) decode_store(const __grid_constant__ DecodeStoreArgs args) {
-    const u32 channels = args.heads * args.head_size, row = blockIdx.x;
+    const u32 channels = args.kv_heads * args.head_size, row = blockIdx.x;
     const u64 stream = args.streams[row], position = args.positions[row];
-    const act_t* key = args.qkv + (u64(row) * 3 + 1) * channels;
+    const u32 of_row = args.heads + 2 * args.kv_heads;
+    const act_t* key = args.qkv + (u64(row) * of_row + args.heads) * args.head_size;
     for (u32 c = threadIdx.x; c < channels; c += 256) {
         const u32 head = c / args.head_size;
-        const u64 at = ((stream * args.heads + head) * args.capacity + position) * args.head_size +
+        const u64 at = ((stream * args.kv_heads + head) * args.capacity + position) * args.head_size +
                        (c - head * args.head_size);
         args.keys[at] = key[c];
         args.values[at] = key[channels + c];
@@ -160,15 +162,17 @@ extern "C" __global__ void __launch_bounds__(256) decode_store(const __grid_cons
 
 struct DecodeAttentionArgs {
     act_t* out;            // (n, NH, HS)
-    const act_t* keys;     // (S, NH, P, HS)
-    const act_t* values;   // (S, NH, P, HS)
-    const act_t* qkv;      // (n, 3, NH, HS)
+    const act_t* keys;     // (S, KH, P, HS)
+    const act_t* values;   // (S, KH, P, HS)
+    const act_t* qkv;      // (n, NH + 2 KH, HS)
     const u16* streams;    // (n)
     const u16* positions;  // (n)
     u32 heads;             // NH
+    u32 kv_heads;          // KH, divides NH
     u32 head_size;         // HS
     u32 capacity;          // P
     float scale;           // 1/sqrt(HS)
+    u32 unused;            // 0
 };
 
 // The eight elements of a head from `first` on; zeros past its end.
@@ -197,10 +201,11 @@ __device__ __forceinline__ void decode_attention(const DecodeAttentionArgs& args
     const u32 head = blockIdx.x, row = blockIdx.y, group = threadIdx.x / LANES,
               part = threadIdx.x % LANES * 8;
     const u32 last = args.positions[row], head_size = args.head_size;
-    const u64 start = (u64(args.streams[row]) * args.heads + head) * args.capacity * head_size;
+    const u32 kv = head / (args.heads / args.kv_heads), of_row = args.heads + 2 * args.kv_heads;
+    const u64 start = (u64(args.streams[row]) * args.kv_heads + kv) * args.capacity * head_size;
     Chunk<float> held;
     float q[8];
-    load_part(held, args.qkv + (u64(row) * 3 * args.heads + head) * head_size, part, head_size);
+    load_part(held, args.qkv + (u64(row) * of_row + head) * head_size, part, head_size);
     held.widen(q);
 #pragma unroll
     for (int i = 0; i < 8; ++i) q[i] *= args.scale;

@@ -6,16 +6,17 @@
 //              dq_weight, dk_weight (=|+=) sum of dout h over all rows and heads
 //   rotary     out is turned by the row's angles before it is rounded, dout turned back before all else: once
 //              rounded and not at all
-//   x, out, dqkv (n, 3, NH, HS), q_weight, k_weight (HS) act_t; rstd (n, 2, NH) float
+//   x, out, dqkv (n, NH + 2 KH, HS), q_weight, k_weight (HS) act_t; rstd (n, NH + KH) float
 //   dq_weight, dk_weight (HS) float; table (P, HS/2, 2) float: cosine and sine of each pair
 //
 // A group of lanes has a head, eight columns a lane: 8 lanes for heads of up to 64 columns, 16 up to 128, 32
 // up to 256. A head is read once and waits in registers for its sum.
 //
 // Order of sums. Of a head: each lane its columns in order, then lane numbers that differ in lanes/2, ..., 1.
-// Weight gradients: the n NH heads of queries (row by row) are cut into blocks, and so are those of keys;
-// half of the groups of a block of threads take each. Group j of half has the heads j, j + half, ... of its
-// block in order, then the groups are added in order, then the blocks by reduce_partials (reduce.cu).
+// Weight gradients: the n NH heads of queries (row by row) are cut into blocks, and the n KH of keys into
+// blocks of as many; half of the groups of a block of threads take each. Group j of half has the heads j, j +
+// half, ... of its block in order, then the groups are added in order, then the blocks by reduce_partials
+// (reduce.cu).
 #include "rotary.cuh"
 
 constexpr u32 QK_THREADS = 256;
@@ -35,19 +36,19 @@ __device__ __forceinline__ void load_angles(Chunk<float>& angles, const Args& ar
 }
 
 struct QkNormArgs {
-    act_t* out;             // (n, 3, NH, HS)
-    float* rstd;            // (n, 2, NH)
-    const act_t* x;         // (n, 3, NH, HS)
+    act_t* out;             // (n, NH + 2 KH, HS)
+    float* rstd;            // (n, NH + KH)
+    const act_t* x;         // (n, NH + 2 KH, HS)
     const act_t* q_weight;  // (HS)
     const act_t* k_weight;  // (HS)
     const float* table;     // (P, HS/2, 2); null without rotary
     const u16* positions;   // (n) below P, or null: row i has position i % seq
-    u32 vectors;            // 3 n NH
+    u32 vectors;            // n (NH + 2 KH)
     u32 heads;              // NH
+    u32 kv_heads;           // KH
     u32 head_size;          // HS, a multiple of 8
     u32 lanes;              // of a head: 8, 16 or 32
     u32 seq;                // T; 1 with positions and without rotary
-    u32 unused;             // 0
 };
 
 // Four heads a group in flight, of all heads those that the block's groups have side by side; with rotary of
@@ -56,7 +57,8 @@ template <bool ROTARY>
 __device__ __forceinline__ void normalize(const QkNormArgs& args) {
     constexpr u32 HEADS = 4;
     const u32 groups = QK_THREADS / args.lanes, column = threadIdx.x % args.lanes * 8;
-    const u32 group = threadIdx.x / args.lanes, of_row = 3 * args.heads;
+    const u32 group = threadIdx.x / args.lanes, normed = args.heads + args.kv_heads;
+    const u32 of_row = normed + args.kv_heads;
     const u32 apart = ROTARY ? (of_row + HEADS - 1) / HEADS : groups;
     const u32 turned_row = ROTARY ? (blockIdx.x * groups + group) / apart : 0;
     const u32 first = ROTARY ? blockIdx.x * groups + group + turned_row * (of_row - apart)
@@ -89,7 +91,7 @@ __device__ __forceinline__ void normalize(const QkNormArgs& args) {
         for (int i = 0; i < 8; ++i) sum = __fmaf_rn(x[i], x[i], sum);
         sum = group_sum(sum, args.lanes);
         if (vector >= end) continue;
-        if (head < 2 * args.heads) {
+        if (head < normed) {
             const float rstd = __frcp_rn(__fsqrt_rn(__fdiv_rn(sum, float(args.head_size)) + QK_EPSILON));
             const Chunk<act_t> weight = head < args.heads ? weights[0] : weights[1];
             weight.widen(w);
@@ -97,37 +99,40 @@ __device__ __forceinline__ void normalize(const QkNormArgs& args) {
             for (int i = 0; i < 8; ++i) x[i] = x[i] * rstd * w[i];
             if constexpr (ROTARY) turn(x, angle);
             held[k].narrow(x);
-            if (column == 0) args.rstd[u64(row) * 2 * args.heads + head] = rstd;
+            if (column == 0) args.rstd[u64(row) * normed + head] = rstd;
         }
         if (active) held[k].store(args.out + u64(vector) * args.head_size + column);
     }
 }
 
-// grid ceil(3 n NH / (4 * 256 / lanes)), block 256.
+// grid ceil(n (NH + 2 KH) / (4 * 256 / lanes)), block 256.
 extern "C" __global__ void __launch_bounds__(256) qk_norm(const __grid_constant__ QkNormArgs args) {
     normalize<false>(args);
 }
 
-// grid ceil(n * ceil(3 NH / 4) / (256 / lanes)), block 256.
+// grid ceil(n * ceil((NH + 2 KH) / 4) / (256 / lanes)), block 256.
 extern "C" __global__ void __launch_bounds__(256) qk_norm_rotary(const __grid_constant__ QkNormArgs args) {
     normalize<true>(args);
 }
 
 struct QkNormBackwardArgs {
-    act_t* dqkv;            // (n, 3, NH, HS): of out, then of x; values untouched
+    act_t* dqkv;            // (n, NH + 2 KH, HS): of out, then of x; values untouched
     float* partials;        // (blocks, 2, HS)
-    const act_t* x;         // (n, 3, NH, HS)
+    const act_t* x;         // (n, NH + 2 KH, HS)
     const act_t* q_weight;  // (HS)
     const act_t* k_weight;  // (HS)
-    const float* rstd;      // (n, 2, NH)
+    const float* rstd;      // (n, NH + KH)
     const float* table;     // (P, HS/2, 2); null without rotary
     const u16* positions;   // (n) below P, or null: row i has position i % seq
-    u32 vectors;            // n NH: heads of queries, and of keys
-    u32 block_vectors;      // of each in a block: max(ceil(n NH / 1024), ceil(n / 512) + 3), rounded up to 64
+    u32 rows;               // n
+    u32 block_vectors;      // heads of queries in a block, and of keys: max(ceil(n NH / 1024),
+                            // ceil(n / 512) + 3), rounded up to 64
     u32 heads;              // NH
+    u32 kv_heads;           // KH, at most NH
     u32 head_size;          // HS, a multiple of 8
     u32 lanes;              // of a head: 8, 16 or 32
     u32 seq;                // T; 1 with positions and without rotary
+    u32 unused;             // 0
 };
 
 template <bool ROTARY>
@@ -137,32 +142,35 @@ __device__ __forceinline__ void differentiate(const QkNormBackwardArgs& args) {
     const u32 groups = QK_THREADS / args.lanes, half = groups / 2, group = threadIdx.x / args.lanes;
     const u32 keys = group / half, place = group - keys * half, column = threadIdx.x % args.lanes * 8;
     const bool active = column < args.head_size;
-    const u32 begin = blockIdx.x * args.block_vectors;
-    const u32 end = min(args.block_vectors, args.vectors - begin) + begin;
+    const u32 heads = keys ? args.kv_heads : args.heads, normed = args.heads + args.kv_heads;
+    const u32 of_row = normed + args.kv_heads, before = keys * args.heads;
+    // A block past the last keys has none. `finish` is the same for all threads: they shuffle together.
+    const u32 begin = blockIdx.x * args.block_vectors, vectors = args.rows * heads;
+    const u32 end = min(begin + args.block_vectors, vectors);
+    const u32 finish = min(begin + args.block_vectors, args.rows * args.heads);
     const float inverse = __frcp_rn(float(args.head_size));
     Chunk<act_t> weight;
     weight.clear();
     if (active) weight.load((keys ? args.k_weight : args.q_weight) + column);
     float w[8], dweight[8] = {};
     weight.widen(w);
-    // The same number of turns for all threads: they shuffle together. A head past the end reads as zeros,
-    // its rstd too, and so adds nothing to any sum.
+    // A head past the end reads as zeros, its rstd too, and so adds nothing to any sum.
 #pragma unroll 1
-    for (u32 at = begin; at < end; at += HEADS * half) {
+    for (u32 at = begin; at < finish; at += HEADS * half) {
         Chunk<act_t> dout[HEADS], x[HEADS];
         Chunk<float> angles[HEADS];
         float rstd[HEADS];
         u64 offset[HEADS];
 #pragma unroll
         for (u32 k = 0; k < HEADS; ++k) {
-            const u32 vector = at + k * half + place, row = vector / args.heads;
-            const u32 head = vector - row * args.heads;
-            offset[k] = ((u64(row) * 3 + keys) * args.heads + head) * args.head_size + column;
+            const u32 vector = at + k * half + place, row = vector / heads;
+            const u32 head = before + vector - row * heads;
+            offset[k] = (u64(row) * of_row + head) * args.head_size + column;
             dout[k].clear(), x[k].clear(), angles[k].clear(), rstd[k] = 0.f;
             if (active && vector < end) {
                 dout[k].load(args.dqkv + offset[k]);
                 x[k].load(args.x + offset[k]);
-                rstd[k] = args.rstd[(u64(row) * 2 + keys) * args.heads + head];
+                rstd[k] = args.rstd[u64(row) * normed + head];
                 if constexpr (ROTARY) load_angles(angles[k], args, row, column);
             }
         }

@@ -28,6 +28,9 @@ section! {
         /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
         /// Default: the descriptor's; without one it must be given.
         pub heads: usize,
+        /// KH: heads of keys and values, each for the queries of `heads / kv_heads` neighbouring heads
+        /// (Ainslie et al. 2023); divides `heads`. 0 is as many as `heads`. Default: 0.
+        pub kv_heads: usize,
         /// C: width of the residual stream. Default: the descriptor's; without one it must be given.
         pub channels: usize,
         /// The longest sequence the model can read; with learned positions the rows of `wpe`.
@@ -72,6 +75,7 @@ impl Model {
             descriptor: None,
             layers,
             heads,
+            kv_heads: 0,
             channels,
             context,
             vocab,
@@ -92,6 +96,11 @@ impl Model {
         self.channels / self.heads
     }
 
+    /// KH: heads of keys and values.
+    pub fn kv_heads(&self) -> usize {
+        if self.kv_heads == 0 { self.heads } else { self.kv_heads }
+    }
+
     /// F: outputs of the MLP's activation.
     pub fn mlp_channels(&self) -> usize {
         match self.activation {
@@ -109,8 +118,9 @@ impl Model {
     }
 
     /// The keys of what the blocks are made of: all but the sizes and where the model comes from.
-    pub fn parts(&self) -> [(&'static str, serde_json::Value); 8] {
+    pub fn parts(&self) -> [(&'static str, serde_json::Value); 9] {
         [
+            ("model.kv_heads", json!(self.kv_heads)),
             ("model.norm", json!(self.norm)),
             ("model.positions", json!(self.positions)),
             ("model.rope_theta", json!(self.rope_theta)),
@@ -133,6 +143,7 @@ impl Model {
     /// What people call it: GPT-2, or what its blocks have that GPT-2's have not.
     pub fn kind(&self) -> String {
         let parts = [
+            (self.kv_heads > 0, "grouped queries"),
             (self.norm == NormKind::Rmsnorm, "RMSNorm"),
             (self.positions == PositionKind::Rotary, "rotary positions"),
             (self.activation == ActivationKind::Relu2, "squared ReLU"),

@@ -41,6 +41,10 @@ pub(super) const KEYS: &[KeyRow] = &[
         .example(r#""d12""#),
     int("model.layers", 1, 1024, Default::Ruled).bits().unit("layers").example("4"),
     int("model.heads", 1, 1024, Default::Ruled).bits().unit("heads").example("4"),
+    int("model.kv_heads", 0, 1024, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("heads")
+        .example("2"),
     int("model.channels", 1, 1 << 17, Default::Ruled).bits().unit("channels").example("128"),
     int("model.context", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
     int("model.vocab", 1, 1 << 16, Default::Ruled).bits().unit("tokens").example("50257"),

@@ -4,6 +4,7 @@
 //! again into a shared buffer. A buffer is described once, in [`Activations::layout`], from which
 //! both the memory plan and the allocation are made.
 
+use super::gpt2::heads;
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{Ops, Result, Role, Rows};
 
@@ -23,7 +24,7 @@ pub struct Normed<B> {
 pub struct HeadNormed<B> {
     /// (N, 3, NH, HS), rotated where positions are; absent when the backward pass computes it again.
     pub out: Option<B>,
-    /// (N, 2, NH) f32
+    /// (N, NH + KH) f32
     pub rstd: B,
 }
 
@@ -55,7 +56,7 @@ pub fn kept_or_shared<'a, B>(kept: &'a mut Option<B>, shared: &'a mut Option<B>)
 #[derive(Clone, Debug)]
 pub struct LayerActivations<B> {
     pub ln_1: Normed<B>,
-    /// (B, T, 3, NH, HS): rotated where positions are, unless there is `head_norm`.
+    /// (B, T, NH + 2 KH, HS): rotated where positions are, unless there is `head_norm`.
     pub qkv: B,
     /// Present with `model.qk_norm`.
     pub head_norm: Option<HeadNormed<B>>,
@@ -87,7 +88,7 @@ pub struct Activations<B> {
     pub shared_norm: Option<B>,
     /// Stands in for every `activated` that is not kept (N, F).
     pub shared_activated: Option<B>,
-    /// Stands in for every `HeadNormed::out` that is not kept (N, 3C).
+    /// Stands in for every `HeadNormed::out` that is not kept (N, NH + 2 KH, HS).
     pub shared_heads: Option<B>,
     /// Cosines and sines of rotary positions (T, HS/2, 2) f32.
     pub rotary: Option<B>,
@@ -101,7 +102,7 @@ pub struct GradientBuffers<B> {
     pub residual: B,
     /// Of a layernorm's output, or of the attention's (N, C).
     pub narrow: B,
-    /// Of `qkv` (N, 3C) or `fc`, the wider of the two.
+    /// Of `qkv` (N, NH + 2 KH, HS) or `fc`, the wider of the two.
     pub wide: B,
     /// Of `activated` (N, F); present with SwiGLU alone: others' gradients stand where that of `fc` will.
     pub activated: Option<B>,
@@ -119,7 +120,7 @@ impl Activations<BufferSpec> {
     /// Which buffers a model needs for micro-batches of `rows`.
     pub fn layout(model: &Model, rows: Rows, recompute: u8, backward: bool) -> Activations<BufferSpec> {
         let n = rows.count();
-        let c = model.channels;
+        let (c, heads) = (model.channels, heads(model));
         let act = |name, len| BufferSpec { name, role: Role::Activation, len };
         let stat = |name, len| BufferSpec { name, role: Role::F32, len };
         // Without a backward pass nothing is kept for one.
@@ -132,12 +133,12 @@ impl Activations<BufferSpec> {
             rstd: stat("layernorm statistics", n),
         };
         let head_norm = || HeadNormed {
-            out: keep_norm.then(|| act("qkv", n * 3 * c)),
-            rstd: stat("layernorm statistics", n * 2 * model.heads),
+            out: keep_norm.then(|| act("qkv", n * heads.qkv_channels())),
+            rstd: stat("layernorm statistics", n * heads.of_queries_and_keys()),
         };
         let layer = || LayerActivations {
             ln_1: norm("ln_1", keep_norm),
-            qkv: act("qkv", n * 3 * c),
+            qkv: act("qkv", n * heads.qkv_channels()),
             head_norm: model.qk_norm.then(head_norm),
             att: act("attention", n * c),
             lse: stat("attention log-sum-exp", n * model.heads),
@@ -154,13 +155,13 @@ impl Activations<BufferSpec> {
             branch: act("branch", n * c),
             shared_norm: (!keep_norm).then(|| act("ln shared", n * c)),
             shared_activated: (!keep_activated).then(|| act("gelu shared", activated)),
-            shared_heads: (model.qk_norm && !keep_norm).then(|| act("qkv", n * 3 * c)),
+            shared_heads: (model.qk_norm && !keep_norm).then(|| act("qkv", n * heads.qkv_channels())),
             rotary: (model.positions == PositionKind::Rotary)
                 .then(|| stat("rotary table", rows.seq * model.head_size())),
             grads: backward.then(|| GradientBuffers {
                 residual: act("gradient of residual", n * c),
                 narrow: act("gradient of narrow", n * c),
-                wide: act("gradient of wide", pre.max(n * 3 * c)),
+                wide: act("gradient of wide", pre.max(n * heads.qkv_channels())),
                 activated: (model.activation == ActivationKind::Swiglu)
                     .then(|| act("gradient of wide", activated)),
             }),

@@ -203,8 +203,8 @@ impl<B: Send> BlockBackward<'_, B> {
         rotary: Option<Angles<'_, B>>,
     ) -> Result<()> {
         let (n, c, write, rows) = (self.rows.count(), self.config.channels, self.write, self.rows);
-        let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
         let heads = heads(self.config);
+        let (qkv, proj) = (self.shape(c, heads.qkv_channels()), self.shape(c, c));
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.attn_proj.weight,

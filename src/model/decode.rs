@@ -43,7 +43,7 @@ pub struct NewToken {
 pub struct Decoder<O: Ops> {
     model: Model,
     room: Room,
-    /// Keys and values of each layer (S, NH, P, HS).
+    /// Keys and values of each layer (S, KH, P, HS).
     layers: Vec<[O::Buf; 2]>,
     /// The residual stream before and after a branch (R, C).
     residual: [O::Buf; 2],
@@ -51,9 +51,9 @@ pub struct Decoder<O: Ops> {
     normed: O::Buf,
     mean: Option<O::Buf>,
     rstd: O::Buf,
-    /// (R, 3C)
+    /// (R, NH + 2 KH, HS)
     qkv: O::Buf,
-    /// With QK-norm what attention reads in place of `qkv` (R, 3C), and statistics (R, 2, NH).
+    /// With QK-norm what attention reads in place of `qkv` (R, NH + 2 KH, HS), and statistics (R, 2, NH).
     head_normed: Option<[O::Buf; 2]>,
     /// Cosines and sines of rotary positions (P, HS/2, 2) f32.
     rotary: Option<O::Buf>,
@@ -80,21 +80,23 @@ impl Room {
 
 /// Every buffer of a decoder, in the order of allocation: what the memory plan counts.
 pub fn layout(model: &Model, room: Room) -> Vec<BufferSpec> {
-    let (rows, c) = (room.rows(), model.channels);
+    let (rows, c, heads) = (room.rows(), model.channels, heads(model));
     let act = |name, len| BufferSpec { name, role: Role::Activation, len };
     let f32s = |name, len| BufferSpec { name, role: Role::F32, len };
-    let mut specs =
-        vec![act("keys and values of samples", room.streams * room.positions * c); 2 * model.layers];
+    let cache = act("keys and values of samples", room.streams * room.positions * heads.kv_channels());
+    let mut specs = vec![cache; 2 * model.layers];
     specs.extend([rows * c; 5].map(|len| act("activations of samples", len)));
-    specs.extend([3 * c, model.mlp_channels()].map(|width| act("activations of samples", rows * width)));
+    specs.extend(
+        [heads.qkv_channels(), model.mlp_channels()].map(|width| act("activations of samples", rows * width)),
+    );
     specs.push(f32s("activations of samples", rows));
     specs.push(f32s("logits of samples", room.streams * model.vocab_padded));
     if model.norm == NormKind::Layernorm {
         specs.push(f32s("activations of samples", rows));
     }
     if model.qk_norm {
-        specs.push(act("activations of samples", rows * 3 * c));
-        specs.push(f32s("activations of samples", rows * 2 * model.heads));
+        specs.push(act("activations of samples", rows * heads.qkv_channels()));
+        specs.push(f32s("activations of samples", rows * heads.of_queries_and_keys()));
     }
     if model.activation == ActivationKind::Swiglu {
         specs.push(act("activations of samples", rows * model.mlp_inputs()));
@@ -247,7 +249,7 @@ impl<O: Ops> Decoder<O> {
         let (c, heads) = (self.model.channels, heads(&self.model));
         let shape = |c_in, c_out| LinearShape { rows, c_in, c_out };
         let Decoder { layers, normed, qkv, head_normed, att, branch, .. } = self;
-        ops.decode_linear(linear(qkv, normed, &w.qkv, None, shape(c, 3 * c)))?;
+        ops.decode_linear(linear(qkv, normed, &w.qkv, None, shape(c, heads.qkv_channels())))?;
         let (at, theta) = (RotaryAt::Listed { positions: &self.positions, rows }, self.model.rope_theta);
         let qkv = match (head_normed, &w.head_norms) {
             (Some([out, rstd]), HeadNorms { query: Some(q_weight), key: Some(k_weight) }) => {

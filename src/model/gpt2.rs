@@ -275,9 +275,9 @@ impl<B: Send> BlockForward<'_, B> {
         shared_heads: &mut Option<B>,
         rotary: Option<Angles<'_, B>>,
     ) -> Result<()> {
-        let (rows, c) = (self.rows, self.config.channels);
-        let (qkv, proj) = (self.shape(c, 3 * c), self.shape(c, c));
-        let BlockForward { config, acts: a, weights: w, branch, shared_norm, .. } = self;
+        let (rows, c, heads) = (self.rows, self.config.channels, heads(self.config));
+        let (qkv, proj) = (self.shape(c, heads.qkv_channels()), self.shape(c, c));
+        let BlockForward { acts: a, weights: w, branch, shared_norm, .. } = self;
         ops.linear(Linear {
             out: &mut a.qkv,
             x: a.ln_1.output(shared_norm.as_ref()),
@@ -285,7 +285,6 @@ impl<B: Send> BlockForward<'_, B> {
             bias: w.qkv.bias.as_ref(),
             shape: qkv,
         })?;
-        let heads = heads(config);
         match &mut a.head_norm {
             Some(normed) => head_norm(ops, normed, shared_heads, &a.qkv, w, rotary, rows, heads)?,
             None => rotate(ops, &mut a.qkv, rotary, rows, heads, false)?,
@@ -448,7 +447,7 @@ pub(super) fn nonlinearity(model: &Model) -> Nonlinearity {
 }
 
 pub(super) fn heads(model: &Model) -> Heads {
-    Heads { heads: model.heads, head_size: model.head_size() }
+    Heads { heads: model.heads, kv_heads: model.kv_heads(), head_size: model.head_size() }
 }
 
 /// What the classifier does beside softmax and cross-entropy.

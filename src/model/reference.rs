@@ -1,11 +1,12 @@
 //! The model's forward pass in f64, written plainly over the f64 operations of the device tests: the logits
 //! of a device are compared with it, exact or with every stored tensor rounded.
 
+use super::gpt2::heads;
 use super::init::initial_values;
 use super::weights::{Affine, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
-use crate::ops::DeviceError;
-use crate::ops::testing::reference::{AttentionShape, attention, gelu, layernorm, linear};
+use crate::ops::testing::reference::{attention, gelu, layernorm, linear};
+use crate::ops::{DeviceError, Rows};
 use crate::rng::Key;
 
 /// How far a device in bf16 may be from f64, in units of what rounding every stored tensor to the nearest
@@ -36,7 +37,7 @@ pub fn variants(gpt2: Model) -> Vec<Model> {
         qk_norm: true,
         ..gpt2.clone()
     };
-    let rotary = Model { positions: PositionKind::Rotary, rope_theta: 500.0, ..gpt2.clone() };
+    let rotary = Model { kv_heads: 1, positions: PositionKind::Rotary, rope_theta: 500.0, ..gpt2.clone() };
     let relu2 = Model {
         activation: ActivationKind::Relu2,
         norm: NormKind::Rmsnorm,
@@ -106,12 +107,14 @@ pub fn logits(
     let at = |i: usize| usize::from(tokens[i / c]) * c + i % c;
     let mut x = keep((0..n * c).map(|i| wte[at(i)] + wpe[i]).collect());
     let hs = config.head_size();
-    let shape = AttentionShape { batch: 1, seq: n, heads: config.heads, head_size: hs };
+    let (rows, heads) = (Rows { batch: 1, seq: n }, heads(config));
+    let keys = c..c + heads.kv_channels();
     for w in &weights.layers {
-        let mut qkv = keep(project(&norm(&x, &w.ln_1), &w.qkv, c, 3 * c));
-        for (which, weight) in [&w.head_norms.query, &w.head_norms.key].into_iter().enumerate() {
-            let parts = qkv.chunks_mut(c).skip(which).step_by(3);
-            for (position, part) in parts.enumerate() {
+        let mut qkv = keep(project(&norm(&x, &w.ln_1), &w.qkv, c, heads.qkv_channels()));
+        for (position, row) in qkv.chunks_mut(heads.qkv_channels()).enumerate() {
+            let parts = [(0..c, &w.head_norms.query), (keys.clone(), &w.head_norms.key)];
+            for (columns, weight) in parts {
+                let part = &mut row[columns];
                 // Normed and turned in one pass, or one of the two, or neither.
                 if let Some(weight) = weight {
                     let weight = stored(weight);
@@ -127,7 +130,7 @@ pub fn logits(
                 }
             }
         }
-        let branch = keep(project(&keep(attention(&qkv, shape).0), &w.attn_proj, c, c));
+        let branch = keep(project(&keep(attention(&qkv, rows, heads).0), &w.attn_proj, c, c));
         x = add(&x, &branch);
         let wide = project(&norm(&x, &w.ln_2), &w.fc, c, config.mlp_inputs());
         let hidden: Vec<f64> = match config.activation {

@@ -166,10 +166,10 @@ tensors! {
     Block(specs: &mut Specs, l: usize, model: &Model, into_residual: Init) {
         /// (C)
         ln_1: Affine = specs.norm(model, format!("h.{l}.ln_1")),
-        /// (3C, C): query, key and value projections.
+        /// ((NH + 2 KH) HS, C): query, key and value projections.
         qkv: Affine = {
-            let c = model.channels;
-            specs.linear(model, format!("h.{l}.attn.c_attn"), [3 * c, c], NORMAL).of_layers(3)
+            let (c, kv) = (model.channels, model.kv_heads() * model.head_size());
+            specs.linear(model, format!("h.{l}.attn.c_attn"), [c + 2 * kv, c], NORMAL).of_layers([c, kv, kv])
         },
         head_norms: HeadNorms = HeadNorms::specs(specs, l, model),
         /// (C, C)
@@ -216,9 +216,9 @@ tensors! {
 }
 
 impl Affine<ParamSpec> {
-    /// The weight is that of several layers of one input.
-    fn of_layers(mut self, stacked: usize) -> Self {
-        self.weight.kind = ParamKind::Matrix { stacked };
+    /// The weight is that of three layers of one input, with these outputs.
+    fn of_layers(mut self, rows: [usize; 3]) -> Self {
+        self.weight.kind = ParamKind::Matrix { rows };
         self
     }
 }
@@ -243,7 +243,10 @@ impl Specs {
     fn tensor(&mut self, name: String, shape: &[usize], init: Init) -> ParamSpec {
         let id = self.next_id;
         self.next_id += 1;
-        let kind = if shape.len() == 2 { ParamKind::Matrix { stacked: 1 } } else { ParamKind::Vector };
+        let kind = match shape {
+            [rows, _] => ParamKind::Matrix { rows: [*rows, 0, 0] },
+            _ => ParamKind::Vector,
+        };
         ParamSpec { id, name, shape: shape.to_vec(), len: shape.iter().product(), kind, init }
     }
 

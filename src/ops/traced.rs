@@ -9,7 +9,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::outline::{Access, Outline, Outlined};
+use super::op::outline::{Access, Outline};
+use super::op::outlined::Outlined;
 use super::{DeviceError, Dtype, ElementBytes, LinearShape, Operation, Ops, Result, Role, ScratchShape, op};
 
 /// The operations of a forward and backward pass in order, and what flows between them.

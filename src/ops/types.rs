@@ -132,17 +132,51 @@ impl Rows {
     }
 }
 
-/// NH and HS of an attention operation.
+/// NH, KH and HS of an attention operation. A row of queries, keys and values has NH heads of queries, KH of
+/// keys and KH of values, one after the other: (NH + 2 KH, HS). Each key and value head serves the queries of
+/// NH/KH heads, which are neighbours (Ainslie et al. 2023).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Heads {
     pub heads: usize,
+    /// KH, which divides NH.
+    pub kv_heads: usize,
     pub head_size: usize,
 }
 
 impl Heads {
-    /// C = NH*HS.
+    /// Heads of queries that have keys and values of their own each.
+    pub const fn new(heads: usize, head_size: usize) -> Heads {
+        Heads { heads, kv_heads: heads, head_size }
+    }
+
+    /// C = NH*HS: of queries, and of what attention gives.
     pub fn channels(self) -> usize {
         self.heads * self.head_size
+    }
+
+    /// KH*HS: of keys, and of values.
+    pub fn kv_channels(self) -> usize {
+        self.kv_heads * self.head_size
+    }
+
+    /// (NH + 2 KH)*HS: of queries, keys and values.
+    pub fn qkv_channels(self) -> usize {
+        self.channels() + 2 * self.kv_channels()
+    }
+
+    /// NH + KH: heads of queries and of keys.
+    pub fn of_queries_and_keys(self) -> usize {
+        self.heads + self.kv_heads
+    }
+
+    /// NH/KH: heads of queries that share their keys.
+    pub fn sharing(self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// One head of keys and values, and the queries that share it.
+    pub fn one_group(self) -> Heads {
+        Heads { heads: self.sharing(), kv_heads: 1, ..self }
     }
 }
 

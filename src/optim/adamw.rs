@@ -160,7 +160,8 @@ pub(super) mod tests {
 
     #[test]
     fn weights_decay_and_vectors_do_not() {
-        let kinds = [ParamKind::Table, ParamKind::Head, ParamKind::Matrix { stacked: 1 }, ParamKind::Vector];
+        let kinds =
+            [ParamKind::Table, ParamKind::Head, ParamKind::Matrix { rows: [1, 0, 0] }, ParamKind::Vector];
         assert_eq!(kinds.map(|kind| rule(&ADAM).weight_decay(kind)), [0.1, 0.1, 0.1, 0.0]);
     }
 }

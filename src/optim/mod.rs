@@ -54,8 +54,8 @@ pub enum ParamKind {
     Table,
     /// The classifier, where it is not the table of tokens.
     Head,
-    /// Weights of a linear layer, (out, in), or of this many that stand above each other.
-    Matrix { stacked: usize },
+    /// Weights of a linear layer, (out, in), or of up to three that stand above each other: the rows of each.
+    Matrix { rows: [usize; 3] },
     /// Biases, and the vectors of norms.
     Vector,
 }

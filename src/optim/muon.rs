@@ -51,11 +51,16 @@ impl<'a> MuonRule<'a> {
 
 /// The matrices of a parameter that are made orthogonal: none of a table or a vector.
 fn matrices(parameter: &Parameter<'_>) -> impl Iterator<Item = MatrixPart> + use<> {
-    let (stacked, rows, cols) = match (parameter.kind, parameter.shape) {
-        (ParamKind::Matrix { stacked }, [rows, cols]) => (stacked, rows / stacked, *cols),
-        _ => (0, 0, 0),
+    let (parts, cols) = match (parameter.kind, parameter.shape) {
+        (ParamKind::Matrix { rows }, [_, cols]) => (rows, *cols),
+        _ => ([0; 3], 0),
     };
-    (0..stacked).map(move |at| MatrixPart { at: at * rows * cols, rows, cols })
+    let mut at = 0;
+    parts.into_iter().filter(|rows| *rows > 0).map(move |rows| {
+        let first = at;
+        at += rows * cols;
+        MatrixPart { at: first, rows, cols }
+    })
 }
 
 /// The size of an update beside its direction, whose elements have the root mean square `1 / sqrt(long)`.
@@ -233,9 +238,10 @@ mod tests {
     fn query_key_and_value_are_three_matrices_and_tables_none() {
         let of = |kind, shape: &[usize]| matrices(&Parameter { id: 0, kind, shape }).collect::<Vec<_>>();
         let part = |at, rows, cols| MatrixPart { at, rows, cols };
-        let stacked = ParamKind::Matrix { stacked: 3 };
-        assert_eq!(of(stacked, &[24, 8]), [part(0, 8, 8), part(64, 8, 8), part(128, 8, 8)]);
-        assert_eq!(of(ParamKind::Matrix { stacked: 1 }, &[32, 8]), [part(0, 32, 8)]);
+        let stacked = |rows| ParamKind::Matrix { rows };
+        assert_eq!(of(stacked([8, 8, 8]), &[24, 8]), [part(0, 8, 8), part(64, 8, 8), part(128, 8, 8)]);
+        assert_eq!(of(stacked([8, 2, 2]), &[12, 8]), [part(0, 8, 8), part(64, 2, 8), part(80, 2, 8)]);
+        assert_eq!(of(stacked([32, 0, 0]), &[32, 8]), [part(0, 32, 8)]);
         assert_eq!(of(ParamKind::Table, &[32, 8]), []);
         assert_eq!(of(ParamKind::Head, &[32, 8]), []);
         assert_eq!(of(ParamKind::Vector, &[32]), []);

@@ -39,8 +39,8 @@ mod tests {
             (ParamKind::Table, 2.0),
             (ParamKind::Head, 3.0),
             (ParamKind::Vector, 4.0),
-            (ParamKind::Matrix { stacked: 1 }, 5.0),
-            (ParamKind::Matrix { stacked: 3 }, 5.0),
+            (ParamKind::Matrix { rows: [1, 0, 0] }, 5.0),
+            (ParamKind::Matrix { rows: [1, 1, 1] }, 5.0),
         ];
         for (kind, expected) in kinds {
             assert_eq!(factor(&config, kind), expected, "{kind:?}");

@@ -13,12 +13,15 @@ const MODERN: &[&str] = &[
     "model.qk_norm=true",
 ];
 const RELU2: &[&str] = &["model.activation=relu2", "model.positions=rotary", "model.qk_norm=true"];
+const GROUPED: &[&str] = &["model.kv_heads=1", "model.positions=rotary", "model.qk_norm=true"];
 /// State roots that `ci.toml` ends in with these, on every CPU.
 const MODERN_ROOT: &str = "5e8422b6dd5bb39f0cf3611af7d26d92209dfb027ae210c999f97cd2e88723ff";
 const RELU2_ROOT: &str = "8a0daa7a4b68c14a9415f3a2fe3de508207ae8536a688ee39c0db70eb9cd912e";
-/// State roots that `ci_cuda.toml` ended in on an H200: with all parts of `MODERN`; with squared ReLU, capped
-/// logits and a z-loss.
-const HOPPER_ROOTS: [(&[&str], &str); 2] = [
+const GROUPED_ROOT: &str = "3442ed1c5eb41240eee22b081371e89e32046d005b75189e0cb5074604f17f17";
+/// State roots that `ci_cuda.toml` ended in on an H200: with grouped queries; with all parts of `MODERN`;
+/// with squared ReLU, capped logits and a z-loss.
+const HOPPER_ROOTS: [(&[&str], &str); 3] = [
+    (GROUPED, "3a740775c976615e6dfa54aa99e4b5e1283a9eca4871f3fd7c570d32f0a93149"),
     (MODERN, "6be3b11e1a03845dfda7341beb674e055fff2520f81c1a50172041016cdaf722"),
     (
         &[
@@ -44,14 +47,15 @@ const MIRROR: &[&str] = &[
 #[test]
 fn settings_that_do_not_matter_change_no_bit() {
     let lab = Lab::new();
-    for (name, blocks) in [("modern", MODERN), ("relu2", RELU2)] {
+    for (name, blocks, golden) in
+        [("modern", MODERN, MODERN_ROOT), ("relu2", RELU2, RELU2_ROOT), ("grouped", GROUPED, GROUPED_ROOT)]
+    {
         let root = |number: usize, more: &[&str]| {
             let name = format!("{name}{number}");
             let arguments = [&sets(blocks)[..], &sets(more), &["--name", &name]].concat();
             lab.run(CI, &arguments).root().to_owned()
         };
         let plain = root(0, &[]);
-        let golden = if name == "modern" { MODERN_ROOT } else { RELU2_ROOT };
         assert_eq!(plain, golden, "{name}: the root of every CPU");
         let settings: [&[&str]; 6] = [
             &["device.threads=1"],
@@ -71,7 +75,9 @@ fn settings_that_do_not_matter_change_no_bit() {
 fn each_part_is_another_model() {
     let lab = Lab::new();
     let mut roots = Vec::new();
-    for (number, part) in MODERN.iter().chain(&["model.activation=relu2", "seed=1337"]).enumerate() {
+    for (number, part) in
+        MODERN.iter().chain(&["model.activation=relu2", "model.kv_heads=1", "seed=1337"]).enumerate()
+    {
         let name = format!("part{number}");
         let short = ["schedule.steps=1", "schedule.warmup_steps=1", "eval.every=0", "sample.every=0"];
         let arguments = [&sets(&[part])[..], &sets(&short), &["--name", &name]].concat();
@@ -81,7 +87,8 @@ fn each_part_is_another_model() {
         // Locks of before have none of these keys.
         let numerics = lock.split("\n[").find(|section| section.starts_with("numerics]")).expect("there");
         let has = |key: &str| numerics.contains(&format!("\n\"{key}\" = "));
-        let held = MODERN.iter().filter(|part| has(part.split('=').next().expect("a key"))).count();
+        let parts = MODERN.iter().chain(&["model.kv_heads=1"]);
+        let held = parts.filter(|part| has(part.split('=').next().expect("a key"))).count();
         let own = usize::from(key.starts_with("model."));
         assert_eq!((held, has(key)), (own, true), "{part}: {lock}");
     }
@@ -121,12 +128,14 @@ fn muon_trains_the_matrices_of_other_blocks() {
 #[test]
 fn the_mirror_trains_them_and_its_audits_hold() {
     let lab = Lab::new();
-    for (name, blocks) in [("modern", MODERN), ("relu2", RELU2)] {
+    // Two heads, so that they can share keys.
+    let grouped = [GROUPED, &["model.heads=2", "model.channels=128"]].concat();
+    for (name, blocks) in [("modern", MODERN), ("relu2", RELU2), ("grouped", &grouped)] {
         let audited = format!("{name}_audited");
-        let arguments = [&sets(blocks)[..], &sets(MIRROR), &["--name", &audited]].concat();
+        let arguments = [&sets(MIRROR)[..], &sets(blocks), &["--name", &audited]].concat();
         let more = sets(&["proof.audit_every=2", "proof.audit_pieces=200", "memory.recompute=2"]);
         let root = lab.run(CI, &[&arguments[..], &more].concat()).root().to_owned();
-        let plain = [&sets(blocks)[..], &sets(MIRROR), &["--name", name]].concat();
+        let plain = [&sets(MIRROR)[..], &sets(blocks), &["--name", name]].concat();
         assert_eq!(lab.run(CI, &plain).root(), root, "{name}");
         let verified = lab.verify(&audited, &["--audit", "200"]);
         assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
@@ -155,6 +164,10 @@ fn what_does_not_go_together_is_refused_by_key() {
     refused(&["model.logit_softcap=1e-40"], &["`model.logit_softcap` = 1e-40 is too small", "0.001"]);
     refused(&["model.logit_softcap=1e300"], &["`model.logit_softcap` is 1e300", "out of range"]);
     refused(&["optimizer.z_loss=1e-60"], &["`optimizer.z_loss` = 1e-60 is too small"]);
+    refused(
+        &["model.kv_heads=2", "model.heads=3", "model.channels=96"],
+        &["`model.kv_heads` = 2 does not divide `model.heads` = 3", "choose one of 1, or 0"],
+    );
     refused(&["model.norm=batchnorm"], &["model.norm", "layernorm", "rmsnorm"]);
     refused(&["model.activation=silu"], &["model.activation", "swiglu"]);
     refused(

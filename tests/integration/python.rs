@@ -70,7 +70,8 @@ fn transformers_gives_the_logits_and_tokens_of_an_exported_model() {
     lab.run(CI, &[]).root();
     trained_with_gpt2_tokens(&lab);
     let modern = "model.descriptor=modern:d6 model.context=64 batch.micro=1 schedule.steps=4";
-    let llama = format!("{modern} model.qk_norm=false model.tied_head=true model.rope_theta=500.0");
+    let llama =
+        format!("{modern} model.qk_norm=false model.tied_head=true model.rope_theta=500.0 model.kv_heads=2");
     for (name, keys) in [("qwen3", modern), ("llama", llama.as_str())] {
         let set: Vec<&str> = keys.split(' ').flat_map(|key| ["--set", key]).collect();
         lab.run(CI, &[&["--name", name], &set[..]].concat()).root();

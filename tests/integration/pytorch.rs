@@ -64,11 +64,21 @@ fn cases() -> Vec<Case> {
                 activation: ActivationKind::Swiglu,
                 positions: PositionKind::Rotary,
                 qk_norm: true,
-                ..small
+                ..small.clone()
             },
         ),
+        blocks(
+            "grouped",
+            fixture!(blocks "grouped"),
+            Model { kv_heads: 1, positions: PositionKind::Rotary, rope_theta: 1e4, qk_norm: true, ..small },
+        ),
         blocks("qwen3", fixture!(blocks "qwen3"), Model { qk_norm: true, tied_head: false, ..llama.clone() }),
-        blocks("llama", fixture!(blocks "llama"), llama),
+        blocks("llama", fixture!(blocks "llama"), llama.clone()),
+        blocks(
+            "llama_grouped",
+            fixture!(blocks "llama_grouped"),
+            Model { kv_heads: 1, tied_head: false, ..llama },
+        ),
     ]
 }
 
@@ -97,7 +107,9 @@ fn relative_error(a: &[f32], b: &[f32]) -> f64 {
 fn assert_close(what: &str, ours: &[f32], theirs: &[f32]) {
     assert_eq!(ours.len(), theirs.len(), "{what}");
     let error = relative_error(ours, theirs);
-    assert!(error < 2e-6, "{what}: relative error {error:e}");
+    // The gradient of a norm of queries or keys is a sum over all heads and positions that nearly cancels.
+    let limit = if what.contains("_norm.weight") { 4e-6 } else { 2e-6 };
+    assert!(error < limit, "{what}: relative error {error:e}");
 }
 
 /// The case's model on `ops`, with the fixture's weights.

@@ -144,6 +144,8 @@ def forms(root, model):
         ("Llama", LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=True))),
         ("Llama, untied", LlamaForCausalLM(LlamaConfig(**config, tie_word_embeddings=False))),
         ("Qwen3", Qwen3ForCausalLM(Qwen3Config(**config, tie_word_embeddings=False))),
+        ("Llama, grouped", LlamaForCausalLM(LlamaConfig(**config | {"num_key_value_heads": 2}))),
+        ("Qwen3, grouped", Qwen3ForCausalLM(Qwen3Config(**config | {"num_key_value_heads": 1}))),
     ]:
         folder = os.path.join(root, name.replace(", ", "_"))
         other.save_pretrained(folder)

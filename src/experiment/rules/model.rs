@@ -209,6 +209,7 @@ impl Rules {
             let fault = self.clash(message, &["model.positions", "model.channels", "model.heads"]);
             self.refuse(fault.hint("choose `model.heads` so that a head is even".to_string()));
         }
+        self.kv_heads();
         self.parts_of_heads(rotary);
         self.parts_of_logits();
         if let (Some(fusion @ 1..), Some(activation @ ("relu2" | "swiglu"))) =
@@ -234,6 +235,35 @@ impl Rules {
                 let fault = self.clash(message, &[key]);
                 self.refuse(fault.hint(format!("set it to 0, which is none, or to at least {least:?}")));
             }
+        }
+    }
+
+    /// Heads of keys and values, which have one spelling where every head has its own.
+    fn kv_heads(&mut self) {
+        let (Some(heads), Some(kv_heads @ 1..)) = (self.int("model.heads"), self.int("model.kv_heads"))
+        else {
+            return;
+        };
+        if kv_heads == heads {
+            self.derive("model.kv_heads", 0u64, "as many as model.heads");
+        } else if heads % kv_heads != 0 {
+            let message = format!("`model.kv_heads` = {kv_heads} does not divide `model.heads` = {heads}");
+            let fault = self.clash(message, &["model.kv_heads", "model.heads", "model.descriptor"]);
+            let divisors = (1..heads).filter(|divisor| heads % divisor == 0).map(|d| d.to_string());
+            let divisors: Vec<String> = divisors.collect();
+            self.refuse(fault.hint(format!("choose one of {}, or 0, which is {heads}", divisors.join(", "))));
+        } else if let (Some("cuda"), Some(channels)) =
+            (self.text("device.kind").as_deref(), self.int("model.channels"))
+            && !(2 * kv_heads * (channels / heads)).is_multiple_of(8)
+        {
+            let message = format!(
+                "{kv_heads} heads of {} for keys and as many for values cannot run on CUDA: it takes \
+                 multiples of 8",
+                channels / heads
+            );
+            let fault =
+                self.clash(message, &["model.kv_heads", "model.heads", "model.channels", "device.kind"]);
+            self.refuse(fault);
         }
     }
 

@@ -42,8 +42,8 @@ error: unknown key `model.descripter`
    |
  4 | descripter = "d12"
    | ^^^^^^^^^^ not a key
-   = note: `model` has init, descriptor, layers, heads, channels, context, vocab, norm, positions,
-   = note: rope_theta, activation, bias, tied_head, qk_norm, logit_softcap
+   = note: `model` has init, descriptor, layers, heads, kv_heads, channels, context, vocab, norm,
+   = note: positions, rope_theta, activation, bias, tied_head, qk_norm, logit_softcap
    hint: did you mean `model.descriptor`?
 
 error: `batch.tokens` = 1000000 is not a multiple of micro × seq_len × workers = 16384

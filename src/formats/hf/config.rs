@@ -129,7 +129,8 @@ mod tests {
         let says = refusal(|_| ());
         assert!(
             says.contains(
-                "layers: 12, heads: 12, channels: 768, context: 1024, vocab: 50257, vocab_padded: 50304"
+                "layers: 12, heads: 12, kv_heads: 0, channels: 768, context: 1024, vocab: 50257, \
+                 vocab_padded: 50304"
             ),
             "{says}"
         );

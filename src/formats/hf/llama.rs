@@ -63,6 +63,7 @@ pub fn model_type(model: &Model) -> Option<&'static str> {
 pub fn tensors(model: &Model) -> Vec<Moved> {
     let specs = Weights::of(model);
     let (c, f, size) = (model.channels, model.mlp_channels(), model.head_size());
+    let kv = model.kv_heads() * size;
     let mut all = Vec::new();
     let mut add = |theirs: String, ours: &str, rows, order| {
         all.push(Moved { theirs, ours: ours.to_owned(), rows, order });
@@ -73,8 +74,8 @@ pub fn tensors(model: &Model) -> Vec<Moved> {
         let (qkv, fc) = (&block.qkv.weight.name, &block.fc.weight.name);
         add(name("input_layernorm"), &block.ln_1.weight.name, c, RowOrder::From(0));
         add(name("self_attn.q_proj"), qkv, c, RowOrder::Halves { first: 0, size });
-        add(name("self_attn.k_proj"), qkv, c, RowOrder::Halves { first: c, size });
-        add(name("self_attn.v_proj"), qkv, c, RowOrder::From(2 * c));
+        add(name("self_attn.k_proj"), qkv, kv, RowOrder::Halves { first: c, size });
+        add(name("self_attn.v_proj"), qkv, kv, RowOrder::From(c + kv));
         let norms = [("q_norm", &block.head_norms.query), ("k_norm", &block.head_norms.key)];
         for (part, spec) in norms.into_iter().filter_map(|(part, spec)| Some((part, spec.as_ref()?))) {
             add(name(&format!("self_attn.{part}")), &spec.name, size, RowOrder::Halves { first: 0, size });
@@ -170,7 +171,7 @@ pub fn config(model: &Model, kind: &str, precision: Precision, tokenizer: &Token
         "model_type": kind,
         "num_attention_heads": model.heads,
         "num_hidden_layers": model.layers,
-        "num_key_value_heads": model.heads,
+        "num_key_value_heads": model.kv_heads(),
         "rms_norm_eps": 1e-5,
         // Where older and where newer versions of `transformers` look.
         "rope_theta": model.rope_theta,
@@ -211,10 +212,20 @@ pub fn sizes(config: &Value) -> Result<Model, String> {
     if !(channels / heads).is_multiple_of(2) {
         return Err(format!("a head has {} channels, expected an even number", channels / heads));
     }
+    let kv_heads = match config.get("num_key_value_heads") {
+        None | Some(Value::Null) => heads,
+        Some(_) => size("num_key_value_heads", "model.kv_heads")?,
+    };
+    if !heads.is_multiple_of(kv_heads) {
+        return Err(format!(
+            "`num_key_value_heads` is {kv_heads}, which does not divide `num_attention_heads`, {heads}"
+        ));
+    }
     let tied = config.get("tie_word_embeddings").unwrap_or(&Value::Bool(false));
     let tied_head = tied.as_bool().ok_or_else(|| format!("`tie_word_embeddings` is {tied}"))?;
     let rope_theta = theta(config)?;
     let model = Model {
+        kv_heads: if kv_heads == heads { 0 } else { kv_heads },
         norm: NormKind::Rmsnorm,
         positions: PositionKind::Rotary,
         rope_theta,
@@ -252,12 +263,11 @@ fn theta(config: &Value) -> Result<f64, String> {
 fn require(config: &Value, model: &Model) -> Result<(), String> {
     let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
     let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");
-    let (heads, f) = (model.heads, model.mlp_channels());
-    let keys: [ExpectedValue; 11] = [
+    let f = model.mlp_channels();
+    let keys: [ExpectedValue; 10] = [
         ("hidden_act", &|v| v == "silu", "\"silu\"".into()),
         ("rms_norm_eps", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("intermediate_size", &|v| number(v, f), format!("{f}, 8/3 of `hidden_size` in multiples of 64")),
-        ("num_key_value_heads", &|v| v.is_null() || number(v, heads), "`num_attention_heads`".into()),
         ("head_dim", &|v| v.is_null() || number(v, model.head_size()), "`hidden_size` by heads".into()),
         ("attention_bias", &|v| v == false, "false".into()),
         ("mlp_bias", &|v| v == false, "false".into()),

@@ -159,7 +159,8 @@ fn llamas() -> Vec<Model> {
     };
     let untied = Model { tied_head: false, ..llama.clone() };
     let qwen3 = Model { qk_norm: true, ..untied.clone() };
-    vec![llama, untied, qwen3]
+    let grouped = Model { kv_heads: 1, ..untied.clone() };
+    vec![llama, untied, grouped, qwen3]
 }
 
 #[test]
@@ -222,11 +223,13 @@ fn a_llama_that_computes_something_else_is_refused() {
         read(folder.path()).map_or_else(|error| error.to_string(), |back| format!("{:?}", back.model))
     };
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 13] = [
+    let cases: [(Change, &str); 15] = [
         (|c| c["hidden_act"] = json!("gelu"), "`hidden_act` is \"gelu\", expected \"silu\""),
         (|c| c["rms_norm_eps"] = json!(1e-6), "`rms_norm_eps` is 1e-6, expected 1e-5"),
         (|c| _ = c.as_object_mut().unwrap().remove("rms_norm_eps"), "`rms_norm_eps` is null"),
-        (|c| c["num_key_value_heads"] = json!(1), "`num_key_value_heads` is 1"),
+        (|c| c["num_key_value_heads"] = json!(1), "k_proj.weight` has the shape [8, 8], expected [4, 8]"),
+        (|c| c["num_key_value_heads"] = json!(3), "`num_key_value_heads` is 3, which does not divide"),
+        (|c| c["num_key_value_heads"] = json!(0), "`num_key_value_heads` is 0, expected a whole number"),
         (|c| c["intermediate_size"] = json!(128), "`intermediate_size` is 128, expected 64"),
         (|c| c["num_attention_heads"] = json!(8), "a head has 1 channels, expected an even number"),
         (|c| c["head_dim"] = json!(8), "`head_dim` is 8"),

@@ -26,25 +26,33 @@ const TILE: usize = 6;
 /// Key and channel counts are rounded up to this in scratch: the widest panel.
 const PAD: usize = 64;
 
-/// Where the parts of a head lie in `qkv` (B,T,3,NH,HS).
+/// Where the parts of a head lie in `qkv` (B,T,NH+2*KH,HS).
 #[derive(Clone, Copy)]
 struct QkvHead<'a> {
     qkv: &'a [f32],
     /// T
     tokens: usize,
     heads: Heads,
+    /// Of NH heads of queries.
     index: usize,
 }
 
 impl<'a> QkvHead<'a> {
     /// Floats between tokens of `qkv`.
     fn stride(&self) -> usize {
-        3 * self.heads.heads * self.heads.head_size
+        self.heads.qkv_channels()
     }
 
-    /// Query (0), key (1) or value (2) vectors from the first token on.
-    fn part(&self, which: usize) -> &'a [f32] {
-        &self.qkv[(which * self.heads.heads + self.index) * self.heads.head_size..]
+    /// Vectors of the head's queries, from the first token on.
+    fn queries(&self) -> &'a [f32] {
+        &self.qkv[self.index * self.heads.head_size..]
+    }
+
+    /// Vectors of the keys and of the values that it shares.
+    fn keys_and_values(&self) -> [&'a [f32]; 2] {
+        let Heads { heads, kv_heads, head_size } = self.heads;
+        let key = heads + self.index / self.heads.sharing();
+        [key, key + kv_heads].map(|head| &self.qkv[head * head_size..])
     }
 
     fn scale(&self) -> f32 {
@@ -103,14 +111,14 @@ fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     head
 }
 
-/// `out` (B,T,NH,HS) and `lse` (B,NH,T) of `qkv` (B,T,3,NH,HS).
+/// `out` (B,T,NH,HS) and `lse` (B,NH,T) of `qkv` (B,T,NH+2*KH,HS).
 pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: Rows, heads: Heads) {
     let channels = heads.heads * heads.head_size;
     let tasks = blocks(out, channels, channels, rows.seq, heads.head_size);
     engine.install(|| {
         tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(
             |(index, (mut out, lse))| {
-                let qkv = &qkv[index / heads.heads * rows.seq * 3 * channels..];
+                let qkv = &qkv[index / heads.heads * rows.seq * heads.qkv_channels()..];
                 let head = QkvHead { qkv, tokens: rows.seq, heads, index: index % heads.heads };
                 engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
                     run_head(engine.isa, heads, HeadForward { head, out: &mut out, lse, scratch });
@@ -137,11 +145,12 @@ impl Vectored for HeadForward<'_, '_> {
         let values = take(&mut scratch, sizes.panels());
         let scores = take(&mut scratch, sizes.scores());
         let sums = take(&mut scratch, sizes.sums());
-        pack_all::<S, NV>(keys, RightOperand::Columns { data: head.part(1), stride }, head_size, tokens);
-        pack_all::<S, NV>(values, RightOperand::Rows { data: head.part(2), stride }, tokens, head_size);
+        let [key, value] = head.keys_and_values();
+        pack_all::<S, NV>(keys, RightOperand::Columns { data: key, stride }, head_size, tokens);
+        pack_all::<S, NV>(values, RightOperand::Rows { data: value, stride }, tokens, head_size);
         for first in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - first);
-            let query = &head.part(0)[first * stride..];
+            let query = &head.queries()[first * stride..];
             product::<S, NV>(
                 simd,
                 StridedMut { data: &mut *scores, stride: sizes.tokens, columns: first + rows },
@@ -172,7 +181,7 @@ impl Vectored for HeadForward<'_, '_> {
 /// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
 pub struct AttentionForward<'a> {
-    /// (B, T, 3, NH, HS)
+    /// (B, T, NH + 2 KH, HS)
     pub qkv: &'a [f32],
     /// (B, T, NH, HS)
     pub out: &'a [f32],
@@ -180,7 +189,7 @@ pub struct AttentionForward<'a> {
     pub lse: &'a [f32],
 }
 
-/// Gradient of [`forward`]: `dqkv` (B,T,3,NH,HS) is set.
+/// Gradient of [`forward`]: `dqkv` (B,T,NH+2*KH,HS) is set.
 pub fn backward(
     engine: &Engine,
     dqkv: &mut [f32],
@@ -190,119 +199,114 @@ pub fn backward(
     heads: Heads,
 ) {
     let AttentionForward { qkv, out, lse } = forward;
-    let channels = heads.heads * heads.head_size;
-    let mut parts = blocks(dqkv, 3 * channels, 3 * channels, rows.seq, heads.head_size).into_iter();
-    let mut tasks = Vec::with_capacity(rows.batch * heads.heads);
+    let (channels, wide, sharing) = (heads.channels(), heads.qkv_channels(), heads.sharing());
+    let mut parts = blocks(dqkv, wide, wide, rows.seq, heads.head_size).into_iter();
+    let mut tasks = Vec::with_capacity(rows.batch * heads.kv_heads);
     for _ in 0..rows.batch {
-        let mut next = || parts.by_ref().take(heads.heads).collect::<Vec<_>>();
-        let (dq, dk, dv) = (next(), next(), next());
-        tasks.extend(dq.into_iter().zip(dk).zip(dv));
+        let mut next = |count| parts.by_ref().take(count).collect::<Vec<_>>();
+        let mut dq = next(heads.heads).into_iter();
+        let (dk, dv) = (next(heads.kv_heads), next(heads.kv_heads));
+        tasks.extend(
+            dk.into_iter().zip(dv).map(|(dk, dv)| (dq.by_ref().take(sharing).collect::<Vec<_>>(), dk, dv)),
+        );
     }
     engine.install(|| {
-        tasks.into_par_iter().enumerate().for_each(|(index, ((mut dq, mut dk), mut dv))| {
-            let (sequence, index) = (index / heads.heads, index % heads.heads);
-            let head =
-                QkvHead { qkv: &qkv[sequence * rows.seq * 3 * channels..], tokens: rows.seq, heads, index };
+        tasks.into_par_iter().enumerate().for_each(|(index, (mut dq, mut dk, mut dv))| {
+            let (sequence, index) = (index / heads.kv_heads, index % heads.kv_heads * sharing);
+            let first = QkvHead { qkv: &qkv[sequence * rows.seq * wide..], tokens: rows.seq, heads, index };
             let at = sequence * rows.seq * channels + index * heads.head_size;
-            let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..rows.seq];
+            let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..sharing * rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
-                let gradient = [&mut dq[..], &mut dk[..], &mut dv[..]];
-                run_head(
-                    engine.isa,
-                    heads,
-                    HeadBackward { head, gradient, dout: &dout[at..], out: &out[at..], lse, scratch },
-                );
+                let (dq, dk, dv) = (&mut dq[..], &mut dk[..], &mut dv[..]);
+                let (dout, out) = (&dout[at..], &out[at..]);
+                run_head(engine.isa, heads, GroupBackward { first, dq, dk, dv, dout, out, lse, scratch });
             });
         });
     });
 }
 
-struct HeadBackward<'a, 'b> {
-    head: QkvHead<'a>,
-    /// Rows of dQ, dK, dV.
-    gradient: [&'a mut [&'b mut [f32]]; 3],
-    /// From the head's first element on, as `out`.
+/// The heads of queries that share keys and values.
+struct GroupBackward<'a, 'b> {
+    first: QkvHead<'a>,
+    /// Rows of dQ of each head, of dK and of dV.
+    dq: &'a mut [Vec<&'b mut [f32]>],
+    dk: &'a mut [&'b mut [f32]],
+    dv: &'a mut [&'b mut [f32]],
+    /// From the first head's first element on, as `out`.
     dout: &'a [f32],
     out: &'a [f32],
+    /// (NH/KH, T)
     lse: &'a [f32],
     scratch: &'a mut [f32],
 }
 
-impl Vectored for HeadBackward<'_, '_> {
+impl Vectored for GroupBackward<'_, '_> {
     /// With `D = rowsum(dO ∘ O)`: `dS = scale P ∘ (dO Vᵀ - D)`, `dQ = dS K`, `dK = dSᵀ Q`,
-    /// `dV = Pᵀ dO`, each summed in order of its index.
+    /// `dV = Pᵀ dO`, each summed in order of its index; those of keys and values head by head.
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
-        let HeadBackward { head, gradient: [dq, dk, dv], dout, out, lse, mut scratch } = self;
-        let QkvHead { tokens, heads: Heads { heads, head_size }, .. } = head;
-        let (sizes, stride, scale) = (ScratchSizes::new(tokens, head_size), head.stride(), head.scale());
-        let channels = heads * head_size;
+        let GroupBackward { first: first_head, dq, dk, dv, dout, out, lse, mut scratch } = self;
+        let QkvHead { tokens, heads: Heads { heads, head_size, .. }, .. } = first_head;
+        let (sizes, stride) = (ScratchSizes::new(tokens, head_size), first_head.stride());
+        let (channels, scale) = (heads * head_size, first_head.scale());
         let [keys_across, values_across, keys, dk_sums, dv_sums] =
             std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
         let [p, ds, p_across, ds_across] = std::array::from_fn(|_| take(&mut scratch, sizes.scores()));
         let [sums, query_panels, dout_panels] = std::array::from_fn(|_| take(&mut scratch, sizes.sums()));
-        pack_all::<S, NV>(
-            keys_across,
-            RightOperand::Columns { data: head.part(1), stride },
-            head_size,
-            tokens,
-        );
-        pack_all::<S, NV>(
-            values_across,
-            RightOperand::Columns { data: head.part(2), stride },
-            head_size,
-            tokens,
-        );
-        pack_all::<S, NV>(keys, RightOperand::Rows { data: head.part(1), stride }, tokens, head_size);
+        let [key, value] = first_head.keys_and_values();
+        pack_all::<S, NV>(keys_across, RightOperand::Columns { data: key, stride }, head_size, tokens);
+        pack_all::<S, NV>(values_across, RightOperand::Columns { data: value, stride }, head_size, tokens);
+        pack_all::<S, NV>(keys, RightOperand::Rows { data: key, stride }, tokens, head_size);
         dk_sums.fill(0.0);
         dv_sums.fill(0.0);
-        for first in (0..tokens).step_by(QUERIES) {
-            let rows = QUERIES.min(tokens - first);
-            let seen = first + rows;
-            let query = &head.part(0)[first * stride..];
-            let dout = &dout[first * channels..];
-            for (to, a, stride, across) in
-                [(&mut *p, query, stride, &*keys_across), (&mut *ds, dout, channels, &*values_across)]
-            {
-                product::<S, NV>(
-                    simd,
-                    StridedMut { data: to, stride: sizes.tokens, columns: seen },
-                    sums,
-                    Strided { data: a, stride },
-                    rows,
-                    Panels { data: across, depth: head_size },
-                );
-            }
-            for row in 0..rows {
-                let at = row * channels;
-                let d = dot(&dout[at..at + head_size], &out[(first + row) * channels..][..head_size]);
-                let lse = lse[first + row];
-                let (p, p_later) = p[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
-                let (ds, ds_later) = ds[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
-                for (p, ds) in p.iter_mut().zip(ds) {
-                    *p = exp(p.mul_add(scale, -lse));
-                    *ds = *p * (*ds - d) * scale;
+        for (member, (dq, lse)) in dq.iter_mut().zip(lse.chunks_exact(tokens)).enumerate() {
+            let head = QkvHead { index: first_head.index + member, ..first_head };
+            let (dout, out) = (&dout[member * head_size..], &out[member * head_size..]);
+            for first in (0..tokens).step_by(QUERIES) {
+                let rows = QUERIES.min(tokens - first);
+                let seen = first + rows;
+                let query = &head.queries()[first * stride..];
+                let dout = &dout[first * channels..];
+                for (to, a, stride, across) in
+                    [(&mut *p, query, stride, &*keys_across), (&mut *ds, dout, channels, &*values_across)]
+                {
+                    product::<S, NV>(
+                        simd,
+                        StridedMut { data: to, stride: sizes.tokens, columns: seen },
+                        sums,
+                        Strided { data: a, stride },
+                        rows,
+                        Panels { data: across, depth: head_size },
+                    );
                 }
-                p_later.fill(0.0);
-                ds_later.fill(0.0);
-            }
-            let (ds_rows, keys) =
-                (Strided { data: ds, stride: sizes.tokens }, Panels { data: keys, depth: tokens });
-            causal_product::<S, NV>(simd, sums, ds_rows, rows, first, keys, head_size);
-            write_rows::<S, NV>(&mut dq[first..seen], sums, |_, sum| sum);
+                for row in 0..rows {
+                    let at = row * channels;
+                    let d = dot(&dout[at..at + head_size], &out[(first + row) * channels..][..head_size]);
+                    let lse = lse[first + row];
+                    let (p, p_later) = p[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
+                    let (ds, ds_later) = ds[row * sizes.tokens..][..seen].split_at_mut(first + row + 1);
+                    for (p, ds) in p.iter_mut().zip(ds) {
+                        *p = exp(p.mul_add(scale, -lse));
+                        *ds = *p * (*ds - d) * scale;
+                    }
+                    p_later.fill(0.0);
+                    ds_later.fill(0.0);
+                }
+                let (ds_rows, keys) =
+                    (Strided { data: ds, stride: sizes.tokens }, Panels { data: keys, depth: tokens });
+                causal_product::<S, NV>(simd, sums, ds_rows, rows, first, keys, head_size);
+                write_rows::<S, NV>(&mut dq[first..seen], sums, |_, sum| sum);
 
-            transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
-            transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
-            pack_all::<S, NV>(query_panels, RightOperand::Rows { data: query, stride }, rows, head_size);
-            pack_all::<S, NV>(
-                dout_panels,
-                RightOperand::Rows { data: dout, stride: channels },
-                rows,
-                head_size,
-            );
-            let [queries, douts] = [&*query_panels, &*dout_panels].map(|data| Panels { data, depth: rows });
-            add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, queries, head_size);
-            add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, douts, head_size);
+                transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
+                transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
+                let douts = RightOperand::Rows { data: dout, stride: channels };
+                pack_all::<S, NV>(query_panels, RightOperand::Rows { data: query, stride }, rows, head_size);
+                pack_all::<S, NV>(dout_panels, douts, rows, head_size);
+                let [queries, douts] =
+                    [&*query_panels, &*dout_panels].map(|data| Panels { data, depth: rows });
+                add_product::<S, NV>(simd, dk_sums, tokens, seen, ds_across, queries, head_size);
+                add_product::<S, NV>(simd, dv_sums, tokens, seen, p_across, douts, head_size);
+            }
         }
         write_rows::<S, NV>(dk, dk_sums, |_, sum| sum);
         write_rows::<S, NV>(dv, dv_sums, |_, sum| sum);
@@ -416,10 +420,10 @@ impl Perform<Attention<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention";
         let Attention { out, lse, qkv, rows, heads } = op;
-        let len = rows.count() * heads.channels();
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let out = view_mut(OP, "out", out, len)?;
         let lse = view_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, view(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        forward(&self.engine, out, lse, view(OP, "qkv", qkv, wide)?, rows, heads);
         Ok(())
     }
 }
@@ -428,13 +432,13 @@ impl Perform<AttentionBackward<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention_backward";
         let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
-        let len = rows.count() * heads.channels();
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let forward = AttentionForward {
-            qkv: view(OP, "qkv", qkv, 3 * len)?,
+            qkv: view(OP, "qkv", qkv, wide)?,
             out: view(OP, "out", out, len)?,
             lse: view(OP, "lse", lse, rows.count() * heads.heads)?,
         };
-        let dqkv = view_mut(OP, "dqkv", dqkv, 3 * len)?;
+        let dqkv = view_mut(OP, "dqkv", dqkv, wide)?;
         backward(&self.engine, dqkv, view(OP, "dout", dout, len)?, forward, rows, heads);
         Ok(())
     }

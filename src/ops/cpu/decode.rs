@@ -168,7 +168,7 @@ fn vectors<S: Simd, const NV: usize>(floats: &[f32; LANES]) -> [S::f32s; NV] {
 
 /// The operands of [`attention`]: where `n` rows belong, and what they read.
 pub struct CpuDecodeAttention<'a> {
-    /// (n, 3, NH, HS)
+    /// (n, NH + 2 KH, HS)
     pub qkv: &'a [f32],
     pub streams: &'a [u16],
     pub positions: &'a [u16],
@@ -178,13 +178,13 @@ pub struct CpuDecodeAttention<'a> {
 }
 
 impl CpuDecodeAttention<'_> {
-    /// Where the keys (or values) of a head of a stream begin in the cache.
-    fn head(&self, stream: u16, head: usize) -> usize {
-        (usize::from(stream) * self.heads.heads + head) * self.capacity * self.heads.head_size
+    /// Where a stream's keys (or values) of one of KH heads begin in the cache.
+    fn head(&self, stream: u16, kv_head: usize) -> usize {
+        (usize::from(stream) * self.heads.kv_heads + kv_head) * self.capacity * self.heads.head_size
     }
 }
 
-/// Writes keys and values (S, NH, P, HS) of all rows, then `out` (n, NH, HS): softmax over the positions
+/// Writes keys and values (S, KH, P, HS) of all rows, then `out` (n, NH, HS): softmax over the positions
 /// up to the row's own, the weighted values added in order of position.
 pub fn attention(
     engine: &Engine,
@@ -193,14 +193,15 @@ pub fn attention(
     values: &mut [f32],
     rows: &CpuDecodeAttention<'_>,
 ) {
-    let Heads { heads, head_size } = rows.heads;
-    let channels = heads * head_size;
-    for (i, qkv) in rows.qkv.chunks_exact(3 * channels).enumerate().take(rows.positions.len()) {
-        for head in 0..heads {
+    let Heads { heads, kv_heads, head_size } = rows.heads;
+    let wide = rows.heads.qkv_channels();
+    for (i, qkv) in rows.qkv.chunks_exact(wide).enumerate().take(rows.positions.len()) {
+        for head in 0..kv_heads {
             let to = rows.head(rows.streams[i], head) + usize::from(rows.positions[i]) * head_size;
-            let from = channels + head * head_size;
+            let from = (heads + head) * head_size;
             keys[to..to + head_size].copy_from_slice(&qkv[from..from + head_size]);
-            values[to..to + head_size].copy_from_slice(&qkv[from + channels..from + channels + head_size]);
+            let from = from + kv_heads * head_size;
+            values[to..to + head_size].copy_from_slice(&qkv[from..from + head_size]);
         }
     }
     let (keys, values) = (&*keys, &*values);
@@ -208,8 +209,8 @@ pub fn attention(
         out.par_chunks_mut(head_size).enumerate().for_each(|(index, out)| {
             let (row, head) = (index / heads, index % heads);
             let seen = usize::from(rows.positions[row]) + 1;
-            let start = rows.head(rows.streams[row], head);
-            let query = &rows.qkv[row * 3 * channels + head * head_size..][..head_size];
+            let start = rows.head(rows.streams[row], head / rows.heads.sharing());
+            let query = &rows.qkv[row * wide + head * head_size..][..head_size];
             let (keys, values) =
                 (&keys[start..start + seen * head_size], &values[start..start + seen * head_size]);
             engine.with_scratch(seen, |scores| {
@@ -307,16 +308,15 @@ impl Perform<DecodeAttention<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "decode_attention";
         let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
         let KvCache { keys, values, capacity } = cache;
-        let channels = heads.channels();
-        let streams = keys.len().min(values.len()) / (capacity * channels);
+        let streams = keys.len().min(values.len()) / (capacity * heads.kv_channels());
         let queries = CpuDecodeAttention {
-            qkv: view(OP, "qkv", qkv, 3 * rows * channels)?,
+            qkv: view(OP, "qkv", qkv, rows * heads.qkv_channels())?,
             streams: indices(OP, "stream", &at.streams.0, rows, streams)?,
             positions: indices(OP, "position", &at.positions.0, rows, capacity)?,
             heads,
             capacity,
         };
-        let out = view_mut(OP, "out", out, rows * channels)?;
+        let out = view_mut(OP, "out", out, rows * heads.channels())?;
         attention(&self.engine, out, keys.as_mut_slice(), values.as_mut_slice(), &queries);
         Ok(())
     }

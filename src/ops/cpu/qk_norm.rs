@@ -30,8 +30,8 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32]) -> f32 {
     rstd
 }
 
-/// Queries and keys of every row of `x` (N, 3, NH, HS), turned by `angles` if there are any; `weights` are
-/// those of queries and of keys.
+/// Queries and keys of every row of `x` (N, NH + 2 KH, HS), turned by `angles` if there are any; `weights`
+/// are those of queries and of keys.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],
@@ -41,28 +41,28 @@ pub fn forward(
     heads: Heads,
     angles: Option<RowAngles<'_>>,
 ) {
-    let (channels, size) = (heads.channels(), heads.head_size);
+    let (width, normed, size) = (heads.qkv_channels(), heads.of_queries_and_keys(), heads.head_size);
     engine.install(|| {
-        let rows = out.par_chunks_mut(3 * channels).zip(rstd.par_chunks_mut(2 * heads.heads));
-        let rows = rows.zip(x.par_chunks(3 * channels)).enumerate().with_min_len(8);
+        let rows = out.par_chunks_mut(width).zip(rstd.par_chunks_mut(normed));
+        let rows = rows.zip(x.par_chunks(width)).enumerate().with_min_len(8);
         rows.for_each(|(row, ((out, rstd), x))| {
             let angles = angles.map(|angles| angles.of(row));
             vectorize!(engine.isa, |_| {
                 let vectors = out.chunks_exact_mut(size).zip(x.chunks_exact(size));
                 for (head, ((out, x), rstd)) in vectors.zip(rstd.iter_mut()).enumerate() {
-                    *rstd = normalize(out, x, weights[head / heads.heads]);
+                    *rstd = normalize(out, x, weights[usize::from(head >= heads.heads)]);
                     if let Some(angles) = angles {
                         turn(out, angles, 1.0);
                     }
                 }
-                out[2 * channels..].copy_from_slice(&x[2 * channels..]);
+                out[normed * size..].copy_from_slice(&x[normed * size..]);
             });
         });
     });
 }
 
-/// What the gradient reads of the forward pass: x (N, 3, NH, HS), the weights of queries and of keys (HS)
-/// each, rstd (N, 2, NH), and the angles that the output was turned by.
+/// What the gradient reads of the forward pass: x (N, NH + 2 KH, HS), the weights of queries and of keys (HS)
+/// each, rstd (N, NH + KH), and the angles that the output was turned by.
 #[derive(Clone, Copy)]
 pub struct QkNormForward<'a> {
     pub x: &'a [f32],
@@ -97,16 +97,16 @@ fn backward_head(d: &mut [f32], sums: &mut [f32], x: &[f32], weight: &[f32], rst
 /// Turns the gradient of the output into that of the input, and gives those of the weights, (2, HS).
 pub fn backward(engine: &Engine, dqkv: &mut [f32], forward: QkNormForward<'_>) -> Vec<f32> {
     let QkNormForward { x, weights, rstd, heads, angles } = forward;
-    let (width, size) = (3 * heads.channels(), heads.head_size);
+    let (width, normed, size) = (heads.qkv_channels(), heads.of_queries_and_keys(), heads.head_size);
     let block = |number, ((dqkv, x), rstd): ((&mut [f32], &[f32]), &[f32])| {
         let mut sums = vec![0.0f32; 2 * size];
         vectorize!(engine.isa, |_| {
             let rows = dqkv.chunks_exact_mut(width).zip(x.chunks_exact(width));
-            for (row, ((dqkv, x), rstd)) in rows.zip(rstd.chunks_exact(2 * heads.heads)).enumerate() {
+            for (row, ((dqkv, x), rstd)) in rows.zip(rstd.chunks_exact(normed)).enumerate() {
                 let angles = angles.map(|angles| angles.of(number * BLOCK_ROWS + row));
                 let vectors = dqkv.chunks_exact_mut(size).zip(x.chunks_exact(size)).zip(rstd);
                 for (head, ((d, x), rstd)) in vectors.enumerate() {
-                    let part = head / heads.heads;
+                    let part = usize::from(head >= heads.heads);
                     let sums = &mut sums[part * size..][..size];
                     if let Some(angles) = angles {
                         turn(d, angles, -1.0);
@@ -118,7 +118,7 @@ pub fn backward(engine: &Engine, dqkv: &mut [f32], forward: QkNormForward<'_>) -
         sums
     };
     let rows = dqkv.par_chunks_mut(BLOCK_ROWS * width).zip(x.par_chunks(BLOCK_ROWS * width));
-    let rows = rows.zip(rstd.par_chunks(BLOCK_ROWS * 2 * heads.heads));
+    let rows = rows.zip(rstd.par_chunks(BLOCK_ROWS * normed));
     let blocks: Vec<Vec<f32>> =
         engine.install(|| rows.enumerate().map(|(number, rows)| block(number, rows)).collect());
     let mut total = vec![0.0; 2 * size];
@@ -131,11 +131,11 @@ impl Perform<QkNorm<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "qk_norm";
         let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary } = op;
         let angles = angles_of_norm(OP, rotary, rows, heads.head_size)?;
-        let size = 3 * rows * heads.channels();
+        let size = rows * heads.qkv_channels();
         forward(
             &self.engine,
             view_mut(OP, "out", out, size)?,
-            view_mut(OP, "rstd", rstd, 2 * rows * heads.heads)?,
+            view_mut(OP, "rstd", rstd, rows * heads.of_queries_and_keys())?,
             view(OP, "x", x, size)?,
             [
                 view(OP, "q_weight", q_weight, heads.head_size)?,
@@ -153,11 +153,11 @@ impl Perform<QkNormBackward<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "qk_norm_backward";
         let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows, .. } = op;
         let (heads, rotary) = (op.heads, op.rotary);
-        let (size, wide) = (heads.head_size, 3 * rows * heads.channels());
+        let (size, wide) = (heads.head_size, rows * heads.qkv_channels());
         let forward = QkNormForward {
             x: view(OP, "x", x, wide)?,
             weights: [view(OP, "q_weight", q_weight, size)?, view(OP, "k_weight", k_weight, size)?],
-            rstd: view(OP, "rstd", rstd, 2 * rows * heads.heads)?,
+            rstd: view(OP, "rstd", rstd, rows * heads.of_queries_and_keys())?,
             heads,
             angles: angles_of_norm(OP, rotary, rows, size)?,
         };

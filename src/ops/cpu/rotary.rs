@@ -65,15 +65,15 @@ pub fn turn(head: &mut [f32], angles: &[[f32; 2]], sign: f32) {
     }
 }
 
-/// Turns the queries and keys of `qkv` (N, 3, NH, HS).
+/// Turns the queries and keys of `qkv` (N, NH + 2 KH, HS).
 pub fn rotate(engine: &Engine, qkv: &mut [f32], angles: RowAngles<'_>, heads: Heads, inverse: bool) {
-    let (channels, size) = (heads.channels(), heads.head_size);
+    let (turned, size) = (heads.of_queries_and_keys(), heads.head_size);
     let sign = if inverse { -1.0 } else { 1.0 };
     engine.install(|| {
-        qkv.par_chunks_mut(3 * channels).enumerate().with_min_len(8).for_each(|(row, qkv)| {
+        qkv.par_chunks_mut(heads.qkv_channels()).enumerate().with_min_len(8).for_each(|(row, qkv)| {
             let angles = angles.of(row);
             vectorize!(engine.isa, |_| {
-                qkv[..2 * channels].chunks_exact_mut(size).for_each(|head| turn(head, angles, sign));
+                qkv[..turned * size].chunks_exact_mut(size).for_each(|head| turn(head, angles, sign));
             });
         });
     });
@@ -118,7 +118,7 @@ impl Perform<Rotary<'_, Buffer, Ids>> for Cpu {
         const OP: &str = "rotary";
         let Rotary { qkv, table, at, heads, inverse, .. } = op;
         let angles = angles(OP, table, at, heads.head_size)?;
-        let qkv = view_mut(OP, "qkv", qkv, 3 * at.rows() * heads.channels())?;
+        let qkv = view_mut(OP, "qkv", qkv, at.rows() * heads.qkv_channels())?;
         rotate(&self.engine, qkv, angles, heads, inverse);
         Ok(())
     }

@@ -139,7 +139,7 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         let squares = cpu.sum_squares(SumSquares { tensors: &[&x] }).unwrap();
         assert!(squares[0].is_nan());
     }
-    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads { heads: 2, head_size: 16 });
+    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads::new(2, 16));
     for which in 0..3 {
         let mut qkv = random(4, 60 * 96, 1.0);
         qkv[53 * 96 + which * 32 + 7] = f32::NAN;
@@ -156,7 +156,7 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
 #[test]
 fn later_tokens_change_no_bit_of_earlier_outputs() {
     let mut cpu = cpu(2, Simd::Auto);
-    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads { heads: 1, head_size: 16 });
+    let (rows, heads) = (Rows { batch: 1, seq: 60 }, Heads::new(1, 16));
     let run = |cpu: &mut Cpu, qkv: &[f32]| {
         let qkv = upload(cpu, qkv);
         let [mut out, mut lse] = [60 * 16, 60].map(|len| cpu.alloc(Role::F32, len).unwrap());
@@ -208,7 +208,7 @@ fn planned_scratch_is_what_the_operations_use() {
     let shape = ScratchShape {
         rows: Rows { batch: 2, seq: 40 },
         channels: 32,
-        heads: Heads { heads: 2, head_size: 16 },
+        heads: Heads::new(2, 16),
         vocab: Vocab { used: 100, padded: 128 },
         backward: true,
         bias: true,
@@ -311,7 +311,7 @@ fn a_position_or_stream_outside_the_cache_is_refused() {
             qkv: &qkv,
             at: RowPositions { streams: &streams, positions: &positions },
             rows: 1,
-            heads: Heads { heads: 1, head_size: 8 },
+            heads: Heads::new(1, 8),
         };
         cpu.decode_attention(op).map_err(|e| e.to_string())
     };
@@ -322,7 +322,7 @@ fn a_position_or_stream_outside_the_cache_is_refused() {
 
 #[test]
 fn a_norm_that_turns_has_the_bits_of_norm_and_rotary() {
-    let (rows, heads, theta) = (Rows { batch: 2, seq: 37 }, Heads { heads: 3, head_size: 18 }, 10_000.0);
+    let (rows, heads, theta) = (Rows { batch: 2, seq: 37 }, Heads::new(3, 18), 10_000.0);
     let (n, wide) = (rows.count(), 3 * rows.count() * heads.channels());
     let mut ops = cpu(2, Simd::Auto);
     let table = upload(&mut ops, &rotary_table(rows.seq, heads.head_size, theta));

@@ -64,7 +64,7 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
         _ => ([added, Nothing, gradient], [added, Nothing, gradient]),
     };
     let mut layers = vec![
-        (layer(c, 3 * c), [added, Nothing, gradient]),
+        (layer(c, shape.heads.qkv_channels()), [added, Nothing, gradient]),
         (layer(c, c), [added, Nothing, gradient]),
         (layer(c, shape.mlp.inputs()), up),
         (layer(shape.mlp.channels, c), down),
@@ -385,7 +385,7 @@ mod tests {
         ScratchShape {
             rows: Rows { batch: 16, seq: 1024 },
             channels: 768,
-            heads: Heads { heads: 12, head_size: 64 },
+            heads: Heads::new(12, 64),
             vocab,
             backward,
             bias: true,

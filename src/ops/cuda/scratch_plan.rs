@@ -31,7 +31,8 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
     let mut plan = vec![(Use::Logits, classifier::chunk_rows(n, padded, element) * padded * element)];
     if shape.backward {
         // The widest bias is that of the MLP's first layer, or of queries, keys and values.
-        let columns = reduce::partials_bytes(n, (shape.mlp.inputs() as u64).max(3 * channels));
+        let columns =
+            reduce::partials_bytes(n, (shape.mlp.inputs() as u64).max(shape.heads.qkv_channels() as u64));
         // A norm of queries and keys takes turns with the others.
         let norms =
             layernorm::partials_bytes(n, channels, shape.bias).max(qk_norm::partials_bytes(n, shape.heads));
@@ -91,7 +92,7 @@ mod tests {
         let shape = ScratchShape {
             rows: Rows { batch: 16, seq: 1024 },
             channels: 1600,
-            heads: Heads { heads: 25, head_size: 64 },
+            heads: Heads::new(25, 64),
             vocab: Vocab { used: 50_257, padded: 50_304 },
             backward: true,
             bias: true,

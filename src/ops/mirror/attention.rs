@@ -48,11 +48,12 @@ impl<'a> HeadSlice<'a> {
         HeadSlice { data, first, stride, tokens: rows.seq, head_size }
     }
 
-    /// Queries, keys and values of a head.
+    /// Queries of a head, and the keys and values that it shares.
     fn qkv(qkv: &'a [bf16], rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
-        let slices = 3 * heads.heads;
-        [0, 1, 2]
-            .map(|part| HeadSlice::new(qkv, rows, heads.head_size, batch, part * heads.heads + head, slices))
+        let Heads { heads: queries, kv_heads, head_size } = heads;
+        let key = queries + head / heads.sharing();
+        [head, key, key + kv_heads]
+            .map(|slice| HeadSlice::new(qkv, rows, head_size, batch, slice, queries + 2 * kv_heads))
     }
 
     fn at(&self, token: usize, column: usize) -> bf16 {
@@ -163,7 +164,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
     RowTile { out, lse }
 }
 
-/// What the backward pass reads: qkv (B,T,3,NH,HS), out and dout (B,T,NH,HS), lse (B,NH,T).
+/// What the backward pass reads: qkv (B,T,NH+2*KH,HS), out and dout (B,T,NH,HS), lse (B,NH,T).
 #[derive(Clone, Copy)]
 pub struct Backward<'a> {
     pub dout: &'a [bf16],
@@ -185,36 +186,46 @@ struct Statistics {
 pub fn backward(engine: &Engine, dqkv: &mut [bf16], b: Backward<'_>) {
     let Backward { rows, heads, .. } = b;
     let (tiles, head_size) = (rows.seq.div_ceil(TILE), heads.head_size);
-    let stride = 3 * heads.channels();
-    let items: Vec<_> = (0..rows.batch * heads.heads).collect();
-    let results: Vec<Vec<[Vec<bf16>; 3]>> = engine.install(|| {
-        let item = |item: &usize| {
-            let (batch, head) = (item / heads.heads, item % heads.heads);
-            let qkv = HeadSlice::qkv(b.qkv, rows, heads, batch, head);
-            let of_head = |data| HeadSlice::new(data, rows, head_size, batch, head, heads.heads);
-            let (dout, out) = (of_head(b.dout), of_head(b.out));
-            let statistics = statistics(&b.lse[item * rows.seq..][..rows.seq], dout, out, tiles * TILE);
-            let tile = |tile: usize| {
-                let [dk, dv] = key_tile(engine, qkv, dout, &statistics, tile, tiles);
-                [query_tile(engine, qkv, dout, &statistics, tile), dk, dv]
-            };
-            (0..tiles).into_par_iter().map(tile).collect()
-        };
-        items.par_iter().map(item).collect()
-    });
-    for (item, tiles) in results.into_iter().enumerate() {
+    let stride = heads.qkv_channels();
+    let head = |item: usize| {
         let (batch, head) = (item / heads.heads, item % heads.heads);
-        for (tile, parts) in tiles.into_iter().enumerate() {
-            for (part, values) in parts.into_iter().enumerate() {
-                let token_rows = values.chunks_exact(head_size).enumerate().take(rows.seq - tile * TILE);
-                for (row, values) in token_rows {
-                    let token = batch * rows.seq + tile * TILE + row;
-                    let at = token * stride + (part * heads.heads + head) * head_size;
-                    dqkv[at..][..head_size].copy_from_slice(values);
-                }
-            }
+        let of_head = |data| HeadSlice::new(data, rows, head_size, batch, head, heads.heads);
+        let (dout, out) = (of_head(b.dout), of_head(b.out));
+        let of = statistics(&b.lse[item * rows.seq..][..rows.seq], dout, out, tiles * TILE);
+        BackwardHead { qkv: HeadSlice::qkv(b.qkv, rows, heads, batch, head), dout, of }
+    };
+    let all: Vec<_> = engine.install(|| (0..rows.batch * heads.heads).into_par_iter().map(head).collect());
+    // A tile of what slice of (B, T, NH + 2 KH, HS): of queries, or of keys and values.
+    let queries = (0..all.len()).flat_map(|item| (0..tiles).map(move |tile| (item, tile)));
+    let groups = (0..rows.batch * heads.kv_heads).flat_map(|group| (0..tiles).map(move |tile| (group, tile)));
+    let (queries, groups): (Vec<_>, Vec<_>) = (queries.collect(), groups.collect());
+    let dq: Vec<_> = engine
+        .install(|| queries.par_iter().map(|(item, tile)| query_tile(engine, &all[*item], *tile)).collect());
+    let of_keys: Vec<_> = engine.install(|| {
+        let of_group = |group: usize| &all[group * heads.sharing()..][..heads.sharing()];
+        groups.par_iter().map(|(group, tile)| key_tile(engine, of_group(*group), *tile, tiles)).collect()
+    });
+    let mut write = |batch: usize, slice: usize, tile: usize, values: &[bf16]| {
+        for (row, values) in values.chunks_exact(head_size).enumerate().take(rows.seq - tile * TILE) {
+            let token = batch * rows.seq + tile * TILE + row;
+            dqkv[token * stride + slice * head_size..][..head_size].copy_from_slice(values);
         }
+    };
+    for ((item, tile), values) in queries.into_iter().zip(dq) {
+        write(item / heads.heads, item % heads.heads, tile, &values);
     }
+    for ((group, tile), [dk, dv]) in groups.into_iter().zip(of_keys) {
+        let (batch, key) = (group / heads.kv_heads, heads.heads + group % heads.kv_heads);
+        write(batch, key, tile, &dk);
+        write(batch, key + heads.kv_heads, tile, &dv);
+    }
+}
+
+/// What the gradient reads of one head of queries.
+struct BackwardHead<'a> {
+    qkv: [HeadSlice<'a>; 3],
+    dout: HeadSlice<'a>,
+    of: Statistics,
 }
 
 /// D of a row: thread q of four takes the runs of eight columns q, q + 4, …, fused, then the four are added.
@@ -231,13 +242,8 @@ fn statistics(lse: &[f32], dout: HeadSlice<'_>, out: HeadSlice<'_>, padded: usiz
 }
 
 /// dQ of 64 queries: keys ascending.
-fn query_tile(
-    engine: &Engine,
-    [q, k, v]: [HeadSlice<'_>; 3],
-    dout: HeadSlice<'_>,
-    of: &Statistics,
-    tile: usize,
-) -> Vec<bf16> {
+fn query_tile(engine: &Engine, head: &BackwardHead<'_>, tile: usize) -> Vec<bf16> {
+    let BackwardHead { qkv: [q, k, v], dout, of } = head;
     let head_size = q.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
     let (queries, gradients) = (q.rows(engine, tile), dout.rows(engine, tile));
@@ -259,21 +265,17 @@ fn query_tile(
     dq.iter().map(|x| round(x * scale)).collect()
 }
 
-/// dK and dV of 64 keys: queries ascending. Rows are keys here, and the sums start from the statistics of
-/// their queries instead of zero: they come out as S - lse (not yet scaled) and dP - D.
-fn key_tile(
-    engine: &Engine,
-    [q, k, v]: [HeadSlice<'_>; 3],
-    dout: HeadSlice<'_>,
-    of: &Statistics,
-    tile: usize,
-    tiles: usize,
-) -> [Vec<bf16>; 2] {
-    let head_size = q.head_size;
+/// dK and dV of 64 keys: heads that share them ascending, and the queries of each. Rows are keys here, and
+/// the sums start from the statistics of their queries instead of zero: they come out as S - lse (not yet
+/// scaled) and dP - D.
+fn key_tile(engine: &Engine, group: &[BackwardHead<'_>], tile: usize, tiles: usize) -> [Vec<bf16>; 2] {
+    let [_, k, v] = group[0].qkv;
+    let head_size = k.head_size;
     let (scale, scale_log2) = (scale(head_size), scale(head_size) * LOG2_E);
     let (keys, values) = (k.rows(engine, tile), v.rows(engine, tile));
     let (mut dk, mut dv) = (vec![0.0f32; TILE * head_size], vec![0.0f32; TILE * head_size]);
-    for queries in tile..tiles {
+    for (head, queries) in group.iter().flat_map(|head| (tile..tiles).map(move |queries| (head, queries))) {
+        let BackwardHead { qkv: [q, ..], dout, of } = head;
         let start = |statistic: &dyn Fn(usize) -> f32| -> Vec<f32> {
             (0..TILE * TILE).map(|i| kept(statistic(queries * TILE + i % TILE))).collect()
         };
@@ -311,10 +313,10 @@ impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
         const OP: &str = "attention";
         let Attention { out, lse, qkv, rows, heads } = op;
         head_size(OP, heads)?;
-        let len = rows.count() * heads.channels();
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let out = self.act_mut(OP, "out", out, len)?;
         let lse = float_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, act(OP, "qkv", qkv, 3 * len)?, rows, heads);
+        forward(&self.engine, out, lse, act(OP, "qkv", qkv, wide)?, rows, heads);
         Ok(())
     }
 }
@@ -324,16 +326,16 @@ impl Perform<AttentionBackward<'_, MirrorBuffer>> for Mirror {
         const OP: &str = "attention_backward";
         let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
         head_size(OP, heads)?;
-        let len = rows.count() * heads.channels();
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let inputs = Backward {
             dout: act(OP, "dout", dout, len)?,
-            qkv: act(OP, "qkv", qkv, 3 * len)?,
+            qkv: act(OP, "qkv", qkv, wide)?,
             out: act(OP, "out", out, len)?,
             lse: float(OP, "lse", lse, rows.count() * heads.heads)?,
             rows,
             heads,
         };
-        let dqkv = self.act_mut(OP, "dqkv", dqkv, 3 * len)?;
+        let dqkv = self.act_mut(OP, "dqkv", dqkv, wide)?;
         backward(&self.engine, dqkv, inputs);
         Ok(())
     }

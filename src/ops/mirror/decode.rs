@@ -57,32 +57,32 @@ pub fn linear(engine: &Engine, layer: MirrorDecodeLinear<'_>) -> Vec<f32> {
 /// The operands of [`attention`].
 #[derive(Clone, Copy)]
 pub struct Queries<'a> {
-    /// (n, 3, NH, HS)
+    /// (n, NH + 2 KH, HS)
     pub qkv: &'a [bf16],
     /// (n) each.
     pub streams: &'a [u16],
     pub positions: &'a [u16],
     pub heads: Heads,
-    /// P of the cache (S, NH, P, HS).
+    /// P of the cache (S, KH, P, HS).
     pub capacity: usize,
 }
 
 impl Queries<'_> {
-    /// Where a head's keys or values of a row's stream begin in the cache.
-    fn cached(&self, row: usize, head: usize) -> usize {
+    /// Where the keys or values of a row's stream, of one of KH heads, begin in the cache.
+    fn cached(&self, row: usize, kv_head: usize) -> usize {
         let stream = usize::from(self.streams[row]);
-        (stream * self.heads.heads + head) * self.capacity * self.heads.head_size
+        (stream * self.heads.kv_heads + kv_head) * self.capacity * self.heads.head_size
     }
 }
 
 /// Keys and values of the rows go to the cache.
 pub fn store(keys: &mut [bf16], values: &mut [bf16], q: Queries<'_>) {
-    let (channels, size) = (q.heads.channels(), q.heads.head_size);
-    for (row, qkv) in q.qkv.chunks_exact(3 * channels).enumerate() {
-        for head in 0..q.heads.heads {
+    let Heads { heads, kv_heads, head_size: size } = q.heads;
+    for (row, qkv) in q.qkv.chunks_exact(q.heads.qkv_channels()).enumerate() {
+        for head in 0..kv_heads {
             let to = q.cached(row, head) + usize::from(q.positions[row]) * size;
-            keys[to..][..size].copy_from_slice(&qkv[channels + head * size..][..size]);
-            values[to..][..size].copy_from_slice(&qkv[2 * channels + head * size..][..size]);
+            keys[to..][..size].copy_from_slice(&qkv[(heads + head) * size..][..size]);
+            values[to..][..size].copy_from_slice(&qkv[(heads + kv_heads + head) * size..][..size]);
         }
     }
 }
@@ -95,8 +95,8 @@ pub fn attention(out: &mut [bf16], keys: &[bf16], values: &[bf16], q: Queries<'_
     let count = 256 / lanes;
     for (item, out) in out.chunks_exact_mut(size).enumerate() {
         let (row, head) = (item / q.heads.heads, item % q.heads.heads);
-        let start = q.cached(row, head);
-        let query = &q.qkv[(row * 3 * q.heads.heads + head) * size..][..size];
+        let start = q.cached(row, head / q.heads.sharing());
+        let query = &q.qkv[row * q.heads.qkv_channels() + head * size..][..size];
         let query: Vec<f32> = query.iter().map(|x| wide(*x) * scale(size)).collect();
         let score = |key: usize| {
             let key = &keys[start + key * size..][..size];
@@ -219,11 +219,10 @@ impl Perform<DecodeAttention<'_, MirrorBuffer, Ids>> for Mirror {
         const OP: &str = "decode_attention";
         let DecodeAttention { out, cache, qkv, at, rows, heads } = op;
         let KvCache { keys, values, capacity } = cache;
-        let channels = heads.channels();
         let cached = keys.len().min(values.len());
         let queries = Queries {
-            qkv: act(OP, "qkv", qkv, 3 * rows * channels)?,
-            streams: indices(OP, "stream", &at.streams.0, rows, cached / (capacity * channels))?,
+            qkv: act(OP, "qkv", qkv, rows * heads.qkv_channels())?,
+            streams: indices(OP, "stream", &at.streams.0, rows, cached / (capacity * heads.kv_channels()))?,
             positions: indices(OP, "position", &at.positions.0, rows, capacity)?,
             heads,
             capacity,
@@ -231,7 +230,7 @@ impl Perform<DecodeAttention<'_, MirrorBuffer, Ids>> for Mirror {
         let (keys, values) =
             (self.act_mut(OP, "keys", keys, cached)?, self.act_mut(OP, "values", values, cached)?);
         store(keys, values, queries);
-        attention(self.act_mut(OP, "out", out, rows * channels)?, keys, values, queries);
+        attention(self.act_mut(OP, "out", out, rows * heads.channels())?, keys, values, queries);
         Ok(())
     }
 }

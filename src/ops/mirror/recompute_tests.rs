@@ -168,9 +168,9 @@ fn pass_of_norms(rms: bool, bias: bool) -> RecordedPass {
 }
 
 /// Operations that the model of [`pass`] does not have, one after the other.
-fn others(rows: Rows, write: Write) -> RecordedPass {
-    let (heads, vocab, theta) = (Heads { heads: 3, head_size: 64 }, 200, 10_000.0);
-    let (n, c) = (rows.count(), heads.channels());
+fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
+    let (vocab, theta) = (200, 10_000.0);
+    let (n, c, wide) = (rows.count(), heads.channels(), rows.count() * heads.qkv_channels());
     let mut ops = mirror();
     let key = Key::new(6, "excerpts");
     let inputs: Vec<u16> =
@@ -186,12 +186,13 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
     let wte = filled(&mut ops, Role::Param, vocab * c);
     let [mut dwte, mut dwpe] = [vocab, rows.seq + 1].map(|len| filled(&mut ops, Role::F32, len * c));
     let dout = filled(&mut ops, Role::Activation, n * c);
-    let mut qkv = filled(&mut ops, Role::Activation, 3 * n * c);
+    let mut qkv = filled(&mut ops, Role::Activation, wide);
     let [q_weight, k_weight] = [(); 2].map(|()| filled(&mut ops, Role::Param, heads.head_size));
     let mut dweights = [(); 2].map(|()| filled(&mut ops, Role::F32, heads.head_size));
-    let mut dqkv = filled(&mut ops, Role::Activation, 3 * n * c);
-    let mut normed = ops.alloc(Role::Activation, 3 * n * c).expect("memory");
-    let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).expect("memory");
+    let mut dqkv = filled(&mut ops, Role::Activation, wide);
+    let mut normed = ops.alloc(Role::Activation, wide).expect("memory");
+    let mut rstd = ops.alloc(Role::F32, n * heads.of_queries_and_keys()).expect("memory");
+    let mut lse = ops.alloc(Role::F32, n * heads.heads).expect("memory");
     let mut out = ops.alloc(Role::Activation, n * c).expect("memory");
     let mut table = ops.alloc(Role::F32, rows.seq * heads.head_size).expect("memory");
     ops.upload(&mut table, &rotary_table(rows.seq, heads.head_size, theta)).expect("an upload");
@@ -237,6 +238,12 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
         };
         traced.qk_norm_backward(op).expect("qk_norm_backward");
     }
+    let (qkv_normed, att, lse) = (&normed, &mut out, &mut lse);
+    let op = Attention { out: &mut *att, lse: &mut *lse, qkv: qkv_normed, rows, heads };
+    traced.attention(op).expect("attention");
+    let (dqkv, out) = (&mut dqkv, &*att);
+    let op = AttentionBackward { dqkv: &mut *dqkv, dout: &dout, qkv: qkv_normed, out, lse, rows, heads };
+    traced.attention_backward(op).expect("attention_backward");
     for dwpe in [Some(&mut dwpe), None] {
         let op = EmbeddingBackward {
             dwte: &mut dwte,
@@ -252,7 +259,7 @@ fn others(rows: Rows, write: Write) -> RecordedPass {
         traced.embedding_backward(op).expect("embedding_backward");
     }
     let [dq_weight, dk_weight] = &dweights;
-    for buf in [&out, &qkv, &normed, &rstd, &dqkv, dq_weight, dk_weight, &dwte, &dwpe] {
+    for buf in [out, &qkv, &normed, &rstd, dqkv, dq_weight, dk_weight, &dwte, &dwpe] {
         traced.release(buf).expect("a look");
     }
     let trace = traced.finish().expect("all was seen");
@@ -341,19 +348,26 @@ fn an_excerpt_of_any_operation_has_the_bits_of_the_whole() {
 #[test]
 fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
     let rows = Rows { batch: 3, seq: 72 };
-    for write in [Write::Set, Write::Add] {
-        let counts = others(rows, write).check();
+    for (write, heads) in [
+        (Write::Set, Heads::new(3, 64)),
+        (Write::Add, Heads::new(3, 64)),
+        (Write::Add, Heads { heads: 4, kv_heads: 2, head_size: 64 }),
+    ] {
+        let counts = others(rows, write, heads).check();
         // Tokens, and where the table is set its 7 blocks, twice; positions once.
         let cleared = if write == Write::Set { 7 } else { 0 };
+        let groups = heads.kv_heads;
         let want = [
+            ("attention", 3 * groups),
+            ("attention_backward", 3 * groups),
             ("embedding", 3 * 3),
             ("embedding_backward", 2 * (3 * 72 + cleared) + 3),
             // Blocks of all rows, with rotary positions of each sequence.
-            ("qk_norm", (7 + 3 * 3) * 3),
-            ("qk_norm_backward", (7 + 3 * 3) * 3 + 2 * 2),
-            ("rotary", 2 * 3 * 3 * 3),
+            ("qk_norm", (7 + 3 * 3) * groups),
+            ("qk_norm_backward", (7 + 3 * 3) * groups + 2 * 2),
+            ("rotary", 2 * 3 * 3 * groups),
         ];
-        assert_eq!(counts, BTreeMap::from(want), "{write:?}");
+        assert_eq!(counts, BTreeMap::from(want), "{write:?} {heads:?}");
     }
 }
 

@@ -19,17 +19,17 @@ pub fn turned([a, b]: [f32; 2], [cos, sin]: [f32; 2], inverse: bool) -> [f32; 2]
     [a.mul_add(cos, -(b * sin)), a.mul_add(sin, b * cos)]
 }
 
-/// The queries and keys of `qkv` (N, 3, NH, HS), each number of [`turned`] rounded to bf16.
+/// The queries and keys of `qkv` (N, NH + 2 KH, HS), each number of [`turned`] rounded to bf16.
 pub fn rotate(engine: &Engine, qkv: &mut [bf16], angles: RowAngles<'_>, heads: Heads, inverse: bool) {
-    let (channels, size) = (heads.channels(), heads.head_size);
+    let (turned_heads, size) = (heads.of_queries_and_keys(), heads.head_size);
     let row = |(row, qkv): (usize, &mut [bf16])| {
-        for head in qkv[..2 * channels].chunks_exact_mut(size) {
+        for head in qkv[..turned_heads * size].chunks_exact_mut(size) {
             for (pair, angle) in head.as_chunks_mut::<2>().0.iter_mut().zip(angles.of(row)) {
                 *pair = turned(pair.map(wide), *angle, inverse).map(round);
             }
         }
     };
-    engine.install(|| qkv.par_chunks_mut(3 * channels).enumerate().for_each(row));
+    engine.install(|| qkv.par_chunks_mut(heads.qkv_channels()).enumerate().for_each(row));
 }
 
 /// The angles of `at` from a device's own `table`.
@@ -61,7 +61,7 @@ impl Perform<Rotary<'_, MirrorBuffer, Ids>> for Mirror {
         let Rotary { qkv, table, at, heads, inverse, .. } = op;
         row_length(OP, heads.head_size)?;
         let angles = angles(OP, table, at, heads.head_size)?;
-        let qkv = self.act_mut(OP, "qkv", qkv, 3 * at.rows() * heads.channels())?;
+        let qkv = self.act_mut(OP, "qkv", qkv, at.rows() * heads.qkv_channels())?;
         rotate(&self.engine, qkv, angles, heads, inverse);
         Ok(())
     }

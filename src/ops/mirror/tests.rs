@@ -73,7 +73,7 @@ impl Shape {
     fn new(batch: usize, seq: usize, heads: usize, head_size: usize, used: usize) -> Shape {
         Shape {
             rows: Rows { batch, seq },
-            heads: Heads { heads, head_size },
+            heads: Heads::new(heads, head_size),
             vocab: Vocab { used, padded: used.next_multiple_of(128) },
         }
     }
@@ -82,10 +82,12 @@ impl Shape {
 /// Every operation, each on inputs of its own.
 fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<u32>)> {
     let Shape { rows, heads, vocab } = shape;
+    // Two heads of queries for each of keys.
+    let grouped = Heads { heads: 2 * heads.heads, ..heads };
     let scratch = ScratchShape {
         rows,
         channels: heads.channels(),
-        heads,
+        heads: grouped,
         vocab,
         backward: true,
         bias: true,
@@ -102,14 +104,16 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     for (c_in, c_out) in [(c, 3 * c), (4 * c, c)] {
         products(&mut to, &mut draw, LinearShape { rows: rows.count(), c_in, c_out });
     }
-    attention(&mut to, &mut draw, rows, heads);
+    for heads in [heads, grouped] {
+        attention(&mut to, &mut draw, rows, heads);
+        beside::decoding(&mut to, &mut draw, heads);
+        beside::rotary(&mut to, &mut draw, rows, heads);
+        beside::qk_norm(&mut to, &mut draw, rows, heads);
+    }
     classifier(&mut to, &mut draw, shape);
     embedding(&mut to, &mut draw, shape);
     optimizer(&mut to, &mut draw);
-    beside::decoding(&mut to, &mut draw, heads);
     beside::average_and_muon(&mut to, &mut draw);
-    beside::rotary(&mut to, &mut draw, rows, heads);
-    beside::qk_norm(&mut to, &mut draw, rows, heads);
     beside::embedding_of_tokens(&mut to, &mut draw, shape);
     // Wide enough that a block does not end with the rows.
     beside::activations(&mut to, &mut draw, rows.count(), 4 * c);
@@ -176,15 +180,15 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
 }
 
 fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
-    let size = rows.count() * heads.channels();
-    let qkv = draw.buf(to.ops, Role::Activation, 3 * size, 1.0);
+    let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
+    let qkv = draw.buf(to.ops, Role::Activation, wide, 1.0);
     let dout = draw.buf(to.ops, Role::Activation, size, 1e-2);
     let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
     let mut lse = to.ops.alloc(Role::F32, rows.count() * heads.heads).expect("memory");
     to.ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
-    to.add("attention", &out, size);
+    to.add(format!("attention {heads:?}"), &out, size);
     to.add("lse", &lse, rows.count() * heads.heads);
-    let mut dqkv = to.ops.alloc(Role::Activation, 3 * size).expect("memory");
+    let mut dqkv = to.ops.alloc(Role::Activation, wide).expect("memory");
     to.ops
         .attention_backward(AttentionBackward {
             dqkv: &mut dqkv,
@@ -196,7 +200,7 @@ fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads
             heads,
         })
         .expect("attention_backward");
-    to.add("attention_backward", &dqkv, 3 * size);
+    to.add("attention_backward", &dqkv, wide);
 }
 
 fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
@@ -361,7 +365,7 @@ fn rows_past_the_last_are_in_no_sum_beside_an_infinite_weight() {
 #[test]
 fn a_row_whose_scores_are_all_below_every_start_has_no_weight_at_all() {
     for head_size in [64, 128] {
-        let (rows, heads) = (Rows { batch: 1, seq: 2 }, Heads { heads: 1, head_size });
+        let (rows, heads) = (Rows { batch: 1, seq: 2 }, Heads::new(1, head_size));
         let mut mirror = mirror(1, Simd::Auto);
         let slice = |value: f32| [vec![value], vec![0.0; head_size - 1]].concat();
         let token = [slice(2e15), slice(-2e15), slice(1.0)].concat();

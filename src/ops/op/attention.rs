@@ -9,7 +9,7 @@ pub struct Attention<'a, B> {
     pub out: &'a mut B,
     /// (B, NH, T), f32: log-sum-exp of the scaled scores, which the backward pass reads.
     pub lse: &'a mut B,
-    /// (B, T, 3, NH, HS), activation.
+    /// (B, T, NH + 2 KH, HS), activation.
     pub qkv: &'a B,
     pub rows: Rows,
     pub heads: Heads,
@@ -27,18 +27,18 @@ impl<B> Operation for Attention<'_, B> {
     fn work(&self, element: ElementBytes) -> Work {
         Work {
             flops: flops(self.rows, self.heads, 2),
-            bytes: element.moved(4 * self.rows.count() * self.heads.channels(), 0),
+            bytes: element.moved(self.rows.count() * (self.heads.channels() + self.heads.qkv_channels()), 0),
         }
     }
 }
 
 /// Gradient of [`Attention`]: `dqkv` is set. The softmax is computed again from `lse`.
 pub struct AttentionBackward<'a, B> {
-    /// (B, T, 3, NH, HS), activation.
+    /// (B, T, NH + 2 KH, HS), activation.
     pub dqkv: &'a mut B,
     /// (B, T, NH, HS), activation.
     pub dout: &'a B,
-    /// (B, T, 3, NH, HS), activation.
+    /// (B, T, NH + 2 KH, HS), activation.
     pub qkv: &'a B,
     /// (B, T, NH, HS), activation.
     pub out: &'a B,
@@ -60,7 +60,8 @@ impl<B> Operation for AttentionBackward<'_, B> {
     fn work(&self, element: ElementBytes) -> Work {
         Work {
             flops: flops(self.rows, self.heads, 5),
-            bytes: element.moved(8 * self.rows.count() * self.heads.channels(), 0),
+            bytes: element
+                .moved(2 * self.rows.count() * (self.heads.channels() + self.heads.qkv_channels()), 0),
         }
     }
 }

@@ -5,7 +5,7 @@
 //! operations over whole sequences. Families are those of the like operations in training: nothing plans
 //! the speed of decoding.
 
-use super::outline::Outlined;
+use super::outlined::Outlined;
 use super::{ElementBytes, Family, LinearShape, Operation, Work};
 use crate::ops::types::{Heads, Nonlinearity};
 
@@ -77,7 +77,7 @@ impl<B> Operation for DecodeLinear<'_, B> {
     }
 }
 
-/// Keys and values of one layer, (S, NH, P, HS) each, activations: S streams of P positions.
+/// Keys and values of one layer, (S, KH, P, HS) each, activations: S streams of P positions.
 pub struct KvCache<'a, B> {
     pub keys: &'a mut B,
     pub values: &'a mut B,
@@ -100,7 +100,7 @@ pub struct DecodeAttention<'a, B, I> {
     /// (n, NH, HS), activation.
     pub out: &'a mut B,
     pub cache: KvCache<'a, B>,
-    /// (n, 3, NH, HS), activation.
+    /// (n, NH + 2 KH, HS), activation.
     pub qkv: &'a B,
     pub at: RowPositions<'a, I>,
     /// n.

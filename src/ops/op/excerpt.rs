@@ -7,7 +7,8 @@
 //! | operation | an excerpt | reads |
 //! |---|---|---|
 //! | products | a tile of the output | its rows of one factor, its columns of the other |
-//! | GELU, squared ReLU, SwiGLU, gradients | a tile of what is F wide | that tile, before SwiGLU a wider one |
+//! | GELU, squared ReLU, SwiGLU, gradients | a tile of what is F wide | that tile, before SwiGLU a wider one
+//! |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
@@ -109,12 +110,12 @@ impl Outline {
             // Queries and keys as a whole come last.
             Outline::QkNormBackward { rows, heads, rotary, .. } => parts_of_norm(rows, heads, rotary) + 2,
             Outline::QkNormPart(_) => 1,
-            Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.heads,
+            Outline::Rotary { rows, heads, .. } => rows.batch * of_rows(rows.seq) * heads.kv_heads,
             Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
                 tiles(rows, channels)
             }
             Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
-                rows.batch * heads.heads
+                rows.batch * heads.kv_heads
             }
             Outline::LayernormBackward { rows, channels, .. } => of_rows(rows) + of_columns(channels),
             Outline::LinearBackwardInput { shape: s } | Outline::LinearBackwardInputGelu { shape: s } => {
@@ -185,7 +186,7 @@ impl Outline {
             }
             Outline::QkNorm { rows, heads, rotary } => {
                 let (rows, rotary, [qkv, rstd, weight]) = of_norm(index, rows, heads, rotary);
-                let heads = Heads { heads: 1, ..heads };
+                let heads = heads.one_group();
                 let picks = [qkv.clone(), rstd, qkv, weight.clone(), weight].map(Some);
                 plain(Outline::QkNorm { rows, heads, rotary }, picks)
             }
@@ -193,39 +194,42 @@ impl Outline {
                 if index < parts_of_norm(rows, heads, rotary) =>
             {
                 let (rows, rotary, [qkv, rstd, weight]) = of_norm(index, rows, heads, rotary);
-                let heads = Heads { heads: 1, ..heads };
+                let heads = heads.one_group();
                 let reads = [qkv.clone(), weight.clone(), weight, rstd].map(Some);
                 let picks = [Some(qkv), None, None].into_iter().chain(reads);
                 plain(Outline::QkNormBackward { rows, heads, write, rotary }, picks)
             }
             Outline::QkNormBackward { rows, heads, write, rotary } => {
-                let part = index - parts_of_norm(rows, heads, rotary);
-                let of = |width: usize| Some(Pick::new(0..rows, part * width..(part + 1) * width));
-                let weights = [0, 1].map(|of| (of == part).then(|| Pick::new(0..1, 0..heads.head_size)));
+                let keys = index > parts_of_norm(rows, heads, rotary);
+                let weights =
+                    [false, true].map(|of| (of == keys).then(|| Pick::new(0..1, 0..heads.head_size)));
                 let [q_weight, k_weight] = weights.clone();
                 let [dq_weight, dk_weight] = weights;
-                let (qkv, rstd) = (of(heads.channels()), of(heads.heads));
+                let outline = QkNormPart { rows, heads, write, rotary, keys };
+                let first = if keys { heads.heads } else { 0 };
+                let of =
+                    |width: usize| Some(Pick::new(0..rows, first * width..(first + outline.count()) * width));
+                let (qkv, rstd) = (of(heads.head_size), of(1));
                 let picks = [qkv.clone(), dq_weight, dk_weight, qkv, q_weight, k_weight, rstd];
-                let outline = QkNormPart { rows, heads, write, rotary, keys: part == 1 };
                 plain(Outline::QkNormPart(outline), picks)
             }
             Outline::Rotary { rows, heads, theta, inverse, first } => {
-                let (part, head) = (index / heads.heads, index % heads.heads);
+                let (part, group) = (index / heads.kv_heads, index % heads.kv_heads);
                 let (positions, start) = positions(part, rows.seq);
                 let rows = Pick::new(start + positions.start..start + positions.end, 0..0);
-                let pick = Pick { columns: of_head(heads, head).into(), ..rows };
-                let (rows, heads) = (Rows { batch: 1, seq: positions.len() }, Heads { heads: 1, ..heads });
+                let pick = Pick { columns: of_group(heads, group).into(), ..rows };
+                let (rows, heads) = (Rows { batch: 1, seq: positions.len() }, heads.one_group());
                 let first = first + positions.start;
                 plain(Outline::Rotary { rows, heads, theta, inverse, first }, [Some(pick)])
             }
             Outline::Attention { rows, heads } => {
-                let [qkv, out, lse] = head(index, rows, heads);
-                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, Heads { heads: 1, ..heads });
+                let [qkv, out, lse] = group(index, rows, heads);
+                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, heads.one_group());
                 plain(Outline::Attention { rows, heads }, [out, lse, qkv].map(Some))
             }
             Outline::AttentionBackward { rows, heads } => {
-                let [qkv, out, lse] = head(index, rows, heads);
-                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, Heads { heads: 1, ..heads });
+                let [qkv, out, lse] = group(index, rows, heads);
+                let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, heads.one_group());
                 let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
                 plain(Outline::AttentionBackward { rows, heads }, picks)
             }
@@ -413,16 +417,16 @@ fn backward_input(shape: LinearShape, rows: &Range<usize>, columns: &Range<usize
     ]
 }
 
-/// Queries, keys and values, outputs, and sums of one head of one sequence.
-fn head(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
-    let (sequence, head) = (index / heads.heads, index % heads.heads);
+/// Queries, keys and values, outputs, and sums of one group of heads of one sequence.
+fn group(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
+    let (sequence, group) = (index / heads.kv_heads, index % heads.kv_heads);
     let tokens = sequence * rows.seq..(sequence + 1) * rows.seq;
-    let columns = of_head(heads, head);
-    let output = columns[0].clone();
+    let columns = of_group(heads, group);
+    let (output, sums) = (columns[0].clone(), heads.sharing() * rows.seq);
     [
         Pick { rows: vec![tokens.clone()], columns: columns.into(), unfinished_rows: 0 },
         Pick::new(tokens, output),
-        Pick::new(index * rows.seq..(index + 1) * rows.seq, 0..1),
+        Pick::new(index * sums..(index + 1) * sums, 0..1),
     ]
 }
 
@@ -432,25 +436,25 @@ fn positions(part: usize, seq: usize) -> (Range<usize>, usize) {
     (block(part % blocks, TILE_ROWS, seq), part / blocks * seq)
 }
 
-/// How many blocks of one head a norm of queries and keys has: of all rows, with rotary positions of each
-/// sequence.
+/// How many blocks of one group of heads a norm of queries and keys has: of all rows, with rotary positions
+/// of each sequence.
 fn parts_of_norm(rows: usize, heads: Heads, rotary: Option<SequenceAngles>) -> usize {
     let blocks = match rotary {
         Some(SequenceAngles { seq, .. }) => rows / seq * seq.div_ceil(TILE_ROWS),
         None => rows.div_ceil(TILE_ROWS),
     };
-    blocks * heads.heads
+    blocks * heads.kv_heads
 }
 
-/// Of one head of a block of rows, how many rows, their positions, and its queries, keys and values, their
-/// deviations, and a weight.
+/// Of one group of heads of a block of rows, how many rows, their positions, and its queries, keys and
+/// values, their deviations, and a weight.
 fn of_norm(
     index: usize,
     rows: usize,
     heads: Heads,
     rotary: Option<SequenceAngles>,
 ) -> (usize, Option<SequenceAngles>, [Pick; 3]) {
-    let (part, head) = (index / heads.heads, index % heads.heads);
+    let (part, group) = (index / heads.kv_heads, index % heads.kv_heads);
     let (places, start) = positions(part, rotary.map_or(rows, |angles| angles.seq));
     let rotary = rotary.map(|angles| SequenceAngles {
         seq: places.len(),
@@ -458,19 +462,22 @@ fn of_norm(
         ..angles
     });
     let rows = start + places.start..start + places.end;
-    let columns = [head..head + 1, heads.heads + head..heads.heads + head + 1];
+    let key = heads.heads + group;
+    let columns = [group * heads.sharing()..(group + 1) * heads.sharing(), key..key + 1];
     let of_rows = || Pick::new(rows.clone(), 0..0);
     let picks = [
-        Pick { columns: of_head(heads, head).into(), ..of_rows() },
+        Pick { columns: of_group(heads, group).into(), ..of_rows() },
         Pick { columns: columns.into(), ..of_rows() },
         Pick::new(0..1, 0..heads.head_size),
     ];
     (rows.len(), rotary, picks)
 }
 
-/// The columns of a head's queries, keys and values.
-fn of_head(Heads { heads, head_size }: Heads, head: usize) -> [Range<usize>; 3] {
-    [0, 1, 2].map(|part| (part * heads + head) * head_size..(part * heads + head + 1) * head_size)
+/// The columns of a group's queries, keys and values.
+fn of_group(heads: Heads, group: usize) -> [Range<usize>; 3] {
+    let of = |first: usize, count: usize| first * heads.head_size..(first + count) * heads.head_size;
+    let key = heads.heads + group;
+    [of(group * heads.sharing(), heads.sharing()), of(key, 1), of(key + heads.kv_heads, 1)]
 }
 
 /// Positions of one sequence; of the table the rows of their tokens, each once.

@@ -8,11 +8,11 @@ use crate::ops::types::{Heads, Write};
 ///
 /// Sums over a head have an order that each device documents; it depends on HS alone.
 pub struct QkNorm<'a, B, I> {
-    /// (N, 3, NH, HS), activation.
+    /// (N, NH + 2 KH, HS), activation.
     pub out: &'a mut B,
-    /// (N, 2, NH), f32: of queries, then of keys.
+    /// (N, NH + KH), f32: of queries, then of keys.
     pub rstd: &'a mut B,
-    /// (N, 3, NH, HS), activation.
+    /// (N, NH + 2 KH, HS), activation.
     pub x: &'a B,
     /// (HS), parameter: shared by all heads.
     pub q_weight: &'a B,
@@ -57,7 +57,7 @@ impl<B, I> Operation for QkNorm<'_, B, I> {
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass(6 * self.rows * self.heads.channels())
+        element.pass(2 * self.rows * self.heads.qkv_channels())
     }
 }
 
@@ -65,20 +65,21 @@ impl<B, I> Operation for QkNorm<'_, B, I> {
 /// gradients of the weights sum `dout h` over all rows and heads, in a fixed order. With `rotary`, `dout` is
 /// first turned back, and not rounded.
 pub struct QkNormBackward<'a, B, I> {
-    /// (N, 3, NH, HS), activation: the gradient of `out` becomes that of `x` in place. Values are left alone.
+    /// (N, NH + 2 KH, HS), activation: the gradient of `out` becomes that of `x` in place. Values are left
+    /// alone.
     pub dqkv: &'a mut B,
     /// (HS), f32; written as `write` says.
     pub dq_weight: &'a mut B,
     /// (HS), f32; written as `write` says.
     pub dk_weight: &'a mut B,
     pub write: Write,
-    /// (N, 3, NH, HS), activation: the input of the forward pass.
+    /// (N, NH + 2 KH, HS), activation: the input of the forward pass.
     pub x: &'a B,
     /// (HS), parameter.
     pub q_weight: &'a B,
     /// (HS), parameter.
     pub k_weight: &'a B,
-    /// (N, 2, NH), f32.
+    /// (N, NH + KH), f32.
     pub rstd: &'a B,
     /// N.
     pub rows: usize,
@@ -97,6 +98,6 @@ impl<B, I> Operation for QkNormBackward<'_, B, I> {
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass(6 * self.rows * self.heads.channels())
+        element.pass(2 * self.rows * self.heads.qkv_channels())
     }
 }

@@ -8,7 +8,7 @@ use crate::ops::types::{Heads, Rows};
 /// computed as `fma(a, cos, -(b sin))` and `fma(a, sin, b cos)`. The inverse takes `-sin` in the place of
 /// `sin`: it is also how the gradient of the turned vectors becomes that of the ones before.
 pub struct Rotary<'a, B, I> {
-    /// (N, 3, NH, HS), activation: written in place.
+    /// (N, NH + 2 KH, HS), activation: written in place.
     pub qkv: &'a mut B,
     /// (P, HS/2, 2), f32: [`rotary_table`] of at least as many positions as `at` has.
     pub table: &'a B,
@@ -66,7 +66,7 @@ impl<B, I> Operation for Rotary<'_, B, I> {
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass(4 * self.at.rows() * self.heads.channels())
+        element.pass(2 * self.at.rows() * self.heads.of_queries_and_keys() * self.heads.head_size)
     }
 }
 

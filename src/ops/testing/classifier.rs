@@ -59,7 +59,7 @@ impl<O: Ops> Bench<'_, O> {
         let (channels, padded) = (self.limits.row(shape.channels), self.limits.row(shape.padded));
         let vocab = Vocab { used, padded };
         let rows = Rows { batch: 1, seq: n };
-        self.scratch(rows, channels, Heads { heads: 1, head_size: channels }, vocab);
+        self.scratch(rows, channels, Heads::new(1, channels), vocab);
         let x = self.input(Role::Activation, n * channels, 1.0);
         let wte = self.input(Role::Param, padded * channels, 0.5);
         let (ids, targets) = self.ids(n, used);

@@ -1,10 +1,9 @@
 //! The operations of decoding: each row against f64, and alone against decoded beside others.
 
-use super::reference::{self, AttentionShape};
-use super::{Bench, Case, Limits, random};
+use super::{Bench, Case, Limits, random, reference};
 use crate::ops::{
     Activate, DecodeAttention, DecodeEmbedding, DecodeLinear, Heads, KvCache, LinearShape, Nonlinearity, Ops,
-    Role, RowPositions,
+    Role, RowPositions, Rows,
 };
 
 /// Runs every decoding operation at odd shapes.
@@ -110,21 +109,31 @@ impl<O: Ops> Bench<'_, O> {
 
     /// A sequence comes in pieces of one row and of several, beside another stream that must not show.
     fn decode_attention(&mut self) {
-        for (seq, heads, head_size) in
-            [(1, 1, 16), (5, 2, 16), (70, 3, 24), (200, 2, 64), (90, 1, 80), (300, 2, 128)]
-        {
+        for (seq, heads, kv_heads, head_size) in [
+            (1, 1, 1, 16),
+            (5, 2, 2, 16),
+            (70, 3, 3, 24),
+            (200, 2, 2, 64),
+            (90, 1, 1, 80),
+            (300, 2, 2, 128),
+            (70, 4, 2, 24),
+            (120, 6, 2, 64),
+            (90, 3, 1, 128),
+        ] {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
-            let (channels, capacity) = (heads * head_size, seq + 3);
-            let qkv = self.input(Role::Activation, 3 * seq * channels, 1.0);
-            let noise = random(self.seed + 1, 3 * channels, 5.0);
-            let host = self.read(&qkv.buf, 3 * seq * channels);
-            let mut caches = [(); 2].map(|()| self.poisoned(Role::Activation, 2 * capacity * channels));
+            let heads = Heads { heads, kv_heads, head_size };
+            let (channels, wide, capacity) = (heads.channels(), heads.qkv_channels(), seq + 3);
+            let qkv = self.input(Role::Activation, seq * wide, 1.0);
+            let noise = random(self.seed + 1, wide, 5.0);
+            let host = self.read(&qkv.buf, seq * wide);
+            let cache = 2 * capacity * heads.kv_channels();
+            let mut caches = [(); 2].map(|()| self.poisoned(Role::Activation, cache));
             let mut got = Vec::new();
             let (mut at, mut piece) = (0, 1);
             while at < seq {
                 let n = piece.min(seq - at);
                 // The last row belongs to the other stream.
-                let mut rows = host[3 * at * channels..3 * (at + n) * channels].to_vec();
+                let mut rows = host[at * wide..(at + n) * wide].to_vec();
                 rows.extend_from_slice(&noise);
                 let rows = self.input_of(Role::Activation, &rows).buf;
                 let streams: Vec<u16> = (0..=n).map(|i| u16::from(i < n)).collect();
@@ -138,36 +147,36 @@ impl<O: Ops> Bench<'_, O> {
                     qkv: &rows,
                     at: RowPositions { streams: &streams, positions: &positions },
                     rows: n + 1,
-                    heads: Heads { heads, head_size },
+                    heads,
                 };
                 self.ops.decode_attention(op).unwrap();
                 got.extend(self.read(&out, n * channels));
                 at += n;
                 piece = piece % 7 + 1;
             }
-            let shape = AttentionShape { batch: 1, seq, heads, head_size };
-            let (want, _) = reference::attention(&qkv.values, shape);
-            self.cases.push(Case { name: format!("decode_attention {seq} {heads} {head_size}"), got, want });
+            let (want, _) = reference::attention(&qkv.values, Rows { batch: 1, seq }, heads);
+            self.cases.push(Case { name: format!("decode_attention {seq} {heads:?}"), got, want });
         }
     }
 }
 
 /// The rows of a pass of `n` beside those of `n` passes of one: bit for bit the same, as (together, alone).
 pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 2] {
-    let (c_in, c_out, heads, head_size, capacity) = (768, 200, 3, 64, 150);
-    let channels = heads * head_size;
+    let (c_in, c_out, capacity) = (768, 200, 150);
+    let heads = Heads { heads: 6, kv_heads: 3, head_size: 64 };
+    let (channels, wide) = (heads.channels(), heads.qkv_channels());
     let mut bench = Bench { ops, limits: Limits::NONE, cases: Vec::new(), seed: 20_000 + n as u64 };
     let weight = bench.input(Role::Param, c_out * c_in, 0.3).buf;
     let bias = bench.input(Role::Param, c_out, 1.0).buf;
     let x = random(1, n * c_in, 1.0);
-    let qkv = random(2, n * 3 * channels, 1.0);
-    let cache = random(3, n * capacity * channels, 1.0);
+    let qkv = random(2, n * wide, 1.0);
+    let stream = capacity * heads.kv_channels();
+    let cache = random(3, n * stream, 1.0);
     let positions: Vec<u16> = (0..n).map(|i| (i * 53 % capacity) as u16).collect();
     let mut pass = |rows: std::ops::Range<usize>| {
         let n = rows.len();
         let x = bench.input_of(Role::Activation, &x[rows.start * c_in..rows.end * c_in]).buf;
-        let qkv =
-            bench.input_of(Role::Activation, &qkv[rows.start * 3 * channels..rows.end * 3 * channels]).buf;
+        let qkv = bench.input_of(Role::Activation, &qkv[rows.start * wide..rows.end * wide]).buf;
         let mut all = Vec::new();
         for (role, function) in [
             (Role::Activation, Some(Nonlinearity::Gelu)),
@@ -197,7 +206,6 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
                 all.push((channels, bench.read(&out, n * channels)));
             }
         }
-        let stream = capacity * channels;
         let [mut keys, mut values] = [(); 2]
             .map(|()| bench.input_of(Role::Activation, &cache[rows.start * stream..rows.end * stream]).buf);
         let streams = bench.listed(&(0..n as u16).collect::<Vec<_>>());
@@ -209,7 +217,7 @@ pub fn decoding_alone_and_together<O: Ops>(ops: &mut O, n: usize) -> [Vec<f32>; 
             qkv: &qkv,
             at: RowPositions { streams: &streams, positions: &at },
             rows: n,
-            heads: Heads { heads, head_size },
+            heads,
         };
         bench.ops.decode_attention(op).unwrap();
         all.push((channels, bench.read(&out, n * channels)));

@@ -146,6 +146,9 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(1000, Bench::other_norms);
     bench.family(1200, Bench::unbiased_linear);
     bench.family(1000, Bench::classifier_terms);
+    bench.family(2300, Bench::grouped_attention);
+    bench.family(2350, Bench::grouped_rotary);
+    bench.family(2400, Bench::grouped_qk_norm);
     bench.cases
 }
 

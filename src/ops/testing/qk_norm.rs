@@ -9,60 +9,84 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("qk_norm_rotary", "4a153d8d3a489daccddc039b75ccb115c33fae2271be99c5608d4ae8e9aa77cc"),
     ("qk_norm_rotary_backward", "0eba00b74ab559bdb42c11eeb2b516a25ce44e602d5ef52d82436ef91c14fa2a"),
     ("qk_norm_backward", "e926e343655bba1de3a3a676f94779d083fb40e98e89056e243464c15e4785b3"),
+    ("qk_norm_grouped", "4add12a4048cbc4f937c9739b5d75a2e57de6ce368a229207d2987a5a8582d0e"),
+    ("qk_norm_grouped_backward", "68ba840ac001ff6e28de1e4c0925b7162bb58114316fe923bc75917b5f642719"),
+    ("qk_norm_grouped_rotary", "2bfedfa035b5f80a67a999818e3289d4dd3de6e1a9f42931b6bf88bdf28265fe"),
+    ("qk_norm_grouped_rotary_backward", "8685ccb7c44ef2e77df13224094555318414f3b236ca833d35dd3ece4eba4cbc"),
 ];
 
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn qk_norm(&mut self) {
         for (n, heads, head_size) in [(1, 1, 2), (7, 3, 18), (70, 12, 64), (33, 2, 80), (150, 5, 128)] {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
-            let shape = Heads { heads, head_size };
-            let (wide, name) = (3 * n * shape.channels(), format!("{n} {heads} {head_size}"));
-            let x = self.input(Role::Activation, wide, 2.0);
-            let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, head_size, 1.0));
-            let weights = [&q_weight.values[..], &k_weight.values];
-            let mut out = self.poisoned(Role::Activation, wide);
-            let mut rstd = self.poisoned(Role::F32, 2 * n * heads);
-            let op = QkNorm {
-                out: &mut out,
-                rstd: &mut rstd,
+            let name = format!("{n} {heads} {head_size}");
+            self.plain("qk_norm", &name, n, Heads::new(heads, head_size));
+        }
+    }
+
+    /// Heads of queries that share keys, with positions and without.
+    pub(super) fn grouped_qk_norm(&mut self) {
+        for (n, heads, kv_heads, head_size) in [(1, 2, 1, 8), (70, 12, 4, 64), (33, 3, 1, 80)] {
+            let Some(head_size) = self.limits.head_size(head_size) else { continue };
+            let heads = Heads { heads, kv_heads, head_size };
+            self.plain("qk_norm_grouped", &format!("{n} {heads:?}"), n, heads);
+            let table = self.input_of(Role::F32, &rotary_table(n, head_size, 10_000.0)).buf;
+            let at = RotaryAt::Sequences(Rows { batch: 1, seq: n });
+            let rotary = QkRotary { table: &table, theta: 10_000.0, at };
+            let positions: Vec<usize> = (0..n).collect();
+            self.turned("qk_norm_grouped_rotary", &format!("{n} {heads:?}"), heads, rotary, &positions);
+        }
+    }
+
+    /// Both passes of rows without positions.
+    fn plain(&mut self, what: &str, name: &str, n: usize, heads: Heads) {
+        let (wide, size) = (n * heads.qkv_channels(), heads.head_size);
+        let x = self.input(Role::Activation, wide, 2.0);
+        let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
+        let weights = [&q_weight.values[..], &k_weight.values];
+        let mut out = self.poisoned(Role::Activation, wide);
+        let mut rstd = self.poisoned(Role::F32, n * heads.of_queries_and_keys());
+        let op = QkNorm {
+            out: &mut out,
+            rstd: &mut rstd,
+            x: &x.buf,
+            q_weight: &q_weight.buf,
+            k_weight: &k_weight.buf,
+            rows: n,
+            heads,
+            rotary: None,
+        };
+        self.ops.qk_norm(op).unwrap();
+        let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
+        self.result(&format!("{what} {name}"), &out, want);
+        self.result(&format!("{what} rstd {name}"), &rstd, want_rstd);
+        for write in [Write::Set, Write::Add] {
+            let mut dqkv = self.input(Role::Activation, wide, 1.0);
+            let mut dq_weight = self.target(size, write);
+            let mut dk_weight = self.target(size, write);
+            let op = QkNormBackward {
+                dqkv: &mut dqkv.buf,
+                dq_weight: &mut dq_weight.buf,
+                dk_weight: &mut dk_weight.buf,
+                write,
                 x: &x.buf,
                 q_weight: &q_weight.buf,
                 k_weight: &k_weight.buf,
+                rstd: &rstd,
                 rows: n,
-                heads: shape,
+                heads,
                 rotary: None,
             };
-            self.ops.qk_norm(op).unwrap();
-            let (want, want_rstd) = reference::qk_norm(&x.values, weights, shape);
-            self.result(&format!("qk_norm {name}"), &out, want);
-            self.result(&format!("qk_norm rstd {name}"), &rstd, want_rstd);
-            for write in [Write::Set, Write::Add] {
-                let mut dqkv = self.input(Role::Activation, wide, 1.0);
-                let mut dq_weight = self.target(head_size, write);
-                let mut dk_weight = self.target(head_size, write);
-                let op = QkNormBackward {
-                    dqkv: &mut dqkv.buf,
-                    dq_weight: &mut dq_weight.buf,
-                    dk_weight: &mut dk_weight.buf,
-                    write,
-                    x: &x.buf,
-                    q_weight: &q_weight.buf,
-                    k_weight: &k_weight.buf,
-                    rstd: &rstd,
-                    rows: n,
-                    heads: shape,
-                    rotary: None,
-                };
-                self.ops.qk_norm_backward(op).unwrap();
-                let (want, [want_q, want_k]) =
-                    reference::qk_norm_backward(&dqkv.values, &x.values, weights, shape);
-                let name = |what: &str| format!("qk_norm_backward {what} {name} {write:?}");
-                self.result(&name("dqkv"), &dqkv.buf, want);
-                self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
-                self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
-            }
+            self.ops.qk_norm_backward(op).unwrap();
+            let (want, [want_q, want_k]) =
+                reference::qk_norm_backward(&dqkv.values, &x.values, weights, heads);
+            let name = |of: &str| format!("{what}_backward {of} {name} {write:?}");
+            self.result(&name("dqkv"), &dqkv.buf, want);
+            self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
+            self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
         }
     }
+
     pub(super) fn qk_norm_rotary(&mut self) {
         for (rows, heads, head_size, theta) in [
             (Rows { batch: 1, seq: 1 }, 1, 2, 10_000.0),
@@ -72,34 +96,41 @@ impl<O: Ops> Bench<'_, O> {
             (Rows { batch: 2, seq: 33 }, 5, 128, 100.0),
         ] {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
-            let shape = Heads { heads, head_size };
+            let shape = Heads::new(heads, head_size);
             let table = self.input_of(Role::F32, &rotary_table(rows.seq + 3, head_size, theta)).buf;
             let positions: Vec<usize> = (0..rows.count()).map(|row| row % rows.seq).collect();
             let rotary = QkRotary { table: &table, theta, at: RotaryAt::Sequences(rows) };
-            self.turned(&format!("{rows:?} {shape:?}"), shape, rotary, &positions);
+            self.turned(
+                "qk_norm_rotary",
+                &format!("{rows:?} {heads} {head_size}"),
+                shape,
+                rotary,
+                &positions,
+            );
             let (listed, positions) = self.ids(rows.count(), rows.seq + 3);
             let at = RotaryAt::Listed { positions: &listed, rows: rows.count() };
             let positions: Vec<usize> = positions.into_iter().map(usize::from).collect();
-            let name = format!("listed {rows:?} {shape:?}");
-            self.turned(&name, shape, QkRotary { table: &table, theta, at }, &positions);
+            let name = format!("listed {rows:?} {heads} {head_size}");
+            self.turned("qk_norm_rotary", &name, shape, QkRotary { table: &table, theta, at }, &positions);
         }
     }
 
     /// Both passes of rows at these positions.
     fn turned(
         &mut self,
+        what: &str,
         name: &str,
         heads: Heads,
         rotary: QkRotary<'_, O::Buf, O::Ids>,
         positions: &[usize],
     ) {
         let (n, size, theta, rotary) = (positions.len(), heads.head_size, rotary.theta, Some(rotary));
-        let wide = 3 * n * heads.channels();
+        let wide = n * heads.qkv_channels();
         let x = self.input(Role::Activation, wide, 2.0);
         let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
         let weights = [&q_weight.values[..], &k_weight.values];
         let mut out = self.poisoned(Role::Activation, wide);
-        let mut rstd = self.poisoned(Role::F32, 2 * n * heads.heads);
+        let mut rstd = self.poisoned(Role::F32, n * heads.of_queries_and_keys());
         let op = QkNorm {
             out: &mut out,
             rstd: &mut rstd,
@@ -113,8 +144,8 @@ impl<O: Ops> Bench<'_, O> {
         self.ops.qk_norm(op).unwrap();
         let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
         let want = reference::rotary(&want, positions, heads, theta, false);
-        self.result(&format!("qk_norm_rotary {name}"), &out, want);
-        self.result(&format!("qk_norm_rotary rstd {name}"), &rstd, want_rstd);
+        self.result(&format!("{what} {name}"), &out, want);
+        self.result(&format!("{what} rstd {name}"), &rstd, want_rstd);
         for write in [Write::Set, Write::Add] {
             let mut dqkv = self.input(Role::Activation, wide, 1.0);
             let mut dq_weight = self.target(size, write);
@@ -135,7 +166,7 @@ impl<O: Ops> Bench<'_, O> {
             self.ops.qk_norm_backward(op).unwrap();
             let dout = reference::rotary(&dqkv.values, positions, heads, theta, true);
             let (want, [want_q, want_k]) = reference::qk_norm_backward(&dout, &x.values, weights, heads);
-            let name = |what: &str| format!("qk_norm_rotary_backward {what} {name} {write:?}");
+            let name = |of: &str| format!("{what}_backward {of} {name} {write:?}");
             self.result(&name("dqkv"), &dqkv.buf, want);
             self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
             self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));

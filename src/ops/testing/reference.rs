@@ -1,6 +1,6 @@
 //! Plain f64 forms of the operations: loops that follow the formulas and nothing else.
 
-use crate::ops::{Heads, LogitTerms, Nonlinearity, Vocab};
+use crate::ops::{Heads, LogitTerms, Nonlinearity, Rows, Vocab};
 
 /// Row-major (rows, columns) times the transpose of (out, columns), plus bias.
 pub fn linear(
@@ -133,12 +133,13 @@ pub fn layernorm_backward(
     (dx, dweight, dbias)
 }
 
-/// Queries and keys of `qkv` (N, 3, NH, HS), each turned by `position theta^(-2i/HS)`, or by its negative.
+/// Queries and keys of `qkv` (N, NH + 2 KH, HS), each turned by `position theta^(-2i/HS)`, or by its
+/// negative.
 pub fn rotary(qkv: &[f64], positions: &[usize], heads: Heads, theta: f64, inverse: bool) -> Vec<f64> {
-    let (channels, size) = (heads.channels(), heads.head_size);
+    let (wide, size) = (heads.qkv_channels(), heads.head_size);
     let mut out = qkv.to_vec();
-    for (row, position) in out.chunks_mut(3 * channels).zip(positions) {
-        for head in row[..2 * channels].chunks_mut(size) {
+    for (row, position) in out.chunks_mut(wide).zip(positions) {
+        for head in row[..(heads.heads + heads.kv_heads) * size].chunks_mut(size) {
             for (i, pair) in head.chunks_mut(2).enumerate() {
                 let angle = *position as f64 * libm::pow(theta, -2.0 * i as f64 / size as f64);
                 let angle = if inverse { -angle } else { angle };
@@ -167,7 +168,7 @@ pub fn rmsnorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (Vec
 pub fn qk_norm(x: &[f64], weights: [&[f64]; 2], heads: Heads) -> (Vec<f64>, Vec<f64>) {
     let (mut out, mut rstds) = (x.to_vec(), Vec::new());
     for (i, head) in out.chunks_mut(heads.head_size).enumerate() {
-        let Some(weight) = weights.get(i / heads.heads % 3) else { continue };
+        let Some(weight) = weights.get(part_of_row(heads, i)) else { continue };
         let rstd = 1.0 / (dot(head, head) / head.len() as f64 + 1e-5).sqrt();
         head.iter_mut().zip(*weight).for_each(|(x, w)| *x = *x * rstd * w);
         rstds.push(rstd);
@@ -195,6 +196,12 @@ pub fn rmsnorm_backward(
     (dx, dweight, dbias)
 }
 
+/// Whether head `i` of all rows is of queries (0), of keys (1) or of values (2).
+fn part_of_row(heads: Heads, i: usize) -> usize {
+    let slot = i % (heads.heads + 2 * heads.kv_heads);
+    usize::from(slot >= heads.heads) + usize::from(slot >= heads.heads + heads.kv_heads)
+}
+
 /// (dx, gradients of the weights)
 pub fn qk_norm_backward(
     dout: &[f64],
@@ -205,7 +212,7 @@ pub fn qk_norm_backward(
     let size = heads.head_size;
     let (mut dx, mut dweights) = (dout.to_vec(), [vec![0.0; size], vec![0.0; size]]);
     for (i, (dx, x)) in dx.chunks_mut(size).zip(x.chunks(size)).enumerate() {
-        let part = i / heads.heads % 3;
+        let part = part_of_row(heads, i);
         let Some(weight) = weights.get(part) else { continue };
         let rstd = 1.0 / (dot(x, x) / size as f64 + 1e-5).sqrt();
         let h: Vec<f64> = x.iter().map(|x| x * rstd).collect();
@@ -219,23 +226,13 @@ pub fn qk_norm_backward(
     (dx, dweights)
 }
 
-/// B, T, NH, HS.
-#[derive(Clone, Copy)]
-pub struct AttentionShape {
-    pub batch: usize,
-    pub seq: usize,
-    pub heads: usize,
-    pub head_size: usize,
-}
-
-impl AttentionShape {
-    fn qkv(self, b: usize, t: usize, which: usize, h: usize) -> usize {
-        (((b * self.seq + t) * 3 + which) * self.heads + h) * self.head_size
-    }
-
-    fn out(self, b: usize, t: usize, h: usize) -> usize {
-        ((b * self.seq + t) * self.heads + h) * self.head_size
-    }
+/// Where a vector of `head`'s queries (0), or of the keys (1) or values (2) that it shares, lies in
+/// (B, T, NH + 2 KH, HS), of token `at` of all.
+fn place(heads: Heads, at: usize, which: usize, head: usize) -> usize {
+    let Heads { heads: queries, kv_heads, head_size } = heads;
+    let shared = head / (queries / kv_heads);
+    let slot = [head, queries + shared, queries + kv_heads + shared][which];
+    (at * (queries + 2 * kv_heads) + slot) * head_size
 }
 
 fn dot(a: &[f64], b: &[f64]) -> f64 {
@@ -243,21 +240,21 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// (out, lse)
-pub fn attention(qkv: &[f64], shape: AttentionShape) -> (Vec<f64>, Vec<f64>) {
-    let AttentionShape { batch, seq, heads, head_size } = shape;
+pub fn attention(qkv: &[f64], rows: Rows, shape: Heads) -> (Vec<f64>, Vec<f64>) {
+    let (Rows { batch, seq }, Heads { heads, head_size, .. }) = (rows, shape);
     let scale = 1.0 / (head_size as f64).sqrt();
     let (mut out, mut lse) = (vec![0.0; batch * seq * heads * head_size], vec![0.0; batch * heads * seq]);
     for b in 0..batch {
         for h in 0..heads {
             for t in 0..seq {
-                let vector = |t: usize, which: usize| &qkv[shape.qkv(b, t, which, h)..][..head_size];
+                let vector = |t, which| &qkv[place(shape, b * seq + t, which, h)..][..head_size];
                 let scores: Vec<f64> = (0..=t).map(|s| scale * dot(vector(t, 0), vector(s, 1))).collect();
                 let log_sum = log_sum_exp(&scores);
                 lse[(b * heads + h) * seq + t] = log_sum;
                 for (s, score) in scores.iter().enumerate() {
                     let p = libm::exp(score - log_sum);
                     for d in 0..head_size {
-                        out[shape.out(b, t, h) + d] += p * vector(s, 2)[d];
+                        out[((b * seq + t) * heads + h) * head_size + d] += p * vector(s, 2)[d];
                     }
                 }
             }
@@ -267,15 +264,15 @@ pub fn attention(qkv: &[f64], shape: AttentionShape) -> (Vec<f64>, Vec<f64>) {
 }
 
 /// dqkv, straight from the softmax's Jacobian.
-pub fn attention_backward(dout: &[f64], qkv: &[f64], shape: AttentionShape) -> Vec<f64> {
-    let AttentionShape { batch, seq, heads, head_size } = shape;
+pub fn attention_backward(dout: &[f64], qkv: &[f64], rows: Rows, shape: Heads) -> Vec<f64> {
+    let (Rows { batch, seq }, Heads { heads, head_size, .. }) = (rows, shape);
     let scale = 1.0 / (head_size as f64).sqrt();
     let mut dqkv = vec![0.0; qkv.len()];
     for b in 0..batch {
         for h in 0..heads {
             for t in 0..seq {
-                let vector = |t: usize, which: usize| &qkv[shape.qkv(b, t, which, h)..][..head_size];
-                let dout = &dout[shape.out(b, t, h)..][..head_size];
+                let vector = |t, which| &qkv[place(shape, b * seq + t, which, h)..][..head_size];
+                let dout = &dout[((b * seq + t) * heads + h) * head_size..][..head_size];
                 let scores: Vec<f64> = (0..=t).map(|s| scale * dot(vector(t, 0), vector(s, 1))).collect();
                 let log_sum = log_sum_exp(&scores);
                 let p: Vec<f64> = scores.iter().map(|score| libm::exp(score - log_sum)).collect();
@@ -284,9 +281,9 @@ pub fn attention_backward(dout: &[f64], qkv: &[f64], shape: AttentionShape) -> V
                 for s in 0..=t {
                     let ds = p[s] * (dp[s] - mean) * scale;
                     for d in 0..head_size {
-                        dqkv[shape.qkv(b, t, 0, h) + d] += ds * vector(s, 1)[d];
-                        dqkv[shape.qkv(b, s, 1, h) + d] += ds * vector(t, 0)[d];
-                        dqkv[shape.qkv(b, s, 2, h) + d] += p[s] * dout[d];
+                        dqkv[place(shape, b * seq + t, 0, h) + d] += ds * vector(s, 1)[d];
+                        dqkv[place(shape, b * seq + s, 1, h) + d] += ds * vector(t, 0)[d];
+                        dqkv[place(shape, b * seq + s, 2, h) + d] += p[s] * dout[d];
                     }
                 }
             }
@@ -417,21 +414,25 @@ mod tests {
 
     #[test]
     fn qk_norm_gradients_are_the_slopes() {
-        let heads = Heads { heads: 2, head_size: 4 };
-        let (x, q, k, r) = (wide(30, 2 * 24), wide(31, 4), wide(32, 4), wide(33, 2 * 24));
-        let (dx, [dq, dk]) = qk_norm_backward(&r, &x, [&q, &k], heads);
-        assert_close(&dx, &differences(&x, &r, |x| qk_norm(x, [&q, &k], heads).0));
-        assert_close(&dq, &differences(&q, &r, |q| qk_norm(&x, [q, &k], heads).0));
-        assert_close(&dk, &differences(&k, &r, |k| qk_norm(&x, [&q, k], heads).0));
+        for heads in [Heads::new(2, 4), Heads { heads: 4, kv_heads: 2, head_size: 4 }] {
+            let width = heads.qkv_channels();
+            let (x, q, k, r) = (wide(30, 2 * width), wide(31, 4), wide(32, 4), wide(33, 2 * width));
+            let (dx, [dq, dk]) = qk_norm_backward(&r, &x, [&q, &k], heads);
+            assert_close(&dx, &differences(&x, &r, |x| qk_norm(x, [&q, &k], heads).0));
+            assert_close(&dq, &differences(&q, &r, |q| qk_norm(&x, [q, &k], heads).0));
+            assert_close(&dk, &differences(&k, &r, |k| qk_norm(&x, [&q, k], heads).0));
+        }
     }
 
     #[test]
     fn turning_back_is_the_gradient_of_turning() {
-        let heads = Heads { heads: 2, head_size: 4 };
-        let (qkv, r) = (wide(20, 3 * 24), wide(21, 3 * 24));
-        let turn = |x: &[f64], inverse| rotary(x, &[0, 1, 7], heads, 30.0, inverse);
-        assert_close(&turn(&r, true), &differences(&qkv, &r, |qkv| turn(qkv, false)));
-        assert_close(&turn(&turn(&qkv, false), true), &qkv);
+        for heads in [Heads::new(2, 4), Heads { heads: 4, kv_heads: 2, head_size: 4 }] {
+            let width = heads.qkv_channels();
+            let (qkv, r) = (wide(20, 3 * width), wide(21, 3 * width));
+            let turn = |x: &[f64], inverse| rotary(x, &[0, 1, 7], heads, 30.0, inverse);
+            assert_close(&turn(&r, true), &differences(&qkv, &r, |qkv| turn(qkv, false)));
+            assert_close(&turn(&turn(&qkv, false), true), &qkv);
+        }
     }
 
     #[test]
@@ -446,12 +447,14 @@ mod tests {
 
     #[test]
     fn attention_gradient_is_the_slope() {
-        let shape = AttentionShape { batch: 2, seq: 4, heads: 2, head_size: 3 };
-        let (qkv, r) = (wide(10, 2 * 4 * 18), wide(11, 2 * 4 * 6));
-        assert_close(
-            &attention_backward(&r, &qkv, shape),
-            &differences(&qkv, &r, |qkv| attention(qkv, shape).0),
-        );
+        let rows = Rows { batch: 2, seq: 4 };
+        for heads in [Heads::new(2, 3), Heads { heads: 4, kv_heads: 2, head_size: 3 }] {
+            let (qkv, r) = (wide(10, 8 * heads.qkv_channels()), wide(11, 8 * heads.channels()));
+            assert_close(
+                &attention_backward(&r, &qkv, rows, heads),
+                &differences(&qkv, &r, |qkv| attention(qkv, rows, heads).0),
+            );
+        }
     }
 
     #[test]

@@ -11,25 +11,28 @@ use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Perform, Result, Ro
 
 bindings! {
     "attention_forward.cu" as HEAD_SIZES {
-        struct ForwardArgs { out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32 }
+        struct ForwardArgs {
+            out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32, kv_heads: i32, unused: i32,
+        }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
     "attention_backward.cu" as HEAD_SIZES {
         struct BackwardArgs {
             dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>,
-            tokens: i32, heads: i32,
+            tokens: i32, heads: i32, kv_heads: i32, unused: i32,
         }
         kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
         kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
+        kernel BACKWARD_KEY_GROUPED(BackwardArgs) = "attention_backward_key_grouped";
     }
     "attention_any.cu" {
         struct AttentionAnyArgs {
-            out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, head_size: u32,
-            scale: f32,
+            out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, kv_heads: u32,
+            head_size: u32, scale: f32, unused: u32,
         }
         struct AttentionAnyBackwardArgs {
             dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, out: In<Act>, lse: In<F32>,
-            tokens: u32, heads: u32, head_size: u32, scale: f32,
+            tokens: u32, heads: u32, kv_heads: u32, head_size: u32, scale: f32, unused: u32,
         }
         kernel ANY_FORWARD(AttentionAnyArgs) = "attention_any_forward";
         kernel ANY_QUERY(AttentionAnyBackwardArgs) = "attention_any_query";
@@ -54,7 +57,7 @@ pub fn is_fast(act: Dtype, head_size: usize) -> bool {
 }
 
 fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> {
-    let Heads { heads: count, head_size } = heads;
+    let Heads { heads: count, head_size, .. } = heads;
     k.check(op, head_size <= MOST_HEAD_SIZE, || {
         format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
     })?;
@@ -64,9 +67,9 @@ fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> 
     k.check(op, rows.seq <= i32::MAX as usize, || format!("{} tokens are more than fit 31 bits", rows.seq))
 }
 
-/// Four rows a block, a warp each.
-fn any_geometry(rows: Rows, heads: Heads) -> Geometry {
-    Geometry::new2((rows.seq as u64).div_ceil(4), (rows.batch * heads.heads) as u64, 128)
+/// Four rows a block, a warp each, of each of so many heads.
+fn any_geometry(rows: Rows, heads: usize) -> Geometry {
+    Geometry::new2((rows.seq as u64).div_ceil(4), (rows.batch * heads) as u64, 128)
 }
 
 pub fn scale(head_size: usize) -> f32 {
@@ -77,34 +80,38 @@ fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
     const OP: &str = "attention";
     let Attention { out, lse, qkv, rows, heads } = op;
     check(k, OP, rows, heads)?;
-    let size = rows.count() * heads.heads * heads.head_size;
+    let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyArgs {
             out: Out::at(k.act(OP, "out", out, size)?),
             lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
-            qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+            qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
             tokens: rows.seq as u32,
             heads: heads.heads as u32,
+            kv_heads: heads.kv_heads as u32,
             head_size: heads.head_size as u32,
             scale: scale(heads.head_size),
+            unused: 0,
         };
         // SAFETY: all lengths were checked.
-        return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads), &args) };
+        return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads.heads), &args) };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
         let tensors = attention_hopper::HopperForward {
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
-            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+            qkv: k.act(OP, "qkv", qkv, wide)?,
         };
         return attention_hopper::forward(k, OP, &tensors, rows, heads);
     }
     let args = ForwardArgs {
         out: Out::at(k.act(OP, "out", out, size)?),
         lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
-        qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+        qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
+        kv_heads: heads.kv_heads as i32,
+        unused: 0,
     };
     // ROWS of the source.
     let block_rows = if heads.head_size == 64 { 128 } else { 64 };
@@ -124,47 +131,51 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
     const OP: &str = "attention_backward";
     let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
     check(k, OP, rows, heads)?;
-    let size = rows.count() * heads.heads * heads.head_size;
+    let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyBackwardArgs {
-            dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
+            dqkv: Out::at(k.act(OP, "dqkv", dqkv, wide)?),
             delta: Out::at(delta),
             dout: In::at(k.act(OP, "dout", dout, size)?),
-            qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+            qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
             out: In::at(k.act(OP, "out", out, size)?),
             lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
             tokens: rows.seq as u32,
             heads: heads.heads as u32,
+            kv_heads: heads.kv_heads as u32,
             head_size: heads.head_size as u32,
             scale: scale(heads.head_size),
+            unused: 0,
         };
         // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
         // `delta` that the second reads.
         return unsafe {
-            k.launch(OP, &ANY_QUERY, any_geometry(rows, heads), &args)?;
-            k.launch(OP, &ANY_KEY, any_geometry(rows, heads), &args)
+            k.launch(OP, &ANY_QUERY, any_geometry(rows, heads.heads), &args)?;
+            k.launch(OP, &ANY_KEY, any_geometry(rows, heads.kv_heads), &args)
         };
     }
     if attention_hopper::fits(&k.gpu, k.act, heads.head_size) {
         let tensors = attention_hopper::HopperBackward {
-            dqkv: k.act(OP, "dqkv", dqkv, 3 * size)?,
+            dqkv: k.act(OP, "dqkv", dqkv, wide)?,
             rows: delta,
             dout: k.act(OP, "dout", dout, size)?,
-            qkv: k.act(OP, "qkv", qkv, 3 * size)?,
+            qkv: k.act(OP, "qkv", qkv, wide)?,
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
         };
         return attention_hopper::backward(k, OP, &tensors, rows, heads);
     }
     let args = BackwardArgs {
-        dqkv: Out::at(k.act(OP, "dqkv", dqkv, 3 * size)?),
+        dqkv: Out::at(k.act(OP, "dqkv", dqkv, wide)?),
         delta: Out::at(delta),
         dout: In::at(k.act(OP, "dout", dout, size)?),
-        qkv: In::at(k.act(OP, "qkv", qkv, 3 * size)?),
+        qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
         out: In::at(k.act(OP, "out", out, size)?),
         lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
+        kv_heads: heads.kv_heads as i32,
+        unused: 0,
     };
     let (seq, count) = (rows.seq as u64, (rows.batch * heads.heads) as u64);
     // KEYS of the query kernel and ROWS of the key kernel in the source.
@@ -176,13 +187,14 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
     };
     let key = Geometry {
         shared: (2 * 64 + 4 * key_rows) * row_bytes(heads.head_size) + 16 * key_rows,
-        ..Geometry::new2(seq.div_ceil(64), count, 128)
+        ..Geometry::new2(seq.div_ceil(64), (rows.batch * heads.kv_heads) as u64, 128)
     };
+    let of_keys = if heads.sharing() == 1 { &BACKWARD_KEY } else { &BACKWARD_KEY_GROUPED };
     // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
     // `delta` that the second reads.
     unsafe {
         k.launch(OP, &BACKWARD_QUERY, query, &args)?;
-        k.launch(OP, &BACKWARD_KEY, key, &args)
+        k.launch(OP, of_keys, key, &args)
     }
 }
 

@@ -9,13 +9,16 @@ use crate::ops::{Dtype, Heads, Result, Rows};
 
 bindings! {
     "attention_forward_hopper.cu" as HOPPER_HEAD_SIZES {
-        struct ForwardArgs { qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32 }
+        struct ForwardArgs {
+            qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32, kv_heads: i32,
+            unused: i32,
+        }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
     "attention_backward_hopper.cu" as HOPPER_HEAD_SIZES {
         struct BackwardArgs {
             qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>,
-            out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32,
+            out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32, kv_heads: i32, unused: i32,
         }
         kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
         kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
@@ -62,13 +65,15 @@ pub struct HopperForward {
 }
 
 pub fn forward(k: &Kernels, op: &'static str, t: &HopperForward, rows: Rows, heads: Heads) -> Result<()> {
-    let Heads { heads: count, head_size } = heads;
+    let Heads { heads: count, kv_heads, head_size } = heads;
     let args = ForwardArgs {
-        qkv: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,
+        qkv: tensor_map(k, op, t.qkv, rows, count + 2 * kv_heads, head_size)?,
         out: Out::at(t.out),
         lse: Out::at(t.lse),
         tokens: rows.seq as i32,
         heads: count as i32,
+        kv_heads: kv_heads as i32,
+        unused: 0,
     };
     // STAGES of the source.
     let (groups, stages) = (groups(head_size), 4);
@@ -99,9 +104,9 @@ pub struct HopperBackward {
 }
 
 pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, heads: Heads) -> Result<()> {
-    let Heads { heads: count, head_size } = heads;
+    let Heads { heads: count, kv_heads, head_size } = heads;
     let args = BackwardArgs {
-        qkv_map: tensor_map(k, op, t.qkv, rows, 3 * count, head_size)?,
+        qkv_map: tensor_map(k, op, t.qkv, rows, count + 2 * kv_heads, head_size)?,
         dout_map: tensor_map(k, op, t.dout, rows, count, head_size)?,
         dqkv: Out::at(t.dqkv),
         rows: Out::at(t.rows),
@@ -110,6 +115,8 @@ pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, h
         lse: In::at(t.lse),
         tokens: rows.seq as i32,
         heads: count as i32,
+        kv_heads: kv_heads as i32,
+        unused: 0,
     };
     let (seq, blocks, row_bytes) = (rows.seq as u64, (rows.batch * count) as u64, 2 * head_size as u64);
     // QUERY_STAGES and KEY_STAGES of the source.
@@ -121,7 +128,7 @@ pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, h
     let stages = if head_size == 64 { 3 } else { 2 };
     let key = Geometry {
         shared: row_bytes * (2 * TILE + 2 * stages * TILE) + 8 * stages * TILE + 8 * (1 + 2 * stages),
-        ..Geometry::new2(seq.div_ceil(TILE), blocks, 128)
+        ..Geometry::new2(seq.div_ceil(TILE), (rows.batch * kv_heads) as u64, 128)
     };
     // SAFETY: the caller has checked all lengths; the first kernel writes the `rows` that the second reads.
     unsafe {

@@ -22,11 +22,12 @@ bindings! {
         }
         struct DecodeStoreArgs {
             keys: Out<Act>, values: Out<Act>, qkv: In<Act>, streams: In<U16>, positions: In<U16>,
-            rows: u32, heads: u32, head_size: u32, capacity: u32,
+            heads: u32, kv_heads: u32, head_size: u32, capacity: u32,
         }
         struct DecodeAttentionArgs {
             out: Out<Act>, keys: In<Act>, values: In<Act>, qkv: In<Act>, streams: In<U16>,
-            positions: In<U16>, heads: u32, head_size: u32, capacity: u32, scale: f32,
+            positions: In<U16>, heads: u32, kv_heads: u32, head_size: u32, capacity: u32, scale: f32,
+            unused: u32,
         }
         kernel EMBEDDING(DecodeEmbeddingArgs) = "decode_embedding";
         kernel STORE(DecodeStoreArgs) = "decode_store";
@@ -100,14 +101,13 @@ fn linear(k: &Kernels, op: DecodeLinear<'_, Buf>) -> Result<()> {
 fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "decode_attention";
     let DecodeAttention { out, cache, qkv, at, rows: n, heads } = op;
-    let Heads { heads, head_size } = heads;
+    let Heads { heads: count, kv_heads, head_size } = heads;
     let KvCache { keys, values, capacity } = cache;
     k.check(OP, head_size <= MOST_HEAD_SIZE, || {
         format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
     })?;
-    let channels = heads * head_size;
-    let stream = capacity * channels;
-    let qkv = k.act(OP, "qkv", qkv, 3 * n * channels)?;
+    let stream = capacity * heads.kv_channels();
+    let qkv = k.act(OP, "qkv", qkv, n * heads.qkv_channels())?;
     let (keys, values) = (k.act(OP, "keys", keys, stream)?, k.act(OP, "values", values, stream)?);
     let (streams, positions) =
         (k.ids(OP, "streams", at.streams, n)?, k.ids(OP, "positions", at.positions, n)?);
@@ -117,29 +117,31 @@ fn attention(k: &Kernels, op: DecodeAttention<'_, Buf, CudaIds>) -> Result<()> {
         qkv: In::at(qkv),
         streams: In::at(streams),
         positions: In::at(positions),
-        rows: n as u32,
-        heads: heads as u32,
+        heads: count as u32,
+        kv_heads: kv_heads as u32,
         head_size: head_size as u32,
         capacity: capacity as u32,
     };
     let attend = DecodeAttentionArgs {
-        out: Out::at(k.act(OP, "out", out, n * channels)?),
+        out: Out::at(k.act(OP, "out", out, n * heads.channels())?),
         keys: In::at(keys),
         values: In::at(values),
         qkv: In::at(qkv),
         streams: In::at(streams),
         positions: In::at(positions),
-        heads: heads as u32,
+        heads: count as u32,
+        kv_heads: kv_heads as u32,
         head_size: head_size as u32,
         capacity: capacity as u32,
         scale: scale(head_size),
+        unused: 0,
     };
     let kernel = &ATTENTION[usize::from(head_size > 64)];
     // SAFETY: lengths were checked; streams and positions within the cache are the caller's promise, as for
     // every operation on ids. The first kernel writes what the second reads.
     unsafe {
         k.launch(OP, &STORE, Geometry::new(n as u64, 256), &store)?;
-        k.launch(OP, kernel, Geometry::new2(heads as u64, n as u64, 256), &attend)
+        k.launch(OP, kernel, Geometry::new2(count as u64, n as u64, 256), &attend)
     }
 }
 

@@ -13,13 +13,13 @@ bindings! {
     "qk_norm.cu" {
         struct QkNormArgs {
             out: Out<Act>, rstd: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>,
-            table: In<F32>, positions: In<U16>, vectors: u32, heads: u32, head_size: u32, lanes: u32,
-            seq: u32, unused: u32,
+            table: In<F32>, positions: In<U16>, vectors: u32, heads: u32, kv_heads: u32, head_size: u32,
+            lanes: u32, seq: u32,
         }
         struct QkNormBackwardArgs {
             dqkv: Out<Act>, partials: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>,
-            rstd: In<F32>, table: In<F32>, positions: In<U16>, vectors: u32, block_vectors: u32, heads: u32,
-            head_size: u32, lanes: u32, seq: u32,
+            rstd: In<F32>, table: In<F32>, positions: In<U16>, rows: u32, block_vectors: u32, heads: u32,
+            kv_heads: u32, head_size: u32, lanes: u32, seq: u32, unused: u32,
         }
         kernel FORWARD(QkNormArgs) = "qk_norm";
         kernel FORWARD_ROTARY(QkNormArgs) = "qk_norm_rotary";
@@ -39,13 +39,13 @@ fn lanes(head_size: usize) -> usize {
 }
 
 fn check(k: &Kernels, op: &'static str, rows: usize, heads: Heads) -> Result<()> {
-    let Heads { heads, head_size } = heads;
+    let Heads { heads: count, kv_heads, head_size } = heads;
     k.row_length(op, head_size)?;
     k.check(op, head_size <= MOST_HEAD_SIZE, || {
         format!("heads of {head_size} channels are wider than {MOST_HEAD_SIZE}")
     })?;
-    k.check(op, 3 * rows * heads < 1 << 31, || {
-        format!("{rows} rows of {heads} heads are more than fit 32 bits")
+    k.check(op, rows * (count + 2 * kv_heads) < 1 << 31, || {
+        format!("{rows} rows of {count} heads are more than fit 32 bits")
     })
 }
 
@@ -66,29 +66,28 @@ fn forward(k: &Kernels, op: QkNorm<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "qk_norm";
     let QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, rotary } = op;
     check(k, OP, n, heads)?;
-    let size = 3 * n * heads.channels();
-    let Heads { heads, head_size } = heads;
-    let lanes = lanes(head_size);
-    let vectors = 3 * n * heads;
+    let (size, of_row) = (n * heads.qkv_channels(), heads.heads + 2 * heads.kv_heads);
+    let head_size = heads.head_size;
+    let (lanes, vectors) = (lanes(head_size), n * of_row);
     let AngleArgs { table, positions, seq } = angles(k, OP, rotary, n, head_size)?;
     let args = QkNormArgs {
         out: Out::at(k.act(OP, "out", out, size)?),
-        rstd: Out::at(k.f32(OP, "rstd", rstd, 2 * n * heads)?),
+        rstd: Out::at(k.f32(OP, "rstd", rstd, n * heads.of_queries_and_keys())?),
         x: In::at(k.act(OP, "x", x, size)?),
         q_weight: In::at(k.act(OP, "q_weight", q_weight, head_size)?),
         k_weight: In::at(k.act(OP, "k_weight", k_weight, head_size)?),
         table,
         positions,
         vectors: vectors as u32,
-        heads: heads as u32,
+        heads: heads.heads as u32,
+        kv_heads: heads.kv_heads as u32,
         head_size: head_size as u32,
         lanes: lanes as u32,
         seq,
-        unused: 0,
     };
     // With rotary no group of lanes has heads of two rows.
     let (kernel, groups) = match rotary {
-        Some(_) => (&FORWARD_ROTARY, n * (3 * heads).div_ceil(IN_FLIGHT)),
+        Some(_) => (&FORWARD_ROTARY, n * of_row.div_ceil(IN_FLIGHT)),
         None => (&FORWARD, vectors.div_ceil(IN_FLIGHT)),
     };
     let blocks = groups.div_ceil(256 / lanes) as u64;
@@ -96,7 +95,8 @@ fn forward(k: &Kernels, op: QkNorm<'_, Buf, CudaIds>) -> Result<()> {
     unsafe { k.launch(OP, kernel, Geometry::new(blocks, 256), &args) }
 }
 
-/// Heads of queries that one block of the gradient adds, as many of keys, and the number of blocks.
+/// Heads of queries that one block of the gradient adds, as many of keys while there are any, and the number
+/// of blocks.
 fn blocks(n: u64, heads: u64) -> (u64, u64) {
     let of_block = (n * heads).div_ceil(1024).max(n.div_ceil(512) + 3).next_multiple_of(64);
     (of_block, (n * heads).div_ceil(of_block))
@@ -112,8 +112,8 @@ fn backward(k: &Kernels, partials: u64, op: QkNormBackward<'_, Buf, CudaIds>) ->
     const OP: &str = "qk_norm_backward";
     let QkNormBackward { dqkv, dq_weight, dk_weight, write, x, q_weight, k_weight, rstd, rows: n, .. } = op;
     check(k, OP, n, op.heads)?;
-    let size = 3 * n * op.heads.channels();
-    let Heads { heads, head_size } = op.heads;
+    let (size, normed) = (n * op.heads.qkv_channels(), n * op.heads.of_queries_and_keys());
+    let Heads { heads, kv_heads, head_size } = op.heads;
     let AngleArgs { table, positions, seq } = angles(k, OP, op.rotary, n, head_size)?;
     let (of_block, count) = blocks(n as u64, heads as u64);
     let args = QkNormBackwardArgs {
@@ -122,15 +122,17 @@ fn backward(k: &Kernels, partials: u64, op: QkNormBackward<'_, Buf, CudaIds>) ->
         x: In::at(k.act(OP, "x", x, size)?),
         q_weight: In::at(k.act(OP, "q_weight", q_weight, head_size)?),
         k_weight: In::at(k.act(OP, "k_weight", k_weight, head_size)?),
-        rstd: In::at(k.f32(OP, "rstd", rstd, 2 * n * heads)?),
+        rstd: In::at(k.f32(OP, "rstd", rstd, normed)?),
         table,
         positions,
-        vectors: (n * heads) as u32,
+        rows: n as u32,
         block_vectors: of_block as u32,
         heads: heads as u32,
+        kv_heads: kv_heads as u32,
         head_size: head_size as u32,
         lanes: lanes(head_size) as u32,
         seq,
+        unused: 0,
     };
     let targets = Targets {
         first: k.f32(OP, "dq_weight", dq_weight, head_size)?,

@@ -10,7 +10,7 @@ bindings! {
     "rotary.cu" {
         struct RotaryArgs {
             qkv: Out<Act>, table: In<F32>, positions: In<U16>, rows: u32, seq: u32, heads: u32,
-            head_size: u32, inverse: u32, unused: u32,
+            kv_heads: u32, head_size: u32, inverse: u32,
         }
         kernel ROTARY(RotaryArgs) = "rotary";
     }
@@ -55,23 +55,23 @@ impl AngleArgs {
 fn rotate(k: &Kernels, op: Rotary<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "rotary";
     let Rotary { qkv, table, at, heads, inverse, .. } = op;
-    let (n, Heads { heads, head_size }) = (at.rows(), heads);
+    let (n, Heads { head_size, .. }) = (at.rows(), heads);
     k.row_length(OP, head_size)?;
-    let threads = (n * (2 * heads).div_ceil(HEADS) * (head_size / 8)) as u64;
+    let threads = (n * heads.of_queries_and_keys().div_ceil(HEADS) * (head_size / 8)) as u64;
     k.check(OP, threads < (1 << 32) - 256, || {
-        format!("{n} rows of {heads} heads are more than fit 32 bits")
+        format!("{n} rows of {} heads are more than fit 32 bits", heads.heads)
     })?;
     let AngleArgs { table, positions, seq } = AngleArgs::of(k, OP, table, at, head_size)?;
     let args = RotaryArgs {
-        qkv: Out::at(k.act(OP, "qkv", qkv, 3 * n * heads * head_size)?),
+        qkv: Out::at(k.act(OP, "qkv", qkv, n * heads.qkv_channels())?),
         table,
         positions,
         rows: n as u32,
         seq,
-        heads: heads as u32,
+        heads: heads.heads as u32,
+        kv_heads: heads.kv_heads as u32,
         head_size: head_size as u32,
         inverse: u32::from(inverse),
-        unused: 0,
     };
     // SAFETY: lengths were checked; listed positions within the table are the caller's promise.
     unsafe { k.launch(OP, &ROTARY, Geometry::new(threads.div_ceil(256), 256), &args) }

@@ -243,10 +243,10 @@ fn the_classifier_crosses_chunks_without_a_seam() {
 fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
     fn run<O: Ops>(ops: &mut O, qkv: &[f32], dout: &[f32], rows: Rows, heads: Heads) -> [Vec<f32>; 3] {
         let (qkv, dout) = (filled(ops, Role::Activation, qkv), filled(ops, Role::Activation, dout));
-        let len = rows.count() * heads.heads * heads.head_size;
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let mut out = filled(ops, Role::Activation, &vec![f32::NAN; len]);
         let mut lse = filled(ops, Role::F32, &vec![f32::NAN; rows.count() * heads.heads]);
-        let mut dqkv = filled(ops, Role::Activation, &vec![f32::NAN; 3 * len]);
+        let mut dqkv = filled(ops, Role::Activation, &vec![f32::NAN; wide]);
         ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
         ops.attention_backward(AttentionBackward {
             dqkv: &mut dqkv,
@@ -258,15 +258,24 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
             heads,
         })
         .expect("attention_backward");
-        [values(ops, &out, len), values(ops, &lse, rows.count() * heads.heads), values(ops, &dqkv, 3 * len)]
+        [values(ops, &out, len), values(ops, &lse, rows.count() * heads.heads), values(ops, &dqkv, wide)]
     }
     let mut cuda = cuda();
-    for (batch, seq, count, head_size) in
-        [(2, 1024, 3, 64), (1, 777, 2, 80), (1, 500, 2, 96), (2, 650, 2, 128), (1, 300, 2, 40)]
-    {
-        let (rows, heads) = (Rows { batch, seq }, Heads { heads: count, head_size });
-        let len = rows.count() * count * head_size;
-        let (qkv, dout) = (numbers("qkv", 3 * len, 1.0), numbers("dout", len, 1.0));
+    for (batch, seq, heads, kv_heads, head_size) in [
+        (2, 1024, 3, 3, 64),
+        (1, 777, 2, 2, 80),
+        (1, 500, 2, 2, 96),
+        (2, 650, 2, 2, 128),
+        (1, 300, 2, 2, 40),
+        (2, 1000, 6, 2, 64),
+        (1, 777, 4, 1, 80),
+        (1, 500, 4, 2, 96),
+        (2, 650, 4, 2, 128),
+        (1, 300, 3, 1, 40),
+    ] {
+        let (rows, heads) = (Rows { batch, seq }, Heads { heads, kv_heads, head_size });
+        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
+        let (qkv, dout) = (numbers("qkv", wide, 1.0), numbers("dout", len, 1.0));
         let got = run(&mut cuda, &qkv, &dout, rows, heads);
         let expected = run(&mut cpu(), &qkv, &dout, rows, heads);
         for ((name, tolerance), (got, expected)) in

@@ -9,7 +9,7 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     let shape = ScratchShape {
         rows: Rows { batch: 4, seq: 256 },
         channels: 256,
-        heads: Heads { heads: 4, head_size: 64 },
+        heads: Heads::new(4, 64),
         vocab: Vocab { used: 500, padded: 512 },
         backward: true,
         bias: true,

@@ -48,9 +48,9 @@ pub(super) fn decoding<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, heads: 
         to.ops.decode_linear(op).expect("decode_linear");
         to.add(format!("decode_linear without bias {role:?}, {function:?}"), &out, shape.output());
     }
-    let cached = rows * capacity * channels;
+    let cached = rows * capacity * heads.kv_channels();
     let [mut keys, mut values] = [(); 2].map(|()| draw.buf(to.ops, Role::Activation, cached, 1.0));
-    let qkv = draw.buf(to.ops, Role::Activation, rows * 3 * channels, 1.0);
+    let qkv = draw.buf(to.ops, Role::Activation, rows * heads.qkv_channels(), 1.0);
     let streams = ids(to.ops, &[0, 1, 2, 3, 4]);
     let mut out = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
     let op = DecodeAttention {
@@ -157,7 +157,7 @@ pub(super) fn average_and_muon<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw)
 pub(super) fn rotary<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
     let (theta, known) = (10_000.0, rows.seq + 5);
     let table = filled(to.ops, Role::F32, &rotary_table(known, heads.head_size, theta));
-    let size = 3 * rows.count() * heads.channels();
+    let size = rows.count() * heads.qkv_channels();
     for inverse in [false, true] {
         let mut qkv = draw.buf(to.ops, Role::Activation, size, 1.0);
         let at = RotaryAt::Sequences(rows);
@@ -167,7 +167,7 @@ pub(super) fn rotary<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Row
     }
     let places = [known as u16 - 1, 0, 3, 3, 1];
     let positions = ids(to.ops, &places);
-    let size = 3 * places.len() * heads.channels();
+    let size = places.len() * heads.qkv_channels();
     let mut qkv = draw.buf(to.ops, Role::Activation, size, 1.0);
     let at = RotaryAt::Listed { positions: &positions, rows: places.len() };
     let op = Rotary { qkv: &mut qkv, table: &table, theta, at, heads, inverse: false };
@@ -200,16 +200,17 @@ fn qk_norm_at<O: Ops>(
         Some(RotaryAt::Sequences(_)) => "qk_norm, rotary",
         Some(RotaryAt::Listed { .. }) => "qk_norm, rotary at listed positions",
     };
-    let (wide, size) = (3 * rows * heads.channels(), heads.head_size);
+    let (wide, size, normed) =
+        (rows * heads.qkv_channels(), heads.head_size, rows * heads.of_queries_and_keys());
     let x = draw.buf(to.ops, Role::Activation, wide, 1.0);
     let [q_weight, k_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::Param, size, 1.0));
     let (q_weight, k_weight) = (&q_weight, &k_weight);
     let mut out = to.ops.alloc(Role::Activation, wide).expect("memory");
-    let mut rstd = to.ops.alloc(Role::F32, 2 * rows * heads.heads).expect("memory");
+    let mut rstd = to.ops.alloc(Role::F32, normed).expect("memory");
     let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows, heads, rotary };
     to.ops.qk_norm(op).expect("qk_norm");
     to.add(name, &out, wide);
-    to.add(format!("{name}: rstd"), &rstd, 2 * rows * heads.heads);
+    to.add(format!("{name}: rstd"), &rstd, normed);
     let [mut dq_weight, mut dk_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, size, 1.0));
     for write in [Write::Set, Write::Add] {
         let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1e-2);
