@@ -1,14 +1,16 @@
 // The matrix products of linear layers on Hopper (sm_90a), all around them fused: bf16 operands, fp32 sums.
 //
-//   gemm_forward       out = bf16(x W^T + bias)                                 m rows, n = c_out, k = c_in
-//   gemm_forward_gelu  pre = bf16(x W^T + bias), out = bf16(gelu(pre))
-//   gemm_input         dx = bf16(dout W)                                        m rows, n = c_in,  k = c_out
-//   gemm_input_gelu    dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
-//   gemm_weight        dW (=|+=) dout^T x, and column sums of dout              m = c_out, n = c_in, k rows
+//   gemm_forward         out = bf16(x W^T + bias)                               m rows, n = c_out, k = c_in
+//   gemm_forward_gelu    pre = bf16(x W^T + bias), out = bf16(gelu(pre))
+//   gemm_forward_swiglu  pre the same, out = bf16(swiglu(pre)), one of each pair of columns
+//   gemm_input           dx = bf16(dout W)                                      m rows, n = c_in,  k = c_out
+//   gemm_input_gelu      dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
+//   gemm_input_swiglu    dpre, twice as wide, of bf16(dout W) and pre
+//   gemm_weight          dW (=|+=) dout^T x, and column sums of dout            m = c_out, n = c_in, k rows
 //
-// What GELU sees is rounded first: the results are, bit for bit, those of gemm_forward or gemm_input and a
-// pass of gelu.cu. All matrices are row-major and dense; row lengths are multiples of 8, anything else is
-// free: what a tile has beyond its matrix reads as zero and is not written.
+// Functions see what was rounded: the results are, bit for bit, those of gemm_forward or gemm_input and a
+// pass of gelu.cu or activate.cu. Matrices are row-major and dense; row lengths are multiples of 8, anything
+// else is free: what a tile has beyond its matrix reads as zero and is not written.
 //
 // A block is two warpgroups that multiply and one thread that feeds them. Tiles of 128 rows by WIDTH columns
 // are dealt out in a fixed order; the warpgroups take turns: one multiplies while the other rounds, applies
@@ -17,18 +19,19 @@
 //
 // Launch: block 384, grid CLUSTER * min(workers, tiles * splits), 232,448 bytes of dynamic shared memory.
 //
-// Order of sums, whatever the number of workers: k ascending by 16 within a part; the parts of a split sum
-// (gemm_weight) are added to memory in their own order, each after a word in `turns` says that the one before
-// is there. Column sums: see finish() and multiply_tile().
+// Order of sums, whatever the number of workers: k ascending by 16 within a part; parts of a split sum
+// (gemm_weight) are added to memory in their order, each after a word in `turns` says that the one before is
+// there. Column sums: see finish() and multiply_tile().
 //
 // Tensor maps (bf16, zeros out of bounds; box {columns, rows}). PANEL is 64 columns under the 128-byte
 // swizzle, or 32 under the 64-byte swizzle for WIDTH 160.
 //   left    128-byte swizzle, {64, 128}; gemm_weight {64, 64}
 //   right   gemm_forward: 128-byte swizzle, {64, WIDTH / CLUSTER}; otherwise {PANEL, 64 / CLUSTER}
-//   out, pre  {PANEL, 16}
+//   out, pre  {PANEL, 16}; out of gemm_forward_swiglu 64-byte swizzle, {PANEL / 2, 16}
 #include "common.cuh"
 #include "hopper.cuh"
 #include "gelu.cuh"
+#include "gemm_endings.cuh"
 #include "gemm_wgmma.cuh"
 
 namespace gemm {
@@ -52,7 +55,7 @@ struct GemmArgs {
     u32 unused;  // 0
 };
 
-enum Ending { PLAIN, GELU, GELU_GRADIENT, WEIGHT };
+enum Ending { PLAIN, GELU, SWIGLU, GELU_GRADIENT, SWIGLU_GRADIENT, WEIGHT };
 
 constexpr int THREADS = 384, ROWS = 128, TERMS = 64;
 constexpr int SHARED_BYTES = 232448;
@@ -70,10 +73,14 @@ struct Product {
     static constexpr u32 RIGHT_HIGH =
         RIGHT_ALONG_N && PANEL == 32 ? (512 >> 4 | 2u << 30) : (1024 >> 4 | 1u << 30);
     static constexpr int LEFT_STEP = LEFT_ALONG_M ? 128 : 2, RIGHT_STEP = RIGHT_ALONG_N ? PANEL * 2 : 2;
-    // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; GELU needs two.
+    // Endings with SwiGLU, whose `pre` is twice as wide as what comes of it, and those that read `pre`.
+    static constexpr bool PAIRS = ENDING == SWIGLU || ENDING == SWIGLU_GRADIENT,
+                          READS_PRE = ENDING == GELU_GRADIENT || ENDING == SWIGLU_GRADIENT;
+    static_assert(!PAIRS || PANEL == 64, "half a panel has a swizzle of its own");
+    // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; a function needs two.
     static constexpr int UNITS = 2 * PANELS, UNIT_BYTES = 16 * PANEL * 2,
-                         UNIT_BUFFERS = ENDING == GELU ? 2 : 1;
-    static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : ENDING == GELU ? 2 : WIDTH == 192 ? 3 : 4;
+                         UNIT_BUFFERS = ENDING == GELU || PAIRS ? 2 : 1;
+    static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : UNIT_BUFFERS == 2 ? 2 : WIDTH == 192 ? 3 : 4;
     static constexpr int WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES;
     // Column sums of four warps a warpgroup, or two tiles of biases, or ones.
     static constexpr int EXTRA_BYTES =
@@ -129,7 +136,6 @@ struct Product {
 
     static __device__ __forceinline__ int worker() { return static_cast<int>(blockIdx.x / CLUSTER); }
     static __device__ __forceinline__ int workers() { return static_cast<int>(gridDim.x / CLUSTER); }
-
     // ---- the feeder ------------------------------------------------------------------------------------
 
     static __device__ __forceinline__ void load_right(u32 to, const GemmArgs& args, u32 barrier, int column,
@@ -250,43 +256,15 @@ struct Product {
                            : row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
     }
 
-    static __device__ __forceinline__ float low_half(u32 pair) { return __uint_as_float(pair << 16); }
-    static __device__ __forceinline__ float high_half(u32 pair) {
-        return __uint_as_float(pair & 0xffff0000u);
-    }
-
     static __device__ __forceinline__ void load_pre(const GemmArgs& args, const Work& w, int unit,
                                                     u32 buffers, u32 loaded, u32 warp) {
-        const u32 buffer = unit % UNITS_UNDER_WAY;
-        barrier_expect(loaded + 8 * buffer, UNIT_BYTES);
-        load_box(buffers + buffer * UNIT_BYTES, args.pre, loaded + 8 * buffer, w.column + unit / 2 * PANEL,
-                 w.row + unit % 2 * 64 + static_cast<int>(warp & 3) * 16);
-    }
-
-    // Adds a thread's columns over the eight rows of its quad's column: each step halves the columns that a
-    // lane keeps. Lane l is left with columns 2l and 2l + 1 of a panel of 64, and every second lane with its
-    // share of a panel of 32.
-    static __device__ __forceinline__ void store_column_sums(float (&sum)[PANEL / 8][2], u32 to, u32 lane) {
-        constexpr int COUNT = PANEL / 8;
-#pragma unroll
-        for (int step = 0; step < 3; ++step) {
-            const int bit = 16 >> step, keep = COUNT >> (step + 1);
-            const bool upper = lane & bit;
-#pragma unroll
-            for (int i = 0; i < 2; ++i) {
-                if (keep == 0) sum[0][i] += __shfl_xor_sync(FULL_WARP, sum[0][i], bit);
-#pragma unroll
-                for (int j = 0; j < keep; ++j) {
-                    const float mine = upper ? sum[j + keep][i] : sum[j][i],
-                                theirs = upper ? sum[j][i] : sum[j + keep][i];
-                    sum[j][i] = mine + __shfl_xor_sync(FULL_WARP, theirs, bit);
-                }
-            }
-        }
-        const u32 column = (COUNT == 8 ? lane >> 2 : lane >> 3) * 8 + (lane & 3) * 2;
-        if (COUNT == 8 || (lane & 4) == 0)
-            asm volatile("st.shared.v2.f32 [%0], {%1, %2};"
-                         ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
+        const u32 under_way = unit % UNITS_UNDER_WAY, barrier = loaded + 8 * under_way;
+        const u32 buffer = buffers + under_way * UNIT_BUFFERS * UNIT_BYTES;
+        const int column = (w.column + unit / 2 * PANEL) * UNIT_BUFFERS,
+                  row = w.row + unit % 2 * 64 + static_cast<int>(warp & 3) * 16;
+        barrier_expect(barrier, UNIT_BUFFERS * UNIT_BYTES);
+        load_box(buffer, args.pre, barrier, column, row);
+        if (UNIT_BUFFERS == 2) load_box(buffer + UNIT_BYTES, args.pre, barrier, column + PANEL, row);
     }
 
     // Rounds, applies what follows and stores the 32 rows of one warp, unit by unit. Column sums are of the
@@ -309,15 +287,17 @@ struct Product {
         for (int unit = 0; unit < UNITS; ++unit) {
             const int panel = unit / 2, half = unit % 2, under_way = unit % UNITS_UNDER_WAY;
             const u32 buffer = buffers + under_way * UNIT_BUFFERS * UNIT_BYTES;
-            if (ENDING == GELU_GRADIENT) {
+            if (READS_PRE) {
                 barrier_wait(loaded + 8 * under_way,
                              (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
             } else {
                 if (lane == 0) stores_read<UNITS_UNDER_WAY - 1>();
                 __syncwarp();
             }
+            if (ENDING == SWIGLU_GRADIENT)
+                swiglu_gradient_unit<PANEL, UNIT_BYTES>(&d[half][panel * (PANEL / 2)], buffer, lane);
 #pragma unroll
-            for (int pair = 0; pair < PANEL / 16; ++pair) {
+            for (int pair = 0; pair < (ENDING == SWIGLU_GRADIENT ? 0 : PANEL / 16); ++pair) {
                 u32 low[2], high[2], low_gelu[2], high_gelu[2];  // rows r and r + 8
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
@@ -344,6 +324,7 @@ struct Product {
                             low_gelu[i] = pack_bf16(gelu(low_half(low[i])), gelu(high_half(low[i])));
                             high_gelu[i] = pack_bf16(gelu(low_half(high[i])), gelu(high_half(high[i])));
                         }
+                        if (ENDING == SWIGLU) swiglu_chunk(low[i], high[i], buffer + UNIT_BYTES, chunk, lane);
                     }
                 }
                 if (ENDING == GELU_GRADIENT)
@@ -358,16 +339,22 @@ struct Product {
             if (lane == 0) {
                 const int column0 = w.column + panel * PANEL,
                           row0 = w.row + half * 64 + static_cast<int>(warp & 3) * 16;
-                if (ENDING == GELU) store_box(args.pre, buffer, column0, row0);
-                store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES, column0, row0);
+                if (ENDING == SWIGLU_GRADIENT) {
+                    store_box(args.out, buffer, 2 * column0, row0);
+                    store_box(args.out, buffer + UNIT_BYTES, 2 * column0 + PANEL, row0);
+                } else {
+                    if (UNIT_BUFFERS == 2) store_box(args.pre, buffer, column0, row0);
+                    store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES,
+                              ENDING == SWIGLU ? column0 / 2 : column0, row0);
+                }
                 stores_commit();
-                if (ENDING == GELU_GRADIENT && unit >= 1 && unit - 1 + UNITS_UNDER_WAY < UNITS) {
+                if (READS_PRE && unit >= 1 && unit - 1 + UNITS_UNDER_WAY < UNITS) {
                     stores_read<1>();
                     load_pre(args, w, unit - 1 + UNITS_UNDER_WAY, buffers, loaded, warp);
                 }
             }
             if (ENDING == GELU_GRADIENT && half == 1)
-                store_column_sums(sums, extra + ((warp & 3) * WIDTH + panel * PANEL) * 4, lane);
+                store_column_sums<PANEL>(sums, extra + ((warp & 3) * WIDTH + panel * PANEL) * 4, lane);
         }
         if (ENDING == GELU_GRADIENT && args.sums) {
             named_sync<128>(ALONE + group);
@@ -447,8 +434,7 @@ struct Product {
         }
     }
 
-    // ---- a block
-    // -------------------------------------------------------------------------------------------
+    // ---- a block ---------------------------------------------------------------------------------------
 
     static __device__ __forceinline__ void consume(const GemmArgs& args, const Shared& at, u32 group,
                                                    u32 warp, u32 lane) {
@@ -468,7 +454,7 @@ struct Product {
                 continue;
             }
             const u32 biases = extra + parity * WIDTH * 2;
-            if (ENDING == GELU_GRADIENT) {
+            if (READS_PRE) {
                 if (lane == 0) {
                     stores_read<0>();
 #pragma unroll
@@ -507,7 +493,7 @@ struct Product {
         if (thread == 0) {
             for (int i = 0; i < STAGES; ++i)
                 barrier_init(at.full + 8 * i, 1), barrier_init(at.empty + 8 * i, 4 * CLUSTER);
-            if (ENDING == GELU_GRADIENT)
+            if (READS_PRE)
                 for (int i = 0; i < 8 * UNITS_UNDER_WAY; ++i) barrier_init(at.loaded + 8 * i, 1);
             barrier_init_done();
         }
@@ -538,9 +524,8 @@ struct Product {
 
 using namespace gemm;
 
-#define BLOCK(cluster) __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)
-
 // Names end in WIDTH and CLUSTER.
+#define BLOCK(cluster) __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)
 extern "C" __global__ void BLOCK(1) gemm_forward_192_1(const __grid_constant__ GemmArgs args) {
     Product<192, 1, PLAIN, false, false>::run(args);
 }
@@ -565,6 +550,15 @@ extern "C" __global__ void BLOCK(2) gemm_forward_gelu_160_2(const __grid_constan
 extern "C" __global__ void BLOCK(2) gemm_forward_gelu_128_2(const __grid_constant__ GemmArgs args) {
     Product<128, 2, GELU, false, false>::run(args);
 }
+extern "C" __global__ void BLOCK(1) gemm_forward_swiglu_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, SWIGLU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, SWIGLU, false, false>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, SWIGLU, false, false>::run(args);
+}
 extern "C" __global__ void BLOCK(1) gemm_input_192_1(const __grid_constant__ GemmArgs args) {
     Product<192, 1, PLAIN, false, true>::run(args);
 }
@@ -585,6 +579,12 @@ extern "C" __global__ void BLOCK(1) gemm_input_gelu_128_1(const __grid_constant_
 }
 extern "C" __global__ void BLOCK(2) gemm_input_gelu_128_2(const __grid_constant__ GemmArgs args) {
     Product<128, 2, GELU_GRADIENT, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(1) gemm_input_swiglu_128_1(const __grid_constant__ GemmArgs args) {
+    Product<128, 1, SWIGLU_GRADIENT, false, true>::run(args);
+}
+extern "C" __global__ void BLOCK(2) gemm_input_swiglu_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, SWIGLU_GRADIENT, false, true>::run(args);
 }
 extern "C" __global__ void BLOCK(1) gemm_weight_192_1(const __grid_constant__ GemmArgs args) {
     Product<192, 1, WEIGHT, true, true>::run(args);

@@ -5,9 +5,9 @@ use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, nor
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
 use crate::ops::{
-    Activate, ActivateBackward, AttentionBackward, Classifier, DeviceError, EmbeddingBackward,
-    LayernormBackward, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearShape,
-    Nonlinearity, Ops, QkNormBackward, Result, Rows, Write,
+    Activate, AttentionBackward, Classifier, DeviceError, EmbeddingBackward, LayernormBackward,
+    LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, Ops, QkNormBackward,
+    Result, Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -128,7 +128,7 @@ impl<B: Send> BlockBackward<'_, B> {
         LinearShape { rows: self.rows.count(), c_in, c_out }
     }
 
-    /// `activated` is room for the gradient of the activation's output.
+    /// `activated` is room for the gradient of the activation's output, where SwiGLU makes that wider.
     fn mlp<O: Ops<Buf = B>>(
         &mut self,
         ops: &mut O,
@@ -151,18 +151,15 @@ impl<B: Send> BlockBackward<'_, B> {
             shape: down,
             write,
         })?;
-        let (weight, pre) = (&w.fc_proj.weight, &a.fc);
-        if function == Nonlinearity::Gelu {
-            let dpre = &mut **wide;
-            let op = LinearBackwardInputGelu { dpre, dout: dres, weight, pre, shape: down };
-            ops.linear_backward_input_gelu(op)?;
-        } else {
-            // SwiGLU's gradient is wider than what it is made of; squared ReLU's takes its place.
-            let dx = activated.as_mut().unwrap_or(&mut **wide);
-            ops.linear_backward_input(LinearBackwardInput { dx, dout: dres, weight, shape: down })?;
-            let (dpre, dout) = (&mut **wide, activated.as_ref());
-            ops.activate_backward(ActivateBackward { dpre, dout, pre, function, rows: n, channels: f })?;
-        }
+        ops.linear_backward_input_activate(LinearBackwardInputActivate {
+            dpre: wide,
+            room: activated.as_mut(),
+            dout: dres,
+            weight: &w.fc_proj.weight,
+            pre: &a.fc,
+            function,
+            shape: down,
+        })?;
         recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {
             dweight: &mut g.fc.weight,

@@ -13,10 +13,9 @@ use super::init::initial_values;
 use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
-    Activate, Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear,
-    LinearGelu, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, QkRotary,
-    ResidualLayernorm, Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
-    softcapped,
+    Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear, LinearActivate,
+    LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, QkRotary, ResidualLayernorm,
+    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table, softcapped,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -327,17 +326,15 @@ impl<B: Send> BlockForward<'_, B> {
         let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
         let BlockForward { config, acts: a, weights: w, branch, shared_norm, .. } = self;
         let activated = kept_or_shared(&mut a.activated, shared_activated);
-        let (x, weight, bias) = (a.ln_2.output(shared_norm.as_ref()), &w.fc.weight, w.fc.bias.as_ref());
-        match nonlinearity(config) {
-            Nonlinearity::Gelu => {
-                let (out, pre) = (&mut *activated, &mut a.fc);
-                ops.linear_gelu(LinearGelu { out, pre, x, weight, bias, shape: up })?;
-            }
-            function => {
-                ops.linear(Linear { out: &mut a.fc, x, weight, bias, shape: up })?;
-                ops.activate(Activate { out: activated, pre: &a.fc, rows: n, channels: f, function })?;
-            }
-        }
+        ops.linear_activate(LinearActivate {
+            out: activated,
+            pre: &mut a.fc,
+            x: a.ln_2.output(shared_norm.as_ref()),
+            weight: &w.fc.weight,
+            bias: w.fc.bias.as_ref(),
+            function: nonlinearity(config),
+            shape: up,
+        })?;
         ops.linear(Linear {
             out: branch,
             x: activated,

@@ -11,7 +11,10 @@ use std::ops::Range;
 
 use super::op::outline::{Access, Outline};
 use super::op::outlined::Outlined;
-use super::{DeviceError, Dtype, ElementBytes, LinearShape, Operation, Ops, Result, Role, ScratchShape, op};
+use super::{
+    DeviceError, Dtype, ElementBytes, LinearShape, Nonlinearity, Operation, Ops, Result, Role, ScratchShape,
+    op,
+};
 
 /// The operations of a forward and backward pass in order, and what flows between them.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -186,7 +189,7 @@ impl<'a, O: Ops> Traced<'a, O> {
                 let writer = dout.and_then(|dout| Some(self.trace.operations[dout.writer?].outline));
                 order.after_gelu = matches!(
                     writer,
-                    Some(Outline::LinearBackwardInputGelu { shape: before })
+                    Some(Outline::LinearBackwardInputActivate { shape: before, function: Nonlinearity::Gelu })
                         if (before.rows, before.c_in) == (shape.rows, shape.c_out)
                 );
                 Outline::LinearBackwardWeight { shape, bias, write, order }

@@ -82,6 +82,15 @@ pub enum Nonlinearity {
 }
 
 impl Nonlinearity {
+    /// Its name, for tables of operations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Nonlinearity::Gelu => "gelu",
+            Nonlinearity::SquaredRelu => "squared relu",
+            Nonlinearity::Swiglu => "swiglu",
+        }
+    }
+
     /// Columns that each column of the output is made of.
     pub const fn inputs(self) -> usize {
         match self {

@@ -3,17 +3,16 @@
 use rayon::prelude::*;
 
 use super::super::{
-    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Nonlinearity, Ops, Perform, Result, Write,
+    Activate, ActivateBackward, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate,
+    LinearBackwardWeight, LinearShape, Nonlinearity, Ops, Perform, Result, Write,
 };
 use super::Cpu;
-use super::activate;
 use super::buffer::Buffer;
-use super::checks::{view, view_mut};
+use super::checks::{failed, view, view_mut};
 use super::engine::Engine;
 use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
-use super::math;
 use super::simd::vectorize;
+use crate::ops::op::linear::NO_ROOM;
 
 /// Rows of a batch whose outer products are summed in one chain: the sum over the batch is a left
 /// fold over chunks of this many rows. Part of the numerics.
@@ -120,12 +119,12 @@ impl Perform<Linear<'_, Buffer>> for Cpu {
     }
 }
 
-impl Perform<LinearGelu<'_, Buffer>> for Cpu {
-    fn perform(&mut self, op: LinearGelu<'_, Buffer>) -> Result<()> {
-        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+impl Perform<LinearActivate<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearActivate<'_, Buffer>) -> Result<()> {
+        let channels = op.channels();
+        let LinearActivate { out, pre, x, weight, bias, function, shape } = op;
         self.linear(Linear { out: pre, x, weight, bias, shape })?;
-        let function = Nonlinearity::Gelu;
-        self.activate(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
+        self.activate(Activate { out, pre, function, rows: shape.rows, channels })
     }
 }
 
@@ -140,15 +139,25 @@ impl Perform<LinearBackwardInput<'_, Buffer>> for Cpu {
     }
 }
 
-impl Perform<LinearBackwardInputGelu<'_, Buffer>> for Cpu {
-    fn perform(&mut self, op: LinearBackwardInputGelu<'_, Buffer>) -> Result<()> {
-        const OP: &str = "linear_backward_input_gelu";
-        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
-        self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
-        let dpre = view_mut(OP, "dpre", dpre, shape.input())?;
-        let pre = view(OP, "pre", pre, shape.input())?;
-        activate::backward_in_place(&self.engine, dpre, pre, math::gelu_derivative);
-        Ok(())
+impl Perform<LinearBackwardInputActivate<'_, Buffer>> for Cpu {
+    fn perform(&mut self, op: LinearBackwardInputActivate<'_, Buffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input_activate";
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let (rows, channels) = (shape.rows, shape.c_in);
+        if function != Nonlinearity::Swiglu {
+            self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
+            return self.activate_backward(ActivateBackward {
+                dpre,
+                dout: None,
+                pre,
+                function,
+                rows,
+                channels,
+            });
+        }
+        let room = room.ok_or_else(|| failed(OP, NO_ROOM.into()))?;
+        self.linear_backward_input(LinearBackwardInput { dx: room, dout, weight, shape })?;
+        self.activate_backward(ActivateBackward { dpre, dout: Some(room), pre, function, rows, channels })
     }
 }
 

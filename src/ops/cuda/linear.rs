@@ -4,16 +4,17 @@
 //! cuBLASLt's are followed by a pass of its own, and the bits of GELU are the same. The option's other values
 //! ask for cuBLASLt's fusion, which sees the sum before rounding.
 
-use super::launch::{classifier, gelu, gemm_hopper, reduce};
+use super::launch::{activate, classifier, gelu, gemm_hopper, reduce};
 use super::memory::{Buf, CudaIds};
 use super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::scratch::Use;
 use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
+use crate::ops::op::linear::NO_ROOM;
 use crate::ops::{
-    Classifier, ClassifierLoss, Dtype, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, Nonlinearity, Perform, Result, ScratchShape,
-    Vocab, Write,
+    Activate, ActivateBackward, Classifier, ClassifierLoss, Dtype, Linear, LinearActivate,
+    LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms,
+    Nonlinearity, Perform, Result, ScratchShape, Vocab, Write,
 };
 
 /// The key of a product of a linear layer.
@@ -43,6 +44,11 @@ fn forward_gelu(options: &CudaOptions, bias: bool) -> Epilogue {
     }
 }
 
+/// The epilogue of a layer with SwiGLU behind it.
+fn then_swiglu(bias: bool) -> Epilogue {
+    if bias { Epilogue::BiasThenSwiglu } else { Epilogue::ThenSwiglu }
+}
+
 /// The epilogue of the gradient of a layer whose input came out of a GELU.
 fn backward_gelu(options: &CudaOptions) -> Epilogue {
     if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient }
@@ -54,14 +60,17 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = (forward_gelu(options, shape.bias), backward_gelu(options));
-    use Epilogue::{Bias, BiasGradient, Nothing};
+    use Epilogue::{Bias, BiasGradient, Nothing, ThenSwigluGradient};
     let (added, gradient) = if shape.bias { (Bias, BiasGradient) } else { (Nothing, Nothing) };
     // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
     let before_gelu = if fusion(options) >= 2 { gradient } else { Nothing };
     let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
     let (up, down) = match shape.mlp.function {
         Nonlinearity::Gelu => ([gelu_forward, Nothing, before_gelu], [added, gelu_backward, gradient]),
-        _ => ([added, Nothing, gradient], [added, Nothing, gradient]),
+        Nonlinearity::SquaredRelu => ([added, Nothing, gradient], [added, Nothing, gradient]),
+        Nonlinearity::Swiglu => {
+            ([then_swiglu(shape.bias), Nothing, gradient], [added, ThenSwigluGradient, gradient])
+        }
     };
     let mut layers = vec![
         (layer(c, shape.heads.qkv_channels()), [added, Nothing, gradient]),
@@ -122,10 +131,20 @@ impl Perform<Linear<'_, Buf>> for Cuda {
     }
 }
 
-impl Perform<LinearGelu<'_, Buf>> for Cuda {
-    fn perform(&mut self, op: LinearGelu<'_, Buf>) -> Result<()> {
-        const OP: &str = "linear_gelu";
-        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+impl Perform<LinearActivate<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearActivate<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear_activate";
+        let channels = op.channels();
+        let LinearActivate { out, pre, x, weight, bias, function, shape } = op;
+        let rows = shape.rows;
+        let epilogue = match function {
+            Nonlinearity::Gelu => forward_gelu(&self.options, bias.is_some()),
+            Nonlinearity::Swiglu => then_swiglu(bias.is_some()),
+            Nonlinearity::SquaredRelu => {
+                self.perform(Linear { out: &mut *pre, x, weight, bias, shape })?;
+                return self.perform(Activate { out, pre, function, rows, channels });
+            }
+        };
         let k = &self.kernels;
         let operands = Operands {
             bias: bias.map_or(Ok(0), |bias| k.act(OP, "bias", bias, shape.c_out))?,
@@ -133,18 +152,21 @@ impl Perform<LinearGelu<'_, Buf>> for Cuda {
             ..Operands::new(
                 k.act(OP, "x", x, shape.input())?,
                 k.act(OP, "weight", weight, shape.weight())?,
-                k.act(OP, "out", out, shape.output())?,
+                k.act(OP, "out", out, rows * channels)?,
             )
         };
         self.written(out);
         self.written(pre);
-        let epilogue = forward_gelu(&self.options, bias.is_some());
         let key = key(shape, Product::Forward, &self.options, epilogue);
         let whole = epilogue.fuses_gelu() || self.gemm.own(key)?.is_some();
         let operands = if whole { operands } else { Operands { out: operands.pre, ..operands } };
         // SAFETY: all lengths were checked.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
-        if whole { Ok(()) } else { gelu::forward(&self.kernels, OP, out, pre, shape.output()) }
+        if whole {
+            Ok(())
+        } else {
+            activate::forward(&self.kernels, Activate { out, pre, function, rows, channels })
+        }
     }
 }
 
@@ -160,18 +182,37 @@ impl Perform<LinearBackwardInput<'_, Buf>> for Cuda {
     }
 }
 
-impl Perform<LinearBackwardInputGelu<'_, Buf>> for Cuda {
-    fn perform(&mut self, op: LinearBackwardInputGelu<'_, Buf>) -> Result<()> {
-        const OP: &str = "linear_backward_input_gelu";
-        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
+    fn perform(&mut self, op: LinearBackwardInputActivate<'_, Buf>) -> Result<()> {
+        const OP: &str = "linear_backward_input_activate";
+        let inputs = op.inputs();
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let LinearShape { rows, c_in: channels, .. } = shape;
+        let epilogue = match function {
+            Nonlinearity::Gelu => backward_gelu(&self.options),
+            Nonlinearity::Swiglu => Epilogue::ThenSwigluGradient,
+            Nonlinearity::SquaredRelu => {
+                self.perform(LinearBackwardInput { dx: &mut *dpre, dout, weight, shape })?;
+                return self.perform(ActivateBackward { dpre, dout: None, pre, function, rows, channels });
+            }
+        };
+        let key = key(shape, Product::BackwardInput, &self.options, epilogue);
+        if function == Nonlinearity::Swiglu && self.gemm.own(key)?.is_none() {
+            let room = room.ok_or_else(|| self.kernels.gpu.refuse(OP, NO_ROOM))?;
+            let operands = self.input_operands(OP, room, dout, weight, shape)?;
+            self.written(room);
+            // SAFETY: all lengths were checked.
+            unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
+            return self.perform(ActivateBackward { dpre, dout: Some(room), pre, function, rows, channels });
+        }
         let mut operands = self.input_operands(OP, dpre, dout, weight, shape)?;
-        operands.pre = self.kernels.act(OP, "pre", pre, shape.input())?;
+        operands.pre = self.kernels.act(OP, "pre", pre, inputs)?;
+        self.kernels.act(OP, "dpre", dpre, inputs)?;
         self.written(dpre);
-        let key = key(shape, Product::BackwardInput, &self.options, backward_gelu(&self.options));
         let separate = key.epilogue == Epilogue::ThenGeluGradient;
         let mut sums = 0;
         if separate {
-            let bytes = reduce::partials_bytes(shape.rows as u64, shape.c_in as u64);
+            let bytes = reduce::partials_bytes(rows as u64, channels as u64);
             sums = self.scratch.get(&mut self.memory, Use::GeluPartials, bytes)?;
             if self.gemm.own(key)?.is_some() {
                 operands.sums = sums;
@@ -182,11 +223,10 @@ impl Perform<LinearBackwardInputGelu<'_, Buf>> for Cuda {
         if !separate {
             return Ok(());
         }
-        let LinearShape { rows, c_in: width, .. } = shape;
         if operands.sums == 0 {
-            gelu::backward_in_place(&self.kernels, OP, sums, dpre, pre, rows, width)?;
+            gelu::backward_in_place(&self.kernels, OP, sums, dpre, pre, rows, channels)?;
         }
-        self.gelu_sums = Some(GeluSums { dpre: dpre.address(), rows, width });
+        self.gelu_sums = Some(GeluSums { dpre: dpre.address(), rows, width: channels });
         Ok(())
     }
 }
@@ -431,9 +471,9 @@ mod tests {
     }
 
     #[test]
-    fn other_functions_than_gelu_stand_between_plain_products() {
-        for (function, channels, inputs) in
-            [(Nonlinearity::SquaredRelu, 3072, 3072), (Nonlinearity::Swiglu, 2048, 4096)]
+    fn swiglu_ends_the_products_around_it_and_squared_relu_stands_between_plain_ones() {
+        for (function, channels, inputs, ends) in
+            [(Nonlinearity::SquaredRelu, 3072, 3072, 0), (Nonlinearity::Swiglu, 2048, 4096, 2)]
         {
             let mlp = MlpShape { function, channels };
             for bias in [false, true] {
@@ -442,7 +482,10 @@ mod tests {
                 let found = |c_in, c_out| keys.iter().any(|key| (key.c_in, key.c_out) == (c_in, c_out));
                 assert!(found(768, inputs) && found(channels as u64, 768), "{function:?}");
                 use Epilogue::{Bias, BiasGradient, Nothing};
-                assert!(keys.iter().all(|key| matches!(key.epilogue, Bias | BiasGradient | Nothing)));
+                let plain = |key: &&GemmKey| matches!(key.epilogue, Bias | BiasGradient | Nothing);
+                assert_eq!(keys.iter().filter(plain).count(), 15 - ends);
+                let wide = |key: &&GemmKey| key.c_out == inputs && key.epilogue == then_swiglu(bias);
+                assert_eq!(keys.iter().filter(wide).count(), ends / 2);
             }
         }
     }

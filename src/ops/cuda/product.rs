@@ -54,17 +54,35 @@ pub enum Epilogue {
     Gelu,
     /// [`Epilogue::BiasThenGelu`] without bias.
     ThenGelu,
+    /// Adds a bias, rounds and stores the sum beside, and applies SwiGLU to what was stored: half as wide.
+    BiasThenSwiglu,
+    /// [`Epilogue::BiasThenSwiglu`] without bias.
+    ThenSwiglu,
+    /// Rounds, and makes the gradient of SwiGLU of it and of the stored pre-activation: twice as wide.
+    ThenSwigluGradient,
 }
 
 impl Epilogue {
+    /// Whether a bias is added to the product.
+    pub fn adds_bias(self) -> bool {
+        use Epilogue::{Bias, BiasGelu, BiasThenGelu, BiasThenSwiglu};
+        matches!(self, Bias | BiasGelu | BiasThenGelu | BiasThenSwiglu)
+    }
+
     /// Whether cuBLASLt applies GELU or its derivative, to the sum before it is rounded.
     pub fn fuses_gelu(self) -> bool {
         matches!(self, Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient)
     }
 
-    /// Whether GELU or its derivative is applied to what was rounded.
-    pub fn then_gelu(self) -> bool {
-        matches!(self, Epilogue::BiasThenGelu | Epilogue::ThenGelu | Epilogue::ThenGeluGradient)
+    /// Whether a function or its derivative is applied to what was rounded.
+    pub fn then_activates(self) -> bool {
+        use Epilogue::{
+            BiasThenGelu, BiasThenSwiglu, ThenGelu, ThenGeluGradient, ThenSwiglu, ThenSwigluGradient,
+        };
+        matches!(
+            self,
+            BiasThenGelu | ThenGelu | ThenGeluGradient | BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient
+        )
     }
 }
 
@@ -116,7 +134,7 @@ pub struct Operands {
     pub add: bool,
     /// For the epilogues that have one, else 0.
     pub bias: u64,
-    /// The pre-activation: written by the epilogues with GELU, read by those with its gradient.
+    /// The pre-activation: written by the epilogues with a function, read by those with its gradient.
     pub pre: u64,
     /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
     pub sums: u64,
@@ -130,7 +148,7 @@ impl Operands {
 
     /// Without the addresses that cuBLASLt does not use under `epilogue`.
     pub fn only(self, epilogue: Epilogue) -> Operands {
-        let bias = matches!(epilogue, Epilogue::Bias | Epilogue::BiasGelu | Epilogue::BiasThenGelu);
+        let bias = epilogue.adds_bias();
         Operands {
             bias: if bias { self.bias } else { 0 },
             pre: if epilogue.fuses_gelu() { self.pre } else { 0 },

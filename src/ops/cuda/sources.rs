@@ -75,4 +75,5 @@ pub const HEADERS: &[Source] = &[
     header!("attention_wgmma.cuh"),
     header!("hopper.cuh"),
     header!("gemm_wgmma.cuh"),
+    header!("gemm_endings.cuh"),
 ];

@@ -24,7 +24,7 @@ use crate::ops::cpu::Cpu;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
     Activate, AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, DeviceError,
-    Heads, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    Heads, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight,
     LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, ParamSlot, Role, Rows, ScratchShape,
     SumSquares, Vocab, Write,
 };

@@ -14,12 +14,14 @@ use super::reduce::{BLOCK_ROWS, add_in_order, column_sum, reduce_partials};
 use super::scalar::{gelu_slope, kept, round, wide};
 use super::tensor_core::{Left, Right, multiply};
 use super::{GeluColumnSums, Mirror};
+use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::gemm_hopper::{self, Order};
 use crate::ops::cuda::product::{Epilogue, GemmKey, Product, Types};
+use crate::ops::op::linear::NO_ROOM;
 use crate::ops::{
-    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
-    LinearShape, Nonlinearity, Perform, Result, Write,
+    Activate, ActivateBackward, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate,
+    LinearBackwardWeight, LinearShape, Nonlinearity, Perform, Result, Write,
 };
 
 /// Rows of a block of terms: what parts and bias chains are counted in.
@@ -187,12 +189,12 @@ impl Perform<Linear<'_, MirrorBuffer>> for Mirror {
     }
 }
 
-impl Perform<LinearGelu<'_, MirrorBuffer>> for Mirror {
-    fn perform(&mut self, op: LinearGelu<'_, MirrorBuffer>) -> Result<()> {
-        let LinearGelu { out, pre, x, weight, bias, shape } = op;
+impl Perform<LinearActivate<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearActivate<'_, MirrorBuffer>) -> Result<()> {
+        let channels = op.channels();
+        let LinearActivate { out, pre, x, weight, bias, function, shape } = op;
         self.perform(Linear { out: pre, x, weight, bias, shape })?;
-        let function = Nonlinearity::Gelu;
-        self.perform(Activate { out, pre, function, rows: shape.rows, channels: shape.c_out })
+        self.perform(Activate { out, pre, function, rows: shape.rows, channels })
     }
 }
 
@@ -208,11 +210,20 @@ impl Perform<LinearBackwardInput<'_, MirrorBuffer>> for Mirror {
     }
 }
 
-impl Perform<LinearBackwardInputGelu<'_, MirrorBuffer>> for Mirror {
-    fn perform(&mut self, op: LinearBackwardInputGelu<'_, MirrorBuffer>) -> Result<()> {
-        const OP: &str = "linear_backward_input_gelu";
-        let LinearBackwardInputGelu { dpre, dout, weight, pre, shape } = op;
+impl Perform<LinearBackwardInputActivate<'_, MirrorBuffer>> for Mirror {
+    fn perform(&mut self, op: LinearBackwardInputActivate<'_, MirrorBuffer>) -> Result<()> {
+        const OP: &str = "linear_backward_input_activate";
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let (rows, channels) = (shape.rows, shape.c_in);
+        if function == Nonlinearity::Swiglu {
+            let room = room.ok_or_else(|| failed(OP, NO_ROOM.into()))?;
+            self.perform(LinearBackwardInput { dx: room, dout, weight, shape })?;
+            return self.perform(ActivateBackward { dpre, dout: Some(room), pre, function, rows, channels });
+        }
         self.perform(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
+        if function == Nonlinearity::SquaredRelu {
+            return self.perform(ActivateBackward { dpre, dout: None, pre, function, rows, channels });
+        }
         let buffer = dpre.id;
         let values = self.act_mut(OP, "dpre", dpre, shape.input())?;
         let pre = act(OP, "pre", pre, shape.input())?;

@@ -11,9 +11,9 @@ use crate::ops::op::excerpt::{Excerpt, Pick};
 use crate::ops::op::outline::{Outline, SequenceAngles, WeightOrder};
 use crate::ops::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
-    Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight,
-    LinearGelu, LinearShape, Ops, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm, Result, Role, Rotary,
-    RotaryAt, Rows, Write, rotary_table,
+    Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate,
+    LinearBackwardWeight, LinearShape, Ops, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm, Result,
+    Role, Rotary, RotaryAt, Rows, Write, rotary_table,
 };
 
 /// What is written of a weight gradient, before the buffers.
@@ -100,11 +100,9 @@ impl Mirror {
             (Outline::Linear { shape, .. }, [out, x, weight, bias]) => {
                 self.linear(Linear { out, x, weight, bias: Some(bias), shape })
             }
-            (Outline::LinearGelu { shape, .. }, [out, pre, x, weight]) => {
-                self.linear_gelu(LinearGelu { out, pre, x, weight, bias: None, shape })
-            }
-            (Outline::LinearGelu { shape, .. }, [out, pre, x, weight, bias]) => {
-                self.linear_gelu(LinearGelu { out, pre, x, weight, bias: Some(bias), shape })
+            (Outline::LinearActivate { shape, function, .. }, [out, pre, x, weight, bias @ ..]) => {
+                let bias = bias.first();
+                self.linear_activate(LinearActivate { out, pre, x, weight, bias, function, shape })
             }
             (Outline::Activate { rows, channels, function }, [out, pre]) => {
                 self.activate(Activate { out, pre, function, rows, channels })
@@ -196,8 +194,17 @@ impl Mirror {
             (Outline::LinearBackwardInput { shape }, [dx, dout, weight]) => {
                 self.linear_backward_input(LinearBackwardInput { dx, dout, weight, shape })
             }
-            (Outline::LinearBackwardInputGelu { shape }, [dpre, dout, weight, pre]) => {
-                self.linear_backward_input_gelu(LinearBackwardInputGelu { dpre, dout, weight, pre, shape })
+            (Outline::LinearBackwardInputActivate { shape, function }, [dpre, dout, weight, pre]) => {
+                let mut room = self.alloc(Role::Activation, shape.input())?;
+                self.linear_backward_input_activate(LinearBackwardInputActivate {
+                    dpre,
+                    room: Some(&mut room),
+                    dout,
+                    weight,
+                    pre,
+                    function,
+                    shape,
+                })
             }
             (Outline::LinearBackwardWeight { shape, write, order, .. }, [dweight, dout, x]) => {
                 self.weights_again(WeightsAgain { shape, write, order }, dweight, None, [dout, x])

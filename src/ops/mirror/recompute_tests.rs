@@ -124,12 +124,13 @@ fn pass_of_norms(rms: bool, bias: bool) -> RecordedPass {
             rows,
             channels,
         })?;
-        traced.linear_gelu(LinearGelu {
+        traced.linear_activate(LinearActivate {
             out: &mut act,
             pre: &mut pre,
             x: &second,
             weight: matrix,
             bias: bias.then_some(of_layer),
+            function: Nonlinearity::Gelu,
             shape,
         })?;
         for write in [Write::Set, Write::Add] {
@@ -184,6 +185,9 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
         buf
     };
     let wte = filled(&mut ops, Role::Param, vocab * c);
+    let functions = [Nonlinearity::SquaredRelu, Nonlinearity::Swiglu];
+    let downs = functions.map(|function| [c, function.outputs_of(vocab)]);
+    let downs = downs.map(|size| (filled(&mut ops, Role::Param, size[0] * size[1]), size));
     let [mut dwte, mut dwpe] = [vocab, rows.seq + 1].map(|len| filled(&mut ops, Role::F32, len * c));
     let dout = filled(&mut ops, Role::Activation, n * c);
     let mut qkv = filled(&mut ops, Role::Activation, wide);
@@ -194,20 +198,25 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
     let mut rstd = ops.alloc(Role::F32, n * heads.of_queries_and_keys()).expect("memory");
     let mut lse = ops.alloc(Role::F32, n * heads.heads).expect("memory");
     let mut out = ops.alloc(Role::Activation, n * c).expect("memory");
+    let [mut acts, mut pre, mut dpre, mut room] =
+        [(); 4].map(|()| ops.alloc(Role::Activation, n * vocab).expect("memory"));
     let mut table = ops.alloc(Role::F32, rows.seq * heads.head_size).expect("memory");
     ops.upload(&mut table, &rotary_table(rows.seq, heads.head_size, theta)).expect("an upload");
     let mut ids = ops.alloc_ids(n).expect("memory");
     ops.upload_ids(&mut ids, &inputs).expect("an upload");
 
     let weights = [&q_weight, &k_weight].map(|weight| (vec![heads.head_size], weight.bytes().to_vec()));
-    let parameters = [(vec![vocab, c], wte.bytes().to_vec())].into_iter().chain(weights).collect();
+    let of_layers = downs.iter().map(|(weight, size)| (size.to_vec(), weight.bytes().to_vec()));
+    let parameters = [(vec![vocab, c], wte.bytes().to_vec())].into_iter().chain(weights);
+    let parameters = parameters.chain(of_layers).collect();
     let mut matrices = BTreeMap::new();
     let mut keep = |_: &mut Mirror, number, matrix: &TracedMatrix, buf: &MirrorBuffer| {
         let size = if matrix.role == Role::F32 { 4 } else { 2 };
         matrices.insert(number, buf.bytes()[..matrix.rows * matrix.columns * size].to_vec());
         Ok(())
     };
-    let mut traced = Traced::new(&mut ops, [&wte, &q_weight, &k_weight].into_iter(), &mut keep);
+    let known = [&wte, &q_weight, &k_weight].into_iter().chain(downs.iter().map(|(weight, _)| weight));
+    let mut traced = Traced::new(&mut ops, known, &mut keep);
     let ids = &ids;
     traced
         .embedding(Embedding { out: &mut out, ids, wte: &wte, wpe: None, rows, channels: c })
@@ -244,6 +253,31 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
     let (dqkv, out) = (&mut dqkv, &*att);
     let op = AttentionBackward { dqkv: &mut *dqkv, dout: &dout, qkv: qkv_normed, out, lse, rows, heads };
     traced.attention_backward(op).expect("attention_backward");
+    // A layer from out to room and back, with each function between.
+    for (function, (weight, _)) in functions.into_iter().zip(&downs) {
+        let shape = LinearShape { rows: n, c_in: c, c_out: vocab };
+        let op = LinearActivate {
+            out: &mut acts,
+            pre: &mut pre,
+            x: out,
+            weight: &wte,
+            bias: None,
+            function,
+            shape,
+        };
+        traced.linear_activate(op).expect("linear_activate");
+        let shape = LinearShape { rows: n, c_in: vocab / function.inputs(), c_out: c };
+        let op = LinearBackwardInputActivate {
+            dpre: &mut dpre,
+            room: Some(&mut room),
+            dout: &dout,
+            weight,
+            pre: &pre,
+            function,
+            shape,
+        };
+        traced.linear_backward_input_activate(op).expect("linear_backward_input_activate");
+    }
     for dwpe in [Some(&mut dwpe), None] {
         let op = EmbeddingBackward {
             dwte: &mut dwte,
@@ -259,6 +293,9 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
         traced.embedding_backward(op).expect("embedding_backward");
     }
     let [dq_weight, dk_weight] = &dweights;
+    for buf in [&acts, &pre, &dpre] {
+        traced.release(buf).expect("a look");
+    }
     for buf in [out, &qkv, &normed, &rstd, dqkv, dq_weight, dk_weight, &dwte, &dwpe] {
         traced.release(buf).expect("a look");
     }
@@ -360,6 +397,10 @@ fn an_excerpt_of_an_operation_of_other_models_has_the_bits_of_the_whole() {
         let want = [
             ("attention", 3 * groups),
             ("attention_backward", 3 * groups),
+            ("linear_squared_relu", 7 * 4),
+            ("linear_swiglu", 7 * 2),
+            ("linear_backward_input_squared_relu", 7 * 4),
+            ("linear_backward_input_swiglu", 7 * 2),
             ("embedding", 3 * 3),
             ("embedding_backward", 2 * (3 * 72 + cleared) + 3),
             // Blocks of all rows, with rotary positions of each sequence.

@@ -10,8 +10,8 @@ use crate::ops::mirror::Mirror;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
     AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
-    EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearBackwardInput,
-    LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape, LogitTerms, MlpShape, Ops,
+    EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput,
+    LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops,
     ParamCount, ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
 };
 
@@ -136,8 +136,16 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
     to.ops.linear(Linear { out: &mut out, x, weight, bias: Some(&bias), shape }).expect("linear");
     to.add(named("linear with bias"), &out, shape.output());
     for (bias, what) in [(Some(&bias), "linear_gelu"), (None, "linear_gelu without bias")] {
-        let gelu = LinearGelu { out: &mut out, pre: &mut pre, x, weight, bias, shape };
-        to.ops.linear_gelu(gelu).expect("linear_gelu");
+        let gelu = LinearActivate {
+            out: &mut out,
+            pre: &mut pre,
+            x,
+            weight,
+            bias,
+            function: Nonlinearity::Gelu,
+            shape,
+        };
+        to.ops.linear_activate(gelu).expect("linear_gelu");
         to.add(named(&format!("{what} pre")), &pre, shape.output());
         to.add(named(what), &out, shape.output());
     }
@@ -159,8 +167,16 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
         to.add(named(&format!("dbias {write:?}")), &dbias, shape.c_out);
     }
     let mut dpre = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
-    let gradient = LinearBackwardInputGelu { dpre: &mut dpre, dout: &dout, weight, pre: &before, shape };
-    to.ops.linear_backward_input_gelu(gradient).expect("backward_input_gelu");
+    let gradient = LinearBackwardInputActivate {
+        dpre: &mut dpre,
+        room: None,
+        dout: &dout,
+        weight,
+        pre: &before,
+        function: Nonlinearity::Gelu,
+        shape,
+    };
+    to.ops.linear_backward_input_activate(gradient).expect("backward_input_gelu");
     to.add(named("dpre"), &dpre, shape.input());
     // The bias gradient of the layer before takes the sums that were left.
     let square = LinearShape { rows: shape.rows, c_in: shape.c_in, c_out: shape.c_in };
@@ -177,6 +193,28 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
         })
         .expect("backward_weight");
     to.add(named("sums of dpre"), &dbias, square.c_out);
+    for function in [Nonlinearity::SquaredRelu, Nonlinearity::Swiglu] {
+        let wide = function.inputs() * shape.input();
+        let before = draw.buf(to.ops, Role::Activation, wide, 1.5);
+        let op =
+            LinearActivate { out: &mut out, pre: &mut pre, x, weight, bias: Some(&bias), function, shape };
+        let outputs = shape.rows * op.channels();
+        to.ops.linear_activate(op).expect("linear_activate");
+        to.add(named(&format!("linear, {function:?}: pre")), &pre, shape.output());
+        to.add(named(&format!("linear, {function:?}")), &out, outputs);
+        let mut dpre = to.ops.alloc(Role::Activation, wide).expect("memory");
+        let op = LinearBackwardInputActivate {
+            dpre: &mut dpre,
+            room: Some(&mut dx),
+            dout: &dout,
+            weight,
+            pre: &before,
+            function,
+            shape,
+        };
+        to.ops.linear_backward_input_activate(op).expect("linear_backward_input_activate");
+        to.add(named(&format!("dpre, {function:?}")), &dpre, wide);
+    }
 }
 
 fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
@@ -453,9 +491,16 @@ fn infinite_weight<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
     let mut dpre = ops.alloc(Role::Activation, shape.input()).expect("memory");
     let mut dweight = ops.alloc(Role::F32, shape.weight()).expect("memory");
     let mut dbias = ops.alloc(Role::F32, shape.c_in).expect("memory");
-    let gradient =
-        LinearBackwardInputGelu { dpre: &mut dpre, dout: &dout, weight: &weight, pre: &pre, shape };
-    ops.linear_backward_input_gelu(gradient).expect("backward_input_gelu");
+    let gradient = LinearBackwardInputActivate {
+        dpre: &mut dpre,
+        room: None,
+        dout: &dout,
+        weight: &weight,
+        pre: &pre,
+        function: Nonlinearity::Gelu,
+        shape,
+    };
+    ops.linear_backward_input_activate(gradient).expect("backward_input_gelu");
     let sums = LinearBackwardWeight {
         dweight: &mut dweight,
         dbias: Some(&mut dbias),

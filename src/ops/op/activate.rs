@@ -1,13 +1,13 @@
 //! The function between the two layers of an MLP, and its gradient.
 //!
-//! GELU is part of the products around it ([`super::LinearGelu`], [`super::LinearBackwardInputGelu`]) where
-//! those layers have biases, and [`Activate`] then only computes it again. Squared ReLU and SwiGLU stand
-//! between [`super::Linear`] and [`super::LinearBackwardInput`].
+//! In training it is part of the products around it ([`super::LinearActivate`],
+//! [`super::LinearBackwardInputActivate`]). [`Activate`] computes it again in the backward pass, or where a
+//! device has no such product.
 
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::Nonlinearity;
 
-/// `out = f(pre)`. GELU has the bits that [`super::LinearGelu`] gives.
+/// `out = f(pre)`, with the bits that [`super::LinearActivate`] gives.
 pub struct Activate<'a, B> {
     /// (n, F), activation.
     pub out: &'a mut B,
@@ -26,11 +26,7 @@ impl<B> Operation for Activate<'_, B> {
     }
 
     fn label(&self) -> String {
-        match self.function {
-            Nonlinearity::Gelu => "gelu again".into(),
-            Nonlinearity::SquaredRelu => "squared relu".into(),
-            Nonlinearity::Swiglu => "swiglu".into(),
-        }
+        format!("{} again", self.function.name())
     }
 
     fn work(&self, element: ElementBytes) -> Work {
@@ -74,11 +70,7 @@ impl<B> Operation for ActivateBackward<'_, B> {
     }
 
     fn label(&self) -> String {
-        match self.function {
-            Nonlinearity::Gelu => "gelu gradient".into(),
-            Nonlinearity::SquaredRelu => "squared relu gradient".into(),
-            Nonlinearity::Swiglu => "swiglu gradient".into(),
-        }
+        format!("{} gradient", self.function.name())
     }
 
     fn work(&self, element: ElementBytes) -> Work {

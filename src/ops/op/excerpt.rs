@@ -105,7 +105,8 @@ impl Outline {
             Outline::Layernorm { rows, .. } | Outline::ResidualLayernorm { rows, .. } => of_rows(rows),
             Outline::Classifier { rows, vocab, .. } => of_rows(rows) + vocab.padded.div_ceil(TABLE_ROWS),
             Outline::TableGradient(_) => 1,
-            Outline::Linear { shape: s, .. } | Outline::LinearGelu { shape: s, .. } => tiles(s.rows, s.c_out),
+            Outline::Linear { shape: s, .. } => tiles(s.rows, s.c_out),
+            Outline::LinearActivate { shape: s, function, .. } => tiles(s.rows, function.outputs_of(s.c_out)),
             Outline::QkNorm { rows, heads, rotary } => parts_of_norm(rows, heads, rotary),
             // Queries and keys as a whole come last.
             Outline::QkNormBackward { rows, heads, rotary, .. } => parts_of_norm(rows, heads, rotary) + 2,
@@ -118,9 +119,8 @@ impl Outline {
                 rows.batch * heads.kv_heads
             }
             Outline::LayernormBackward { rows, channels, .. } => of_rows(rows) + of_columns(channels),
-            Outline::LinearBackwardInput { shape: s } | Outline::LinearBackwardInputGelu { shape: s } => {
-                tiles(s.rows, s.c_in)
-            }
+            Outline::LinearBackwardInput { shape: s }
+            | Outline::LinearBackwardInputActivate { shape: s, .. } => tiles(s.rows, s.c_in),
             Outline::LinearBackwardWeight { shape: s, .. } => of_columns(s.c_out) * of_columns(s.c_in),
             // The token of each row, and blocks of positions; rows of no token, which are set to zero.
             Outline::EmbeddingBackward { rows, vocab, dwte_write, dwpe_write, .. } => {
@@ -165,12 +165,14 @@ impl Outline {
                     [Some(out), Some(x), Some(weight)].into_iter().chain(bias.then_some(Some(of_bias)));
                 plain(Outline::Linear { shape, bias }, picks)
             }
-            Outline::LinearGelu { shape, bias } => {
-                let (rows, columns) = tile(index, shape.rows, shape.c_out);
-                let [out, x, weight, of_bias] = forward(shape, &rows, &columns);
+            Outline::LinearActivate { shape, bias, function } => {
+                let (rows, columns) = tile(index, shape.rows, function.outputs_of(shape.c_out));
+                let [out, pre] = activation((rows.clone(), columns), function);
+                let columns = pre.columns[0].clone();
+                let [pre, x, weight, of_bias] = forward(shape, &rows, &columns);
                 let shape = LinearShape { rows: rows.len(), c_out: columns.len(), ..shape };
-                let picks = [out.clone(), out, x, weight].into_iter().chain(bias.then_some(of_bias));
-                plain(Outline::LinearGelu { shape, bias }, picks.map(Some))
+                let picks = [out, pre, x, weight].into_iter().chain(bias.then_some(of_bias));
+                plain(Outline::LinearActivate { shape, bias, function }, picks.map(Some))
             }
             Outline::Activate { rows, channels, function } => {
                 let [out, pre] = activation(tile(index, rows, channels), function);
@@ -260,12 +262,13 @@ impl Outline {
                 let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
                 plain(Outline::LinearBackwardInput { shape }, [dx, dout, weight].map(Some))
             }
-            Outline::LinearBackwardInputGelu { shape } => {
+            Outline::LinearBackwardInputActivate { shape, function } => {
                 let (rows, columns) = tile(index, shape.rows, shape.c_in);
-                let [dpre, dout, weight] = backward_input(shape, &rows, &columns);
+                let [_, dout, weight] = backward_input(shape, &rows, &columns);
                 let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
-                let picks = [dpre.clone(), dout, weight, dpre].map(Some);
-                plain(Outline::LinearBackwardInputGelu { shape }, picks)
+                let [_, pre] = activation((rows, columns), function);
+                let picks = [pre.clone(), dout, weight, pre].map(Some);
+                plain(Outline::LinearBackwardInputActivate { shape, function }, picks)
             }
             Outline::LinearBackwardWeight { shape, bias, write, order } => {
                 let across = shape.c_in.div_ceil(TILE_COLUMNS);

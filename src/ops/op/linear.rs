@@ -1,7 +1,7 @@
-//! Linear layers: `out = x weightᵀ + bias`, alone and with GELU, and their gradients.
+//! Linear layers: `out = x weightᵀ + bias`, alone and with the function behind it, and their gradients.
 
 use super::{ElementBytes, Family, Operation, Work};
-use crate::ops::types::Write;
+use crate::ops::types::{Nonlinearity, Write};
 
 /// Rows and both widths of a linear layer, the same in the forward and the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,9 +64,9 @@ impl<B> Operation for Linear<'_, B> {
     }
 }
 
-/// `pre = x weightᵀ + bias`, `out = gelu(pre)`, the tanh form of GELU.
-pub struct LinearGelu<'a, B> {
-    /// (n, c_out), activation.
+/// `pre = x weightᵀ + bias`, `out = f(pre)`.
+pub struct LinearActivate<'a, B> {
+    /// (n, c_out), of SwiGLU (n, c_out/2), activation.
     pub out: &'a mut B,
     /// (n, c_out), activation.
     pub pre: &'a mut B,
@@ -76,21 +76,29 @@ pub struct LinearGelu<'a, B> {
     pub weight: &'a B,
     /// (c_out), parameter.
     pub bias: Option<&'a B>,
+    pub function: Nonlinearity,
     pub shape: LinearShape,
 }
 
-impl<B> Operation for LinearGelu<'_, B> {
+impl<B> LinearActivate<'_, B> {
+    /// Columns of `out`.
+    pub fn channels(&self) -> usize {
+        self.shape.c_out / self.function.inputs()
+    }
+}
+
+impl<B> Operation for LinearActivate<'_, B> {
     fn family(&self) -> Family {
         Family::LinearGelu
     }
 
     fn label(&self) -> String {
-        format!("linear + gelu {} to {}", self.shape.c_in, self.shape.c_out)
+        format!("linear + {} {} to {}", self.function.name(), self.shape.c_in, self.shape.c_out)
     }
 
     fn work(&self, element: ElementBytes) -> Work {
         let Work { flops, bytes } = self.shape.forward(element);
-        Work { flops, bytes: bytes + element.moved(self.shape.output(), 0) }
+        Work { flops, bytes: bytes + element.moved(self.shape.rows * self.channels(), 0) }
     }
 }
 
@@ -119,31 +127,48 @@ impl<B> Operation for LinearBackwardInput<'_, B> {
     }
 }
 
-/// `dpre = (dout weight) * gelu'(pre)`: the gradient of a layer whose input came out of a GELU.
-pub struct LinearBackwardInputGelu<'a, B> {
-    /// (n, c_in), activation.
+/// `dpre = (dout weight) f'(pre)`: the gradient of a layer whose input came out of a function. With SwiGLU
+/// `pre` and `dpre` are twice as wide as the layer's input.
+pub struct LinearBackwardInputActivate<'a, B> {
+    /// (n, c_in), of SwiGLU (n, 2 c_in), activation.
     pub dpre: &'a mut B,
+    /// (n, c_in), activation: with SwiGLU room for `dout weight`, where the device wants any; its content is
+    /// then undefined.
+    pub room: Option<&'a mut B>,
     /// (n, c_out), activation.
     pub dout: &'a B,
     /// (c_out, c_in), parameter.
     pub weight: &'a B,
-    /// (n, c_in), activation.
+    /// As `dpre`: what the function read.
     pub pre: &'a B,
+    pub function: Nonlinearity,
     pub shape: LinearShape,
 }
 
-impl<B> Operation for LinearBackwardInputGelu<'_, B> {
+/// Why [`LinearBackwardInputActivate`] of SwiGLU without `room` is refused.
+pub(in crate::ops) const NO_ROOM: &str = "SwiGLU's gradient needs room for what it is made of";
+
+impl<B> LinearBackwardInputActivate<'_, B> {
+    /// Elements of `dpre` and of `pre`.
+    pub fn inputs(&self) -> usize {
+        self.function.inputs() * self.shape.input()
+    }
+}
+
+impl<B> Operation for LinearBackwardInputActivate<'_, B> {
     fn family(&self) -> Family {
         Family::InputGradientGelu
     }
 
     fn label(&self) -> String {
-        format!("input gradient + gelu {} to {}", self.shape.c_out, self.shape.c_in)
+        format!("input gradient + {} {} to {}", self.function.name(), self.shape.c_out, self.shape.c_in)
     }
 
     fn work(&self, element: ElementBytes) -> Work {
         let Work { flops, bytes } = self.shape.backward_input(element);
-        Work { flops, bytes: bytes + element.moved(self.shape.input(), 0) }
+        // What is written is counted once as the product's, and `pre` is read.
+        let more = 2 * self.inputs() - self.shape.input();
+        Work { flops, bytes: bytes + element.moved(more, 0) }
     }
 }
 

@@ -17,7 +17,7 @@ mod elementwise;
 mod embedding;
 pub mod excerpt;
 pub mod grid;
-mod linear;
+pub(in crate::ops) mod linear;
 mod muon;
 mod norm;
 mod optimizer;
@@ -34,7 +34,8 @@ pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPos
 pub use elementwise::{Add, AddPart, CopyPart};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use linear::{
-    Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu, LinearShape,
+    Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight,
+    LinearShape,
 };
 pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
 pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
@@ -52,7 +53,7 @@ macro_rules! operations {
             layernorm(Layernorm<Buf>) -> ();
             residual_layernorm(ResidualLayernorm<Buf>) -> ();
             linear(Linear<Buf>) -> ();
-            linear_gelu(LinearGelu<Buf>) -> ();
+            linear_activate(LinearActivate<Buf>) -> ();
             qk_norm(QkNorm<Buf, Ids>) -> ();
             rotary(Rotary<Buf, Ids>) -> ();
             activate(Activate<Buf>) -> ();
@@ -67,7 +68,7 @@ macro_rules! operations {
             classifier(Classifier<Buf, Ids>) -> ();
             layernorm_backward(LayernormBackward<Buf>) -> ();
             linear_backward_input(LinearBackwardInput<Buf>) -> ();
-            linear_backward_input_gelu(LinearBackwardInputGelu<Buf>) -> ();
+            linear_backward_input_activate(LinearBackwardInputActivate<Buf>) -> ();
             activate_backward(ActivateBackward<Buf>) -> ();
             linear_backward_weight(LinearBackwardWeight<Buf>) -> ();
             attention_backward(AttentionBackward<Buf>) -> ();

@@ -32,9 +32,10 @@ pub enum Outline {
         shape: LinearShape,
         bias: bool,
     },
-    LinearGelu {
+    LinearActivate {
         shape: LinearShape,
         bias: bool,
+        function: Nonlinearity,
     },
     Activate {
         rows: usize,
@@ -87,8 +88,9 @@ pub enum Outline {
     LinearBackwardInput {
         shape: LinearShape,
     },
-    LinearBackwardInputGelu {
+    LinearBackwardInputActivate {
         shape: LinearShape,
+        function: Nonlinearity,
     },
     ActivateBackward {
         rows: usize,
@@ -122,7 +124,8 @@ pub enum Outline {
 pub struct WeightOrder {
     /// The shape of the whole operation, of which this may be an excerpt.
     pub whole: LinearShape,
-    /// Whether [`super::LinearBackwardInputGelu`] wrote `dout`: it leaves sums for the bias gradient.
+    /// Whether [`super::LinearBackwardInputActivate`] with GELU wrote `dout`: it leaves sums for the bias
+    /// gradient.
     pub after_gelu: bool,
 }
 
@@ -224,7 +227,11 @@ impl Outline {
             Outline::Layernorm { .. } => "layernorm",
             Outline::ResidualLayernorm { .. } => "residual_layernorm",
             Outline::Linear { .. } => "linear",
-            Outline::LinearGelu { .. } => "linear_gelu",
+            Outline::LinearActivate { function, .. } => match function {
+                Nonlinearity::Gelu => "linear_gelu",
+                Nonlinearity::SquaredRelu => "linear_squared_relu",
+                Nonlinearity::Swiglu => "linear_swiglu",
+            },
             Outline::QkNorm { .. } => "qk_norm",
             Outline::QkNormBackward { .. } | Outline::QkNormPart(_) => "qk_norm_backward",
             Outline::Rotary { .. } => "rotary",
@@ -242,7 +249,11 @@ impl Outline {
             Outline::Classifier { .. } | Outline::TableGradient(_) => "classifier",
             Outline::LayernormBackward { .. } => "layernorm_backward",
             Outline::LinearBackwardInput { .. } => "linear_backward_input",
-            Outline::LinearBackwardInputGelu { .. } => "linear_backward_input_gelu",
+            Outline::LinearBackwardInputActivate { function, .. } => match function {
+                Nonlinearity::Gelu => "linear_backward_input_gelu",
+                Nonlinearity::SquaredRelu => "linear_backward_input_squared_relu",
+                Nonlinearity::Swiglu => "linear_backward_input_swiglu",
+            },
             Outline::LinearBackwardWeight { .. } => "linear_backward_weight",
             Outline::AttentionBackward { .. } => "attention_backward",
             Outline::EmbeddingBackward { .. } => "embedding_backward",
@@ -296,8 +307,8 @@ impl Outline {
                 all.extend(bias.then(|| m("bias", Param, Read, 1, s.c_out)));
                 all
             }
-            Outline::LinearGelu { shape: s, bias } => listed([
-                Some(m("out", Activation, Set, s.rows, s.c_out)),
+            Outline::LinearActivate { shape: s, bias, function } => listed([
+                Some(m("out", Activation, Set, s.rows, function.outputs_of(s.c_out))),
                 Some(m("pre", Activation, Set, s.rows, s.c_out)),
                 Some(m("x", Activation, Read, s.rows, s.c_in)),
                 Some(m("weight", Param, Read, s.c_out, s.c_in)),
@@ -374,11 +385,11 @@ impl Outline {
                 m("dout", Activation, Read, s.rows, s.c_out),
                 m("weight", Param, Read, s.c_out, s.c_in),
             ],
-            Outline::LinearBackwardInputGelu { shape: s } => vec![
-                m("dpre", Activation, Set, s.rows, s.c_in),
+            Outline::LinearBackwardInputActivate { shape: s, function } => vec![
+                m("dpre", Activation, Set, s.rows, function.inputs() * s.c_in),
                 m("dout", Activation, Read, s.rows, s.c_out),
                 m("weight", Param, Read, s.c_out, s.c_in),
-                m("pre", Activation, Read, s.rows, s.c_in),
+                m("pre", Activation, Read, s.rows, function.inputs() * s.c_in),
             ],
             Outline::ActivateBackward { rows: n, channels: c, function, in_place } => {
                 let wide = function.inputs() * c;

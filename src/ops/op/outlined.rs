@@ -3,8 +3,9 @@
 use super::outline::{Outline, SequenceAngles, WeightOrder};
 use super::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
-    EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearBackwardInput, LinearBackwardInputGelu,
-    LinearBackwardWeight, LinearGelu, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm, Rotary, RotaryAt,
+    EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput,
+    LinearBackwardInputActivate, LinearBackwardWeight, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm,
+    Rotary, RotaryAt,
 };
 
 /// An outline with the positions of whole sequences or without any; none where they are listed.
@@ -85,7 +86,11 @@ outlined! {
             .collect();
     Linear<B>: |op| Some(Outline::Linear { shape: op.shape, bias: op.bias.is_some() }),
         [&*op.out, op.x, op.weight].into_iter().chain(op.bias).collect();
-    LinearGelu<B>: |op| Some(Outline::LinearGelu { shape: op.shape, bias: op.bias.is_some() }),
+    LinearActivate<B>: |op| Some(Outline::LinearActivate {
+            shape: op.shape,
+            bias: op.bias.is_some(),
+            function: op.function,
+        }),
         [&*op.out, op.pre, op.x, op.weight].into_iter().chain(op.bias).collect();
     // A decoding pass, whose positions are listed, is not audited.
     QkNorm<B, I>: |op| turned(op.rotary.as_ref(), |rotary| Outline::QkNorm {
@@ -151,7 +156,11 @@ outlined! {
             .collect();
     LinearBackwardInput<B>: |op| Some(Outline::LinearBackwardInput { shape: op.shape }),
         vec![op.dx, op.dout, op.weight];
-    LinearBackwardInputGelu<B>: |op| Some(Outline::LinearBackwardInputGelu { shape: op.shape }),
+    // What is in its room is no matrix of the pass.
+    LinearBackwardInputActivate<B>: |op| Some(Outline::LinearBackwardInputActivate {
+            shape: op.shape,
+            function: op.function,
+        }),
         vec![op.dpre, op.dout, op.weight, op.pre];
     ActivateBackward<B>: |op| Some(Outline::ActivateBackward {
             rows: op.rows,

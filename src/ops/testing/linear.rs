@@ -2,7 +2,7 @@
 
 use super::{Bench, reference, sum};
 use crate::ops::{
-    Activate, Linear, LinearBackwardInput, LinearBackwardInputGelu, LinearBackwardWeight, LinearGelu,
+    Activate, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight,
     LinearShape, Nonlinearity, Ops, Role, Write,
 };
 
@@ -15,6 +15,10 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("linear_backward_input_gelu", "0df5da28fb32a5c7653b78f8b3e84b9d4b96678ccdd38b8a465682b1b8e61646"),
     ("linear_backward_weight", "7121ac6098f8c1887ccf6993f26e43a1465b9bac8a2100f03aa258dc14926899"),
     ("linear_unbiased", "1092f7afc6ad0fdacdde26c399d6ad7d3552eac9113a02e2aa70fb79da9790a3"),
+    ("linear_squared_relu", "ea9a620d5aafa6558572a26e5f472c360655c161472bb03adf3027cb055b0195"),
+    ("linear_squared_relu_backward", "9c32f5804ac1549c6656db7baada2936a43b052d573d440c5e8852fe71d95a34"),
+    ("linear_swiglu", "62dee6410668dc524e635e9c68bd47527ee2a6331f74a75c430a0af20671613e"),
+    ("linear_swiglu_backward", "17e45d737884740fb79904075761f11b5e709b09952b0cdce9d4370f53dfd8a3"),
 ];
 
 impl<O: Ops> Bench<'_, O> {
@@ -40,15 +44,16 @@ impl<O: Ops> Bench<'_, O> {
             for (out, bias) in [(&mut out, Some(&bias.buf)), (&mut plain, None)] {
                 self.ops.linear(Linear { out, x: &x.buf, weight: &weight.buf, bias, shape }).unwrap();
             }
-            let op = LinearGelu {
+            let op = LinearActivate {
                 out: &mut act,
                 pre: &mut pre,
                 x: &x.buf,
                 weight: &weight.buf,
                 bias: Some(&bias.buf),
+                function: Nonlinearity::Gelu,
                 shape,
             };
-            self.ops.linear_gelu(op).unwrap();
+            self.ops.linear_activate(op).unwrap();
             let function = Nonlinearity::Gelu;
             self.ops
                 .activate(Activate { out: &mut again, pre: &pre, function, rows: n, channels: c_out })
@@ -76,14 +81,16 @@ impl<O: Ops> Bench<'_, O> {
             let (dout_buf, weight_buf) = (&dout.buf, &weight.buf);
             let op = LinearBackwardInput { dx: &mut dx, dout: dout_buf, weight: weight_buf, shape };
             self.ops.linear_backward_input(op).unwrap();
-            let op = LinearBackwardInputGelu {
+            let op = LinearBackwardInputActivate {
                 dpre: &mut dpre,
+                room: None,
                 dout: dout_buf,
                 weight: weight_buf,
                 pre: &pre.buf,
+                function: Nonlinearity::Gelu,
                 shape,
             };
-            self.ops.linear_backward_input_gelu(op).unwrap();
+            self.ops.linear_backward_input_activate(op).unwrap();
             let want = reference::linear_backward_input(&dout.values, &weight.values, n, c_in, c_out);
             self.result(&format!("linear_backward_input {name}"), &dx, want.clone());
             let want =
@@ -117,6 +124,63 @@ impl<O: Ops> Bench<'_, O> {
         }
     }
 
+    /// A layer with each of the other functions behind it, and the gradient through it.
+    pub(super) fn activated_linear(&mut self) {
+        for (n, c_in, channels, function) in [
+            (5, 7, 3, Nonlinearity::SquaredRelu),
+            (257, 40, 130, Nonlinearity::SquaredRelu),
+            (1, 1, 1, Nonlinearity::Swiglu),
+            (13, 70, 24, Nonlinearity::Swiglu),
+            (300, 96, 160, Nonlinearity::Swiglu),
+        ] {
+            let (c_in, channels) = (self.limits.row(c_in), self.limits.row(channels));
+            let (wide, name) = (function.inputs() * channels, format!("{n} {c_in} {channels}"));
+            let what = if function == Nonlinearity::Swiglu { "linear_swiglu" } else { "linear_squared_relu" };
+            let x = self.input(Role::Activation, n * c_in, 1.0);
+            let weight = self.input(Role::Param, wide * c_in, 0.3);
+            let bias = self.input(Role::Param, wide, 1.0);
+            for with_bias in [true, false] {
+                let mut pre = self.poisoned(Role::Activation, n * wide);
+                let mut out = self.poisoned(Role::Activation, n * channels);
+                let op = LinearActivate {
+                    out: &mut out,
+                    pre: &mut pre,
+                    x: &x.buf,
+                    weight: &weight.buf,
+                    bias: with_bias.then_some(&bias.buf),
+                    function,
+                    shape: LinearShape { rows: n, c_in, c_out: wide },
+                };
+                self.ops.linear_activate(op).unwrap();
+                let bias = with_bias.then_some(&bias.values[..]);
+                let want = reference::linear(&x.values, &weight.values, bias, n, c_in, wide);
+                self.result(&format!("{what} pre {name}, bias {with_bias}"), &pre, want.clone());
+                let want = reference::activate(&want, function);
+                self.result(&format!("{what} {name}, bias {with_bias}"), &out, want);
+            }
+            // The layer that reads the function's output.
+            let shape = LinearShape { rows: n, c_in: channels, c_out: c_in };
+            let down = self.input(Role::Param, shape.weight(), 0.3);
+            let dout = self.input(Role::Activation, shape.output(), 1.0);
+            let pre = self.input(Role::Activation, n * wide, 1.5);
+            let mut dpre = self.poisoned(Role::Activation, n * wide);
+            let mut room = self.poisoned(Role::Activation, n * channels);
+            let op = LinearBackwardInputActivate {
+                dpre: &mut dpre,
+                room: (function == Nonlinearity::Swiglu).then_some(&mut room),
+                dout: &dout.buf,
+                weight: &down.buf,
+                pre: &pre.buf,
+                function,
+                shape,
+            };
+            self.ops.linear_backward_input_activate(op).unwrap();
+            let want = reference::linear_backward_input(&dout.values, &down.values, n, channels, c_in);
+            let want = reference::activate_backward(&want, &pre.values, function);
+            self.result(&format!("{what}_backward {name}"), &dpre, want);
+        }
+    }
+
     /// A layer without bias: GELU behind it, and the gradient of the weights alone, also behind GELU's.
     pub(super) fn unbiased_linear(&mut self) {
         for (n, c_in, c_out) in [(1, 1, 1), (5, 7, 3), (13, 520, 70), (257, 16, 130), (1030, 65, 40)] {
@@ -125,15 +189,16 @@ impl<O: Ops> Bench<'_, O> {
             let x = self.input(Role::Activation, n * c_in, 1.0);
             let weight = self.input(Role::Param, c_out * c_in, 0.3);
             let [mut out, mut pre] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_out));
-            let op = LinearGelu {
+            let op = LinearActivate {
                 out: &mut out,
                 pre: &mut pre,
                 x: &x.buf,
                 weight: &weight.buf,
                 bias: None,
+                function: Nonlinearity::Gelu,
                 shape,
             };
-            self.ops.linear_gelu(op).unwrap();
+            self.ops.linear_activate(op).unwrap();
             let want = reference::linear(&x.values, &weight.values, None, n, c_in, c_out);
             self.result(&format!("linear_unbiased pre {name}"), &pre, want.clone());
             let want = want.iter().map(|x| reference::gelu(*x)).collect();
@@ -142,14 +207,16 @@ impl<O: Ops> Bench<'_, O> {
             let dout = self.input(Role::Activation, n * c_out, 1.0);
             let before = self.input(Role::Activation, n * c_in, 1.5);
             let mut dpre = self.poisoned(Role::Activation, n * c_in);
-            let op = LinearBackwardInputGelu {
+            let op = LinearBackwardInputActivate {
                 dpre: &mut dpre,
+                room: None,
                 dout: &dout.buf,
                 weight: &weight.buf,
                 pre: &before.buf,
+                function: Nonlinearity::Gelu,
                 shape,
             };
-            self.ops.linear_backward_input_gelu(op).unwrap();
+            self.ops.linear_backward_input_activate(op).unwrap();
             let stored: Vec<f64> = self.read(&dpre, n * c_in).into_iter().map(f64::from).collect();
             let square = LinearShape { c_out: c_in, ..shape };
             for write in [Write::Set, Write::Add] {

@@ -149,6 +149,7 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(2300, Bench::grouped_attention);
     bench.family(2350, Bench::grouped_rotary);
     bench.family(2400, Bench::grouped_qk_norm);
+    bench.family(2500, Bench::activated_linear);
     bench.cases
 }
 

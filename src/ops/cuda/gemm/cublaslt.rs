@@ -102,10 +102,13 @@ impl Descriptors {
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed(a_transposed))?;
         made.set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed(b_transposed))?;
         let epilogue = match key.epilogue {
-            Epilogue::Nothing | Epilogue::ThenGelu | Epilogue::ThenGeluGradient | Epilogue::BiasGradient => {
-                E::CUBLASLT_EPILOGUE_DEFAULT
-            }
-            Epilogue::Bias | Epilogue::BiasThenGelu => E::CUBLASLT_EPILOGUE_BIAS,
+            Epilogue::Nothing
+            | Epilogue::ThenGelu
+            | Epilogue::ThenGeluGradient
+            | Epilogue::ThenSwiglu
+            | Epilogue::ThenSwigluGradient
+            | Epilogue::BiasGradient => E::CUBLASLT_EPILOGUE_DEFAULT,
+            Epilogue::Bias | Epilogue::BiasThenGelu | Epilogue::BiasThenSwiglu => E::CUBLASLT_EPILOGUE_BIAS,
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Epilogue::Gelu => E::CUBLASLT_EPILOGUE_GELU_AUX,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::super::driver::GpuEvent;
-use super::super::launch::{gelu, reduce};
+use super::super::launch::{activate, gelu, reduce};
 use super::super::memory::{Memory, Staging};
 use super::super::product::{Epilogue, Product, Types};
 use super::*;
@@ -44,10 +44,14 @@ struct Bench<'a> {
     sums: u64,
 }
 
+/// Bytes of so many results of a product.
+fn output_size(elements: u64, types: Types) -> u64 {
+    elements * if types == Types::Bf16 { 2 } else { 4 }
+}
+
 impl Gemm {
     /// Times the candidates of each key. Takes memory for the largest matrices, and gives it back.
     pub(super) fn tune(&mut self, kernels: &Kernels, keys: &[GemmKey]) -> Result<Vec<Tuned>> {
-        let size = |elements: u64, types: Types| elements * if matches!(types, Types::Bf16) { 2 } else { 4 };
         let input_size = |elements: u64, types: Types| {
             elements * if matches!(types, Types::F32 | Types::Tf32) { 4 } else { 2 }
         };
@@ -58,14 +62,19 @@ impl Gemm {
         let right = largest(&|k| {
             input_size(k.c_in * if k.product == Product::BackwardWeight { k.rows } else { k.c_out }, k.types)
         });
-        let out = |k: &GemmKey| match k.product {
+        let product = |k: &GemmKey| match k.product {
             Product::Forward => k.rows * k.c_out,
             Product::BackwardInput => k.rows * k.c_in,
             Product::BackwardWeight => k.c_in * k.c_out,
         };
-        let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then_gelu();
-        let pre = largest(&|k| if has_pre(k) { size(out(k), k.types) } else { 0 });
-        let bias = largest(&|k| size(k.c_out, k.types));
+        // With room behind it for the product of SwiGLU's gradient, which is wider.
+        let out = |k: &GemmKey| match k.epilogue {
+            Epilogue::ThenSwigluGradient => 3 * product(k),
+            _ => product(k),
+        };
+        let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then_activates();
+        let pre = largest(&|k| if has_pre(k) { output_size(out(k), k.types) } else { 0 });
+        let bias = largest(&|k| output_size(k.c_out, k.types));
         let sums = largest(&|k| reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)));
 
         let mut memory = Memory::new(Arc::clone(&self.gpu));
@@ -73,7 +82,7 @@ impl Gemm {
         let what = "matrices for tuning";
         let left = memory.allocate(what, left)?;
         let right = memory.allocate(what, right)?;
-        let out = memory.allocate(what, largest(&|k| size(out(k), k.types)))?;
+        let out = memory.allocate(what, largest(&|k| output_size(out(k), k.types)))?;
         let pre = memory.allocate(what, pre.max(256))?;
         let bias = memory.allocate(what, bias.max(256))?;
         let sums = memory.allocate(what, sums.max(256))?;
@@ -200,12 +209,26 @@ impl Gemm {
         const OP: &str = "tuning";
         let Bench { kernels: k, sums, operands } = *bench;
         let key = plan.record.key;
+        let own = matches!(plan.ready, Ready::Hopper(_));
+        let before = match key.epilogue {
+            Epilogue::ThenSwigluGradient if !own => {
+                Operands { out: operands.out + output_size(2 * key.rows * key.c_in, key.types), ..operands }
+            }
+            _ => operands,
+        };
         // SAFETY: the caller's promise, for all of these.
         unsafe {
-            self.start(k, OP, plan, &operands)?;
+            self.start(k, OP, plan, &before)?;
             match (&plan.ready, key.epilogue) {
                 (Ready::CublasLt(..), Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
                     gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
+                }
+                (Ready::CublasLt(..), Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
+                    activate::swiglu_at(k, OP, operands.out, operands.pre, key.rows * key.c_out / 2)
+                }
+                (Ready::CublasLt(..), Epilogue::ThenSwigluGradient) => {
+                    let [dpre, dout] = [operands.out, before.out];
+                    activate::swiglu_gradient_at(k, OP, dpre, dout, operands.pre, key.rows * key.c_in)
                 }
                 (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {
                     gelu::backward_at(k, OP, sums, [operands.out; 2], operands.pre, key.rows, key.c_in)

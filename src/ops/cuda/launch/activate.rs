@@ -25,7 +25,34 @@ fn geometry(function: Nonlinearity, length: u64) -> Geometry {
     Geometry::new((length * function.inputs() as u64).div_ceil(4096), 256)
 }
 
-fn forward(k: &Kernels, op: Activate<'_, Buf>) -> Result<()> {
+/// `out` of `pre`, twice as long, by their addresses.
+///
+/// # Safety
+/// Both are those of live buffers, and `length` outputs fit.
+pub unsafe fn swiglu_at(k: &Kernels, op: &'static str, out: u64, pre: u64, length: u64) -> Result<()> {
+    let args = ActivateArgs { out: Out::at(out), pre: In::at(pre), length };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &SWIGLU, geometry(Nonlinearity::Swiglu, length), &args) }
+}
+
+/// `dpre` of `dout` and `pre`, both of them twice as long, by their addresses.
+///
+/// # Safety
+/// All are those of live buffers, and `length` outputs fit.
+pub unsafe fn swiglu_gradient_at(
+    k: &Kernels,
+    op: &'static str,
+    dpre: u64,
+    dout: u64,
+    pre: u64,
+    length: u64,
+) -> Result<()> {
+    let args = ActivateBackwardArgs { dpre: Out::at(dpre), dout: In::at(dout), pre: In::at(pre), length };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &SWIGLU_BACKWARD, geometry(Nonlinearity::Swiglu, length), &args) }
+}
+
+pub fn forward(k: &Kernels, op: Activate<'_, Buf>) -> Result<()> {
     const OP: &str = "activate";
     let Activate { out, pre, function, rows, channels } = op;
     let len = rows * channels;

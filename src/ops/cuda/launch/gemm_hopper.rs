@@ -25,8 +25,10 @@ bindings! {
 enum HopperProduct {
     Forward,
     ForwardGelu,
+    ForwardSwiglu,
     Input,
     InputGelu,
+    InputSwiglu,
     Weight,
 }
 
@@ -49,7 +51,7 @@ const fn entry(kind: HopperProduct, width: u32, cluster: u32, name: &'static str
 }
 
 /// Those that came first somewhere, on an H100 at the widths of GPT-2 124M and 1.5B.
-const ENTRIES: [TileKernel; 19] = [
+const ENTRIES: [TileKernel; 24] = [
     entry(HopperProduct::Forward, 192, 1, "gemm_forward_192_1"),
     entry(HopperProduct::Forward, 192, 2, "gemm_forward_192_2"),
     entry(HopperProduct::Forward, 160, 2, "gemm_forward_160_2"),
@@ -58,6 +60,9 @@ const ENTRIES: [TileKernel; 19] = [
     entry(HopperProduct::ForwardGelu, 192, 2, "gemm_forward_gelu_192_2"),
     entry(HopperProduct::ForwardGelu, 160, 2, "gemm_forward_gelu_160_2"),
     entry(HopperProduct::ForwardGelu, 128, 2, "gemm_forward_gelu_128_2"),
+    entry(HopperProduct::ForwardSwiglu, 192, 1, "gemm_forward_swiglu_192_1"),
+    entry(HopperProduct::ForwardSwiglu, 192, 2, "gemm_forward_swiglu_192_2"),
+    entry(HopperProduct::ForwardSwiglu, 128, 2, "gemm_forward_swiglu_128_2"),
     entry(HopperProduct::Input, 192, 1, "gemm_input_192_1"),
     entry(HopperProduct::Input, 192, 2, "gemm_input_192_2"),
     entry(HopperProduct::Input, 160, 2, "gemm_input_160_2"),
@@ -65,6 +70,8 @@ const ENTRIES: [TileKernel; 19] = [
     entry(HopperProduct::InputGelu, 160, 2, "gemm_input_gelu_160_2"),
     entry(HopperProduct::InputGelu, 128, 1, "gemm_input_gelu_128_1"),
     entry(HopperProduct::InputGelu, 128, 2, "gemm_input_gelu_128_2"),
+    entry(HopperProduct::InputSwiglu, 128, 1, "gemm_input_swiglu_128_1"),
+    entry(HopperProduct::InputSwiglu, 128, 2, "gemm_input_swiglu_128_2"),
     entry(HopperProduct::Weight, 192, 1, "gemm_weight_192_1"),
     entry(HopperProduct::Weight, 192, 2, "gemm_weight_192_2"),
     entry(HopperProduct::Weight, 160, 2, "gemm_weight_160_2"),
@@ -94,7 +101,13 @@ fn kind(key: &GemmKey) -> Option<HopperProduct> {
         (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
             Some(HopperProduct::ForwardGelu)
         }
+        (Types::Bf16, Product::Forward, Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
+            Some(HopperProduct::ForwardSwiglu)
+        }
         (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(HopperProduct::Input),
+        (Types::Bf16, Product::BackwardInput, Epilogue::ThenSwigluGradient) => {
+            Some(HopperProduct::InputSwiglu)
+        }
         (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(HopperProduct::InputGelu),
         (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => {
             Some(HopperProduct::Weight)
@@ -138,7 +151,10 @@ pub fn flaw(key: &GemmKey, tiling: &Tiling) -> Option<&'static str> {
         return Some("names a tile that no kernel has");
     }
     let extent = ProductSize::of(key);
-    if [key.c_in, key.c_out].iter().any(|c| c % 8 != 0) || [extent.m, extent.n, extent.k].contains(&0) {
+    // SwiGLU's outputs are half as wide.
+    let c_out = if kind == HopperProduct::ForwardSwiglu { key.c_out / 2 } else { key.c_out };
+    if [key.c_in, key.c_out, c_out].iter().any(|c| c % 8 != 0) || [extent.m, extent.n, extent.k].contains(&0)
+    {
         return Some("needs rows that are multiples of 8");
     }
     let tiles = extent.cluster_tiles(width, cluster) * u64::from(cluster);
@@ -272,26 +288,33 @@ pub unsafe fn launch(
             map(operands.right, extent.k, extent.n, [panel, 64 / cluster])?,
         ),
     };
-    let rounded = |address: u64, wanted: bool| {
-        if wanted { map(address, extent.m, extent.n, [panel, 16]) } else { Ok(TensorMap::NONE) }
-    };
     let is_weight = entry.kind == HopperProduct::Weight;
+    let has_pre =
+        !matches!(entry.kind, HopperProduct::Forward | HopperProduct::Input | HopperProduct::Weight);
+    let out = match entry.kind {
+        HopperProduct::Weight => TensorMap::NONE,
+        HopperProduct::ForwardSwiglu => map(operands.out, extent.m, extent.n / 2, [panel / 2, 16])?,
+        HopperProduct::InputSwiglu => map(operands.out, extent.m, 2 * extent.n, [panel, 16])?,
+        _ => map(operands.out, extent.m, extent.n, [panel, 16])?,
+    };
+    let pre = match entry.kind {
+        _ if !has_pre => TensorMap::NONE,
+        HopperProduct::InputSwiglu => map(operands.pre, extent.m, 2 * extent.n, [panel, 16])?,
+        _ => map(operands.pre, extent.m, extent.n, [panel, 16])?,
+    };
     let only = |address: u64, wanted: bool| if wanted { address } else { 0 };
     let args = GemmArgs {
         left,
         right,
-        out: rounded(operands.out, !is_weight)?,
-        pre: rounded(
-            operands.pre,
-            matches!(entry.kind, HopperProduct::ForwardGelu | HopperProduct::InputGelu),
-        )?,
+        out,
+        pre,
         weight: Out::at(only(operands.out, is_weight)),
         sums: Out::at(only(
             operands.sums,
             key.epilogue == Epilogue::ThenGeluGradient || bias_chains.is_some(),
         )),
         turns: Out::at(turns),
-        bias: In::at(only(operands.bias, matches!(key.epilogue, Epilogue::Bias | Epilogue::BiasThenGelu))),
+        bias: In::at(only(operands.bias, key.epilogue.adds_bias())),
         m: extent.m as i32,
         n: extent.n as i32,
         k: extent.k as i32,
@@ -369,6 +392,8 @@ mod tests {
                 (Product::Forward, c, 4 * c, Epilogue::ThenGelu),
                 (Product::BackwardInput, c, 3 * c, Epilogue::Nothing),
                 (Product::BackwardInput, 4 * c, c, Epilogue::ThenGeluGradient),
+                (Product::Forward, c, 8 * c, Epilogue::ThenSwiglu),
+                (Product::BackwardInput, 4 * c, c, Epilogue::ThenSwigluGradient),
                 (Product::BackwardWeight, 4 * c, c, Epilogue::BiasGradient),
                 (Product::BackwardWeight, c, 50_304, Epilogue::Nothing),
             ] {

@@ -52,18 +52,42 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
         let mut out = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let mut pre = ops.alloc(Role::Activation, n * c_out).expect("memory");
         let shape = LinearShape { rows: n, c_in, c_out };
-        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: None, shape };
-        ops.linear_gelu(op).expect("linear_gelu");
+        let op = LinearActivate {
+            out: &mut out,
+            pre: &mut pre,
+            x: &x,
+            weight: &w,
+            bias: None,
+            function: Nonlinearity::Gelu,
+            shape,
+        };
+        ops.linear_activate(op).expect("linear_gelu");
         let unbiased = [values(ops, &out, n * c_out), values(ops, &pre, n * c_out)];
-        let op = LinearGelu { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias: Some(&b), shape };
-        ops.linear_gelu(op).expect("linear_gelu");
+        let op = LinearActivate {
+            out: &mut out,
+            pre: &mut pre,
+            x: &x,
+            weight: &w,
+            bias: Some(&b),
+            function: Nonlinearity::Gelu,
+            shape,
+        };
+        ops.linear_activate(op).expect("linear_gelu");
         // The gradient of a layer that came after a GELU at `x`.
         let mut dx = ops.alloc(Role::Activation, n * c_in).expect("memory");
         ops.linear_backward_input(LinearBackwardInput { dx: &mut dx, dout: &d, weight: &w, shape })
             .expect("linear_backward_input");
         let mut dpre = ops.alloc(Role::Activation, n * c_in).expect("memory");
-        let op = LinearBackwardInputGelu { dpre: &mut dpre, dout: &d, weight: &w, pre: &x, shape };
-        ops.linear_backward_input_gelu(op).expect("linear_backward_input_gelu");
+        let op = LinearBackwardInputActivate {
+            dpre: &mut dpre,
+            room: None,
+            dout: &d,
+            weight: &w,
+            pre: &x,
+            function: Nonlinearity::Gelu,
+            shape,
+        };
+        ops.linear_backward_input_activate(op).expect("linear_backward_input_gelu");
         let mut dw = ops.alloc(Role::F32, c_out * c_in).expect("memory");
         let mut db = ops.alloc(Role::F32, c_out).expect("memory");
         for write in [Write::Set, Write::Add] {
@@ -142,8 +166,16 @@ fn the_sums_of_a_gelu_gradient_are_used_once_and_agree_with_a_pass_of_their_own(
         bytes(cuda, &db)
     };
     let shape = LinearShape { rows: n, c_in: wide, c_out: c };
-    let op = LinearBackwardInputGelu { dpre: &mut dpre, dout: &dout, weight: &weight, pre: &pre, shape };
-    cuda.linear_backward_input_gelu(op).expect("gradient");
+    let op = LinearBackwardInputActivate {
+        dpre: &mut dpre,
+        room: None,
+        dout: &dout,
+        weight: &weight,
+        pre: &pre,
+        function: Nonlinearity::Gelu,
+        shape,
+    };
+    cuda.linear_backward_input_activate(op).expect("gradient");
     assert!(cuda.gelu_sums.is_some(), "the sums wait for the weight gradient");
     let kept = gradient(&mut cuda, &dpre);
     let stored = bytes(&mut cuda, &dpre);

@@ -119,8 +119,16 @@ fn without_and_with_zeros<O: Ops>(
         let (out_of, rstd_of, x, weight) = (&mut out, &mut rstd, &x, &weight);
         let op = Layernorm { out: out_of, mean: mean_of, rstd: rstd_of, x, weight, bias, rows, channels };
         ops.layernorm(op).expect("layernorm");
-        let op = LinearGelu { out: &mut act, pre: &mut pre, x: &out, weight: &matrix, bias, shape };
-        ops.linear_gelu(op).expect("linear_gelu");
+        let op = LinearActivate {
+            out: &mut act,
+            pre: &mut pre,
+            x: &out,
+            weight: &matrix,
+            bias,
+            function: Nonlinearity::Gelu,
+            shape,
+        };
+        ops.linear_activate(op).expect("linear_gelu");
         let op = LayernormBackward {
             dx: &mut dx,
             dx_write: Write::Set,
