@@ -43,7 +43,7 @@ fn setup_rank(
         order: SampleOrder::new(1, data.require_sequences(64).expect("some"), true),
         seq_len: 64,
         micro_batch: 2,
-        step_sequences: experiment.sequences_per_step(),
+        step_sequences: experiment.step_sequences(),
         share: trainer.share(),
         overfit_single_batch: false,
         depth: 2,

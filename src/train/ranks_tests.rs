@@ -53,7 +53,7 @@ pub(super) fn train(
         order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
         seq_len: 8,
         micro_batch: 1,
-        step_sequences: experiment.sequences_per_step(),
+        step_sequences: experiment.step_sequences(),
         share: trainer.share(),
         overfit_single_batch: false,
         depth: 1,

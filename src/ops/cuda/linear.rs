@@ -384,6 +384,7 @@ mod tests {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
         ScratchShape {
             rows: Rows { batch: 16, seq: 1024 },
+            least_seq: 1024,
             channels: 768,
             heads: Heads { heads: 12, head_size: 64 },
             vocab,

@@ -84,6 +84,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     let Shape { rows, heads, vocab } = shape;
     let scratch = ScratchShape {
         rows,
+        least_seq: rows.seq,
         channels: heads.channels(),
         heads,
         vocab,

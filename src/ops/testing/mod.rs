@@ -238,6 +238,7 @@ impl<O: Ops> Bench<'_, O> {
         self.ops
             .alloc_scratch(&ScratchShape {
                 rows,
+                least_seq: rows.seq,
                 channels,
                 heads,
                 vocab,
