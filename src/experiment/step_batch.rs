@@ -236,6 +236,14 @@ mod tests {
         assert_eq!(e.batch.after_warmups(), experiment(&[]).batch);
     }
 
+    #[test]
+    fn no_sample_goes_past_what_was_trained_on() {
+        let e = experiment(&["batch.seq_len_start=2", "batch.seq_len_warmup_steps=5"]);
+        let after: Vec<usize> = [0, 1, 2, 3, 5, 6].map(|steps| e.trained_positions_after(steps)).to_vec();
+        assert_eq!(after, [2, 2, 4, 6, 6, 12]);
+        assert_eq!(e.trained_positions(), 12);
+    }
+
     proptest! {
         #[test]
         fn sums_are_those_of_the_steps(start in 1u64..9, more in 0u64..40, warmup in 0u64..60, unit in 1u64..5) {

@@ -21,6 +21,8 @@ pub mod run;
 mod saving;
 pub mod state;
 pub mod trainer;
+#[cfg(test)]
+mod warmups_tests;
 
 pub use error::{RunError, TrainError};
 pub use events::{Evaluatee, Event, Listener, Listeners};
