@@ -52,14 +52,15 @@ section! {
         /// Tokens of step 0 in a warm-up of the batch, a multiple as `tokens` is and at most that; 0 is none.
         /// Default: 0.
         pub tokens_start: u64,
-        /// Steps over which the tokens of a step go in a straight line from `tokens_start` to `tokens`, rounded
-        /// down to the multiple; 0 is none. Default: 0.
+        /// Steps over which the tokens of a step go in a straight line from `tokens_start` to `tokens`,
+        /// rounded down to the multiple; 0 is none. Default: 0.
         pub tokens_warmup_steps: u64,
-        /// Tokens of the pieces that sequences are cut into in step 0 of a warm-up of their length, a divisor of
-        /// `seq_len`; 0 is none. Default: 0.
+        /// Tokens of the pieces that sequences are cut into in step 0 of a warm-up of their length, a divisor
+        /// of `seq_len`; 0 is none. Default: 0.
         pub seq_len_start: usize,
         /// Steps over which the tokens of a piece go in a straight line from `seq_len_start` to `seq_len`,
-        /// rounded down to a divisor of `seq_len`; a step has as many tokens as without; 0 is none. Default: 0.
+        /// rounded down to a divisor of `seq_len`; a step has as many tokens as without; 0 is none. Default:
+        /// 0.
         pub seq_len_warmup_steps: u64,
     }
 }

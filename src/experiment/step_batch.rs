@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use super::resolved::{BatchKeys, Experiment};
 
-/// The sequences of each step. In a warm-up their number goes in a straight line, rounded down to whole units.
+/// The sequences of each step. In a warm-up their number goes in a straight line, rounded down to units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepSequences {
     /// Sequences that every step has a multiple of: one micro-batch for each virtual worker.
@@ -186,8 +186,8 @@ mod tests {
 
     /// Two workers, micro-batches of 2 sequences of 12 tokens: the unit is 4 sequences, 48 tokens.
     fn experiment(sets: &[&str]) -> Experiment {
-        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 8\n[data]\ncorpus = 'kjv'\ntokenizer = 'byte'\n\
-                    [batch]\nmicro = 2\nseq_len = 12\ntokens = 240\n[schedule]\nsteps = 20\n\
+        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 8\n[data]\ncorpus = 'kjv'\n\
+                    tokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 12\ntokens = 240\n[schedule]\nsteps = 20\n\
                     [parallel]\nworkers = 2\n";
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         load_text("t", text, &sets).unwrap().experiment
@@ -246,7 +246,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn sums_are_those_of_the_steps(start in 1u64..9, more in 0u64..40, warmup in 0u64..60, unit in 1u64..5) {
+        fn sums_are_those_of_the_steps(
+            start in 1u64..9, more in 0u64..40, warmup in 0u64..60, unit in 1u64..5,
+        ) {
             let steps = StepSequences { unit, start, target: start + more, warmup };
             let mut sum = 0;
             for step in 0..80 {
@@ -273,7 +275,9 @@ mod tests {
         }
 
         #[test]
-        fn large_numbers_do_not_overflow(start in 1u64..1 << 40, target in 1u64..1 << 40, warmup in 1u64..1 << 48) {
+        fn large_numbers_do_not_overflow(
+            start in 1u64..1 << 40, target in 1u64..1 << 40, warmup in 1u64..1 << 48,
+        ) {
             let steps = StepSequences { unit: 1, start: start.min(target), target, warmup };
             let [before, after] = [warmup / 2, warmup / 2 + 1].map(|step| steps.before_wide(step));
             prop_assert_eq!(after - before, u128::from(steps.of(warmup / 2)));

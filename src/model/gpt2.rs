@@ -158,8 +158,8 @@ impl<O: Ops> Gpt2<O> {
         self.upload(ops, batch)?;
         let Rows { batch: sequences, seq } = batch.rows;
         let scale_bits = u64::from(scale.to_bits());
-        // Every micro-step of a step is the same work on the same buffers, but for where its losses go; so are
-        // those of all steps that have as many tokens, in pieces as long.
+        // Every micro-step is the same work on the same buffers, but for where its losses go, in all steps
+        // that have as many tokens, in pieces as long.
         let phase = [sequences as u64, seq as u64, scale_bits];
         let key = ReplayKey { of: ops.identity(&grads.wte), phase, variant: [write as u64, 0, 0] };
         if !ops.replay(key)? {

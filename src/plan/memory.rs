@@ -13,8 +13,8 @@ use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::{Dtype, Role, Rows, cpu, cuda};
 use crate::optim::{UpdateRule, update_rule};
 use crate::parallel::{Shards, sums, tree};
+use crate::train::shapes::training_shape;
 use crate::train::state::{Division, Home, Row, table};
-use crate::train::trainer::training_shape;
 
 /// One kind of memory.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]

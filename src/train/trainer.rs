@@ -18,15 +18,16 @@ use std::ops::Range;
 
 use super::audit::draw::Terms;
 use super::audit::trace::{Audit, BatchRun};
+use super::shapes::{rows_of, training_shape};
 use super::state::{self, OptimizerState, Row};
 use super::{Progress, TrainError};
 use crate::data::{Prefetcher, RankShare};
 use crate::experiment::Experiment;
 use crate::model::decode::Room;
-use crate::model::gpt2::{MicroBatch, scratch_shape};
+use crate::model::gpt2::MicroBatch;
 use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
-use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, Rows, ScratchShape, SumSquares, Write};
+use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, SumSquares, Write};
 use crate::optim::{Slot, Start, UpdateRule, UpdateStep, Verdict, learning_rate, update_rule};
 use crate::parallel::exchange::all_gather;
 use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce};
@@ -357,18 +358,6 @@ impl<O: Ops> Trainer<O> {
             reduce::gather(&mut **exchange, ops, shards, group, "the gathering of weights", weights, size)
         })
     }
-}
-
-/// The largest shapes of an experiment's training, and its shortest pieces, for which attention needs more.
-pub fn training_shape(experiment: &Experiment) -> ScratchShape {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    ScratchShape { least_seq: experiment.batch.seq_len_of(0), ..scratch_shape(&experiment.model, rows, true) }
-}
-
-/// The rows of each micro-batch of a step.
-pub fn rows_of(experiment: &Experiment, step: u64) -> Rows {
-    let [batch, seq] = experiment.pieces_of(step);
-    Rows { batch, seq }
 }
 
 /// Mean of token losses, summed in f64 from first to last.

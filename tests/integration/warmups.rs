@@ -1,6 +1,6 @@
-//! Warm-ups of the batch and of the length of sequences: killed and resumed, shared by ranks, gone back behind
-//! a bad stretch, in a mixture, in the mirror with its audits, in what counts tokens, in the lock, and what is
-//! refused.
+//! Warm-ups of the batch and of the length of sequences: killed and resumed, shared by ranks, gone back
+//! behind a bad stretch, in a mixture, in the mirror with its audits, in what counts tokens, in the lock, and
+//! what is refused.
 
 use runner::proof::ledger;
 
@@ -112,8 +112,8 @@ fn a_step_has_as_many_tokens_with_pieces_as_without_and_both_reach_the_whole() {
     assert_eq!(tokens(&lab, "pieces"), tokens(&lab, "plain"));
 }
 
-/// A learning rate that breaks the model: steps 1 to 3 have no finite loss, and the run goes back once, to the
-/// checkpoint of step 2. Steps have 1, 2, 3 and 4 units of 256 tokens.
+/// A learning rate that breaks the model: steps 1 to 3 have no finite loss, and the run goes back once, to
+/// the checkpoint of step 2. Steps have 1, 2, 3 and 4 units of 256 tokens.
 #[test]
 fn a_run_that_goes_back_passes_over_what_the_steps_had_read() {
     let lab = Lab::new();

@@ -52,12 +52,12 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
     plan
 }
 
-/// For whole sequences and for pieces of each length that they may be cut into, which are rounded up to tiles.
+/// For whole sequences and for pieces of each length that they may be cut into, rounded up to tiles.
 fn attention_delta(shape: &ScratchShape) -> u64 {
     let ScratchShape { rows: Rows { batch, seq }, least_seq, heads, .. } = *shape;
     let lengths = (least_seq.max(1)..=seq).filter(|piece| seq.is_multiple_of(*piece));
-    let bytes =
-        lengths.map(|piece| attention::delta_bytes(Rows { batch: batch * (seq / piece), seq: piece }, heads));
+    let pieces = lengths.map(|piece| Rows { batch: batch * (seq / piece), seq: piece });
+    let bytes = pieces.map(|rows| attention::delta_bytes(rows, heads));
     bytes.max().unwrap_or(0)
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
-use super::super::trainer::rows_of;
+use super::super::shapes::rows_of;
 use crate::experiment::Experiment;
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
