@@ -187,8 +187,8 @@ mod tests {
     /// Two workers, micro-batches of 2 sequences of 12 tokens: the unit is 4 sequences, 48 tokens.
     fn experiment(sets: &[&str]) -> Experiment {
         let text = "[model]\nlayers = 1\nheads = 1\nchannels = 8\n[data]\ncorpus = 'kjv'\n\
-                    tokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 12\ntokens = 240\n[schedule]\nsteps = 20\n\
-                    [parallel]\nworkers = 2\n";
+                    tokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 12\ntokens = 240\n[schedule]\n\
+                    steps = 20\n[parallel]\nworkers = 2\n";
         let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
         load_text("t", text, &sets).unwrap().experiment
     }

@@ -1,4 +1,4 @@
-//! Training: what one optimizer step is ([`trainer`], with its [`shapes`]), its audit ([`audit`]), all that it
+//! Training: what one optimizer step is ([`trainer`], [`shapes`]), its audit ([`audit`]), all that it
 //! reads as named tensors ([`state`], with the host's values in [`progress`]), the loop around it ([`run`],
 //! [`saving`]), what the loop reports ([`events`]) and the listener that records it ([`record`]). Prints
 //! nothing, and knows no file names: the store does.
