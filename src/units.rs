@@ -47,6 +47,12 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// `65,536 to 524,288`, or one number where both are the same.
+pub fn thousands_to(first: u64, last: u64) -> String {
+    let to = format!("{} to {}", thousands(first), thousands(last));
+    if first == last { thousands(last) } else { to }
+}
+
 /// Text on one line with control characters replaced by a visible one, so that it cannot move the cursor.
 pub fn printable(text: &str) -> String {
     printable_lines(text).replace(['\n', '\t'], " ")

@@ -34,6 +34,10 @@ pub struct Console {
     /// Step and time of the first event, for the time left.
     first_step: u64,
     steps: u64,
+    /// Training tokens: before the first step here, up to now, and of all steps.
+    first_tokens: u64,
+    tokens: u64,
+    all_tokens: u64,
 }
 
 impl Console {
@@ -57,6 +61,9 @@ impl Console {
             started: Instant::now(),
             first_step: 0,
             steps: 0,
+            first_tokens: 0,
+            tokens: 0,
+            all_tokens: 0,
         }
     }
 
@@ -84,7 +91,7 @@ impl Console {
     fn show_steps(&mut self) {
         let is_new = self.evaluating.take().is_some() || self.bar.length() != Some(self.steps);
         let saving = self.saving.as_ref().map_or(String::new(), |saving| format!("  {saving}"));
-        let text = format!("{}/{} steps  {}{saving}", self.done, self.steps, self.left(self.done));
+        let text = format!("{}/{} steps  {}{saving}", self.done, self.steps, self.left());
         self.show(is_new.then(|| style("{bar:32.cyan/dim} {msg}")), (self.done, self.steps), text);
     }
 
@@ -101,9 +108,10 @@ impl Console {
         });
     }
 
-    fn stepped(&mut self, report: &StepReport, timing: &Timing) {
+    fn stepped(&mut self, report: &StepReport, tokens: u64, timing: &Timing) {
         let Timing { step_ms, tokens_per_s, mfu } = *timing;
         let done = report.step + 1;
+        self.tokens = tokens;
         self.gpu.step.store(done, Ordering::Relaxed);
         self.done = done;
         self.show_steps();
@@ -136,10 +144,11 @@ impl Console {
         self.line(&line);
     }
 
-    /// Time left at the mean speed of this process.
-    fn left(&self, done: u64) -> String {
-        let here = done.saturating_sub(self.first_step).max(1) as f64;
-        let seconds = self.started.elapsed().as_secs_f64() / here * self.steps.saturating_sub(done) as f64;
+    /// Time left at the mean speed of this process, in tokens: the steps of a warm-up have fewer.
+    fn left(&self) -> String {
+        let here = self.tokens.saturating_sub(self.first_tokens).max(1) as f64;
+        let left = self.all_tokens.saturating_sub(self.tokens) as f64;
+        let seconds = self.started.elapsed().as_secs_f64() / here * left;
         format!("{} left", units::duration(seconds))
     }
 }
@@ -161,14 +170,15 @@ fn z(score: Option<f64>) -> String {
 impl Listener for Console {
     fn on(&mut self, event: &Event) -> Result<(), RunError> {
         match event {
-            Event::Began { step, steps } => {
+            Event::Began { step, steps, tokens, all_tokens } => {
                 self.started = Instant::now();
                 (self.first_step, self.steps) = (*step, *steps);
+                (self.first_tokens, self.tokens, self.all_tokens) = (*tokens, *tokens, *all_tokens);
                 self.done = *step;
                 self.show_steps();
                 self.bar.enable_steady_tick(Duration::from_millis(250));
             }
-            Event::Stepped { report, timing, .. } => self.stepped(report, timing),
+            Event::Stepped { report, tokens, timing, .. } => self.stepped(report, *tokens, timing),
             Event::Completed { .. } => {}
             Event::Evaluating { what, done, sequences } => {
                 self.evaluating(what, *done as u64, *sequences as u64)

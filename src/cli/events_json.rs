@@ -43,7 +43,7 @@ impl Listener for JsonEvents {
             self.sensors.step.store(report.step + 1, Ordering::Relaxed);
         }
         let value = match event {
-            Event::Began { step, steps } => json!({"event": "began", "step": step, "steps": steps}),
+            Event::Began { step, steps, .. } => json!({"event": "began", "step": step, "steps": steps}),
             Event::Stepped { report, timing, root, .. } => json!({
                 "event": "step",
                 "step": report.step,

@@ -207,9 +207,12 @@ impl PlanText<'_> {
             out,
             "  {} steps of {} tokens: {} tokens",
             units::thousands(work.steps),
-            units::thousands(work.tokens_per_step),
+            units::thousands_to(work.first_step_tokens, work.tokens_per_step),
             units::count(work.tokens)
         )?;
+        if let Some(seq_len) = work.first_seq_len {
+            writeln!(out, "  pieces of {} tokens at first", units::thousands(seq_len as u64))?;
+        }
         let each = if self.0.device.count > 1 { " on each GPU" } else { "" };
         let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };
         writeln!(

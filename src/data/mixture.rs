@@ -68,7 +68,7 @@ pub fn locked_shard(key: &str) -> Option<(&str, &str)> {
 /// Where the stream of samples stands after so many steps of the experiment; rewinds have moved it by `offset`.
 fn position(experiment: &Experiment, steps: u64, offset: u64) -> u64 {
     let steps = if experiment.data.overfit_single_batch { steps.min(1) } else { steps };
-    steps * experiment.sequences_per_step() + offset
+    experiment.sequences_before(steps) + offset
 }
 
 /// The training tokens of each source in the stream of samples, up to its place after `steps` steps; what

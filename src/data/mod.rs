@@ -41,7 +41,7 @@ pub use dataset::{Dataset, ShardDigest, ShardInfo};
 pub use digests::DigestCache;
 pub use error::DataError;
 pub use order::SampleOrder;
-pub use prefetch::{Batch, BatchPlan, Prefetcher, Waits};
+pub use prefetch::{Batch, BatchPlan, Prefetcher, RankShare, Waits};
 pub use read_at::require_file;
 pub use remarks::DataManifest;
 pub use sources::Sources;

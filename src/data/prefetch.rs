@@ -6,7 +6,6 @@
 
 #![forbid(unsafe_code)]
 
-use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, SyncSender, TryRecvError};
 use std::thread::JoinHandle;
@@ -15,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::dataset::Dataset;
 use super::error::DataError;
 use super::order::SampleOrder;
+use crate::experiment::StepSequences;
 
 /// One micro-batch.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,7 +27,21 @@ pub struct Batch {
     pub position: u64,
 }
 
-/// What to read: every step the same share of its G sequences, a micro-batch at a time, in order.
+/// Which part of each step's sequences is read: those of the virtual workers of one rank of several, which
+/// divide a step evenly and in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RankShare {
+    pub rank: u64,
+    /// At least 1.
+    pub ranks: u64,
+}
+
+impl RankShare {
+    /// All sequences.
+    pub const WHOLE: RankShare = RankShare { rank: 0, ranks: 1 };
+}
+
+/// What to read: of every step the same share of its G sequences, a micro-batch at a time, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BatchPlan {
     pub order: SampleOrder,
@@ -35,11 +49,10 @@ pub struct BatchPlan {
     pub seq_len: usize,
     /// B: sequences a micro-batch.
     pub micro_batch: usize,
-    /// G: sequences that an optimizer step takes from the stream, on all devices together.
-    pub step_sequences: u64,
-    /// Which of a step's sequences are read here: `0..G` on a single device, else the slice of this
-    /// device's virtual workers. Its length is a multiple of `micro_batch`.
-    pub share: Range<u64>,
+    /// G: sequences that each optimizer step takes from the stream, on all devices together.
+    pub step_sequences: StepSequences,
+    /// Which of a step's sequences are read here; always a multiple of `micro_batch`.
+    pub share: RankShare,
     /// Read the positions of step 0 in every step.
     pub overfit_single_batch: bool,
     /// Micro-batches held ready; at least 1.
@@ -47,25 +60,26 @@ pub struct BatchPlan {
 }
 
 impl BatchPlan {
-    /// Micro-batches read a step.
-    pub fn micro_batches_per_step(&self) -> u64 {
-        (self.share.end - self.share.start) / self.micro_batch as u64
-    }
-
-    /// Position of the first sequence of micro-batch `index` of `step`; `offset` shifts the stream.
-    fn position(&self, step: u64, offset: u64, index: u64) -> u64 {
+    /// Positions of the first sequence of each micro-batch of `step`; `offset` shifts the stream.
+    fn positions(&self, step: u64, offset: u64) -> impl Iterator<Item = u64> + use<> {
         let step = if self.overfit_single_batch { 0 } else { step };
-        step * self.step_sequences + offset + self.share.start + index * self.micro_batch as u64
+        let share = self.step_sequences.of(step) / self.share.ranks;
+        let first = self.step_sequences.before(step) + offset + self.share.rank * share;
+        (first..first + share).step_by(self.micro_batch)
     }
 
     fn check(&self) -> Result<(), DataError> {
-        let share = self.share.end.saturating_sub(self.share.start);
+        let RankShare { rank, ranks } = self.share;
+        let unit = self.step_sequences.unit();
         let reason = if self.seq_len == 0 || self.micro_batch == 0 {
             format!("micro-batch {} and sequence length {} must not be 0", self.micro_batch, self.seq_len)
-        } else if share == 0 || self.share.end > self.step_sequences {
-            format!("the share {:?} is not part of a step's {} sequences", self.share, self.step_sequences)
-        } else if !share.is_multiple_of(self.micro_batch as u64) {
-            format!("a share of {share} sequences is no multiple of the micro-batch, {}", self.micro_batch)
+        } else if unit == 0 || rank >= ranks {
+            format!("rank {rank} of {ranks} has no part of a step of multiples of {unit} sequences")
+        } else if !unit.is_multiple_of(ranks * self.micro_batch as u64) {
+            format!(
+                "{ranks} ranks do not divide multiples of {unit} sequences into micro-batches of {}",
+                self.micro_batch
+            )
         } else {
             return Ok(());
         };
@@ -229,10 +243,10 @@ fn read_on(
     returned: &Receiver<Batch>,
 ) {
     for step in first_step.. {
-        for index in 0..plan.micro_batches_per_step() {
+        for position in plan.positions(step, offset) {
             let mut batch =
                 returned.try_recv().unwrap_or(Batch { inputs: Vec::new(), targets: Vec::new(), position: 0 });
-            let result = fill(data, plan, plan.position(step, offset, index), &mut batch).map(|()| batch);
+            let result = fill(data, plan, position, &mut batch).map(|()| batch);
             let failed = result.is_err();
             if sender.send(result).is_err() || failed {
                 return;
@@ -271,8 +285,8 @@ mod tests {
             order: SampleOrder::new(11, NonZeroU64::new(sequences).unwrap(), shuffled),
             seq_len: T,
             micro_batch,
-            step_sequences,
-            share: 0..step_sequences,
+            step_sequences: StepSequences::constant(step_sequences),
+            share: RankShare::WHOLE,
             overfit_single_batch: false,
             depth: 3,
         }
@@ -330,11 +344,33 @@ mod tests {
 
     #[test]
     fn shares_of_a_step_add_up_to_the_step() {
-        let share = |share| BatchPlan { share, ..plan(100, 2, 8, false) };
-        let mut left = Prefetcher::start(data(100), share(0..4), 1, 0).unwrap();
-        let mut right = Prefetcher::start(data(100), share(4..8), 1, 0).unwrap();
+        let share = |rank| BatchPlan { share: RankShare { rank, ranks: 2 }, ..plan(100, 2, 8, false) };
+        let mut left = Prefetcher::start(data(100), share(0), 1, 0).unwrap();
+        let mut right = Prefetcher::start(data(100), share(1), 1, 0).unwrap();
         assert_eq!(take(&mut left, 4), [8, 9, 10, 11, 16, 17, 18, 19]);
         assert_eq!(take(&mut right, 4), [12, 13, 14, 15, 20, 21, 22, 23]);
+    }
+
+    /// Units of 4 sequences, 2 a rank: steps of 1, 1, 2, 3 and 3 of them.
+    #[test]
+    fn steps_of_a_warm_up_follow_each_other_in_the_stream() {
+        let batch = |sets: &[&str]| {
+            let text = "[model]\nlayers = 1\nheads = 1\nchannels = 8\n[data]\ncorpus = 'kjv'\n\
+                        tokenizer = 'byte'\n[batch]\nmicro = 2\nseq_len = 4\ntokens = 48\ntokens_start = 16\n\
+                        tokens_warmup_steps = 3\n[schedule]\nsteps = 9\n[parallel]\nworkers = 2";
+            let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+            crate::experiment::load_text("t", text, &sets).unwrap().experiment.step_sequences()
+        };
+        let plan = |rank, ranks| BatchPlan {
+            step_sequences: batch(&[]),
+            share: RankShare { rank, ranks },
+            ..plan(100, 2, 4, false)
+        };
+        let start = |plan, step, offset| Prefetcher::start(data(100), plan, step, offset).unwrap();
+        assert_eq!(take(&mut start(plan(0, 1), 0, 0), 20), (0..40).collect::<Vec<_>>());
+        assert_eq!(take(&mut start(plan(0, 2), 0, 0), 7), [0, 1, 4, 5, 8, 9, 10, 11, 16, 17, 18, 19, 20, 21]);
+        assert_eq!(take(&mut start(plan(1, 2), 2, 0), 5), [12, 13, 14, 15, 22, 23, 24, 25, 26, 27]);
+        assert_eq!(take(&mut start(plan(0, 1), 3, 5), 2), [21, 22, 23, 24], "step 3 begins at sequence 16");
     }
 
     #[test]
@@ -358,8 +394,10 @@ mod tests {
         let refused = |plan| matches!(Prefetcher::start(data(10), plan, 0, 0), Err(DataError::Plan { .. }));
         assert!(refused(plan(10, 3, 8, true)));
         assert!(refused(plan(10, 0, 8, true)));
-        assert!(refused(BatchPlan { share: 4..12, ..plan(10, 2, 8, true) }));
-        assert!(refused(BatchPlan { share: 4..4, ..plan(10, 2, 8, true) }));
+        for (rank, ranks) in [(1, 1), (0, 0), (0, 8), (0, 3)] {
+            assert!(refused(BatchPlan { share: RankShare { rank, ranks }, ..plan(10, 2, 8, true) }));
+        }
+        assert!(refused(BatchPlan { step_sequences: StepSequences::constant(0), ..plan(10, 2, 8, true) }));
         assert!(refused(BatchPlan { seq_len: 0, ..plan(10, 2, 8, true) }));
     }
 

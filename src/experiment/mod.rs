@@ -47,6 +47,7 @@ mod resolved;
 mod rules;
 mod schema;
 mod shipped;
+mod step_batch;
 mod sweep;
 mod sweep_declaration;
 mod sweep_draw;
@@ -73,6 +74,7 @@ pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, W
 pub use resolved::*;
 pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
+pub use step_batch::StepSequences;
 pub use sweep::{Declared, Member, MemberSettings, Sweep, setting_text, settings_json, settings_text};
 pub use template::template;
 pub use write::{Hyperparameters, differences, flatten, hyperparameters, other_bits};
@@ -264,10 +266,10 @@ impl Loaded {
         let refused = |message: String| {
             Err(ExperimentError::new(&self.path.display().to_string(), vec![Fault::new(message)]))
         };
-        let a_step = self.experiment.sequences_per_step();
-        let steps = u64::try_from(u128::from(sequences) * u128::from(epochs) / u128::from(a_step.max(1)))
-            .unwrap_or(u64::MAX);
+        let a_step = self.experiment.step_sequences();
+        let steps = a_step.steps_within(u128::from(sequences) * u128::from(epochs));
         if steps == 0 {
+            let a_step = a_step.of(0);
             return refused(format!(
                 "{epochs} epochs of {sequences} sequences are less than one step of {a_step} sequences"
             ));

@@ -49,6 +49,19 @@ section! {
         /// Tokens an optimizer step; a multiple of `micro * seq_len * parallel.workers`.
         /// Default: that product, one micro-batch a worker.
         pub tokens: u64,
+        /// Tokens of step 0 in a warm-up of the batch, a multiple as `tokens` is and at most that; 0 is none.
+        /// Default: 0.
+        pub tokens_start: u64,
+        /// Steps over which the tokens of a step go in a straight line from `tokens_start` to `tokens`,
+        /// rounded down to the multiple; 0 is none. Default: 0.
+        pub tokens_warmup_steps: u64,
+        /// Tokens of the pieces that sequences are cut into in step 0 of a warm-up of their length, a divisor
+        /// of `seq_len`; 0 is none. Default: 0.
+        pub seq_len_start: usize,
+        /// Steps over which the tokens of a piece go in a straight line from `seq_len_start` to `seq_len`,
+        /// rounded down to a divisor of `seq_len`; a step has as many tokens as without; 0 is none. Default:
+        /// 0.
+        pub seq_len_warmup_steps: u64,
     }
 }
 
@@ -464,30 +477,20 @@ impl Experiment {
     /// How many positions of a text the model has learned to use: those it trains on, or all when it started
     /// from a model that knew them all. Samples never go past them.
     pub fn trained_positions(&self) -> usize {
+        self.trained_positions_after(u64::MAX)
+    }
+
+    /// The same after `steps` steps, of which those of a warm-up train on shorter pieces.
+    pub fn trained_positions_after(&self, steps: u64) -> usize {
         if self.model.init.is_some() {
             self.model.context
         } else {
-            self.batch.seq_len.min(self.model.context)
+            self.batch.seq_len_of(steps.saturating_sub(1)).min(self.model.context)
         }
     }
 
     /// Room for the texts that are written in training; none are with `sample.every = 0`.
     pub fn sample_positions(&self) -> Option<usize> {
         (self.sample.every > 0).then(|| self.trained_positions())
-    }
-
-    /// G: sequences an optimizer step.
-    pub fn sequences_per_step(&self) -> u64 {
-        self.batch.tokens / self.batch.seq_len as u64
-    }
-
-    /// Micro-batches a virtual worker folds in one step.
-    pub fn micro_steps_per_worker(&self) -> u64 {
-        self.sequences_per_step() / (self.batch.micro as u64 * self.parallel.workers as u64)
-    }
-
-    /// What the gradient of a token's loss is multiplied by: one over the step's tokens.
-    pub fn loss_scale(&self) -> f32 {
-        (1.0 / self.batch.tokens as f64) as f32
     }
 }

@@ -27,6 +27,7 @@ mod data;
 mod model;
 mod optimizer;
 mod schedule;
+mod warmups;
 
 /// The origin of sizes that `model.init` gives.
 pub(super) const FROM_INIT: &str = "from model.init";
@@ -320,6 +321,8 @@ impl Rules {
                     workers * (tokens / unit)
                 ));
             self.refuse(fault);
+        } else {
+            self.warmups(unit);
         }
     }
 

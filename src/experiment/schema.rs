@@ -67,6 +67,22 @@ pub(super) const KEYS: &[KeyRow] = &[
     int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits().unit("sequences").example("16"),
     int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),
     int("batch.tokens", 1, MANY, Default::Ruled).bits().unit("tokens").example("524_288"),
+    int("batch.tokens_start", 0, MANY, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("tokens")
+        .example("65_536"),
+    int("batch.tokens_warmup_steps", 0, MANY, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("steps")
+        .example("2000"),
+    int("batch.seq_len_start", 0, 1 << 20, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("tokens")
+        .example("128"),
+    int("batch.seq_len_warmup_steps", 0, MANY, Default::Integer(0))
+        .touching(Bits::ReachedWhenSet)
+        .unit("steps")
+        .example("2000"),
     //
     choice("schedule.kind", ScheduleKind::WORDS, "cosine").bits().example(r#""wsd""#),
     int("schedule.steps", 1, MANY, Default::Ruled).bits().unit("steps").example("18_865"),

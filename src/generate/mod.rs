@@ -69,6 +69,8 @@ pub struct Texts<'a> {
     pub count: usize,
     pub numbers: &'a [u64],
     pub sampling: &'a Sampling,
+    /// How many positions are worth using, at least 1; the decoder has no room for more.
+    pub positions: usize,
 }
 
 /// Writes `texts`.
@@ -86,8 +88,8 @@ pub fn generate<O: Ops>(
     texts: Texts<'_>,
     mut emit: impl FnMut(usize, u16) -> bool,
 ) -> Result<(), GenerateError> {
-    let Texts { prompt, count, numbers, sampling } = texts;
-    let window = decoder.room().positions;
+    let Texts { prompt, count, numbers, sampling, positions } = texts;
+    let window = decoder.room().positions.min(positions);
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
         let first = group * decoder.room().streams;
@@ -171,7 +173,8 @@ mod tests {
             let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
             let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
             let mut texts = vec![Vec::new(); numbers.len()];
-            let asked = Texts { prompt: &PROMPT, count, numbers, sampling: &sampling };
+            let positions = usize::MAX;
+            let asked = Texts { prompt: &PROMPT, count, numbers, sampling: &sampling, positions };
             generate(&mut self.ops, &mut decoder, &self.params, asked, |place, token| {
                 texts[place].push(token);
                 Some(token) != end
@@ -233,7 +236,7 @@ mod tests {
             Decoder::new(&mut writer.ops, &MODEL, Room { streams: 1, positions: 40 }).expect("a decoder");
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, key: Key::new(1, "test") };
         let (params, mut written) = (&writer.params, 0);
-        let texts = Texts { prompt: &PROMPT, count: 3, numbers: &[7], sampling: &sampling };
+        let texts = Texts { prompt: &PROMPT, count: 3, numbers: &[7], sampling: &sampling, positions: 40 };
         let error = generate(&mut writer.ops, &mut decoder, params, texts, |_, _| {
             written += 1;
             true

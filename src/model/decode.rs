@@ -15,7 +15,8 @@ use super::weights::{Affine, Block, HeadNorms, Weights};
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::ops::{
     Activate, DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, Layernorm, LinearShape, Nonlinearity,
-    Ops, QkNorm, QkRotary, ResidualLayernorm, Result, Role, Rotary, RotaryAt, RowPositions, rotary_table,
+    Ops, QkNorm, QkRotary, ReplayKey, ResidualLayernorm, Result, Role, Rotary, RotaryAt, RowPositions,
+    rotary_table,
 };
 
 /// Rows a pass takes at least: what a prompt is cut into.
@@ -191,8 +192,8 @@ impl<O: Ops> Decoder<O> {
         let Room { streams, positions } = self.room;
         let shape = [new.len(), streams, positions, usize::from(logits)];
         let shape = shape.into_iter().fold(0, |key, part| key << 20 | part as u64);
-        let key =
-            [ops.identity(&self.layers[0][0]), ops.identity(&self.logits), ops.identity(&params.wte), shape];
+        let variant = [ops.identity(&self.logits), ops.identity(&params.wte), shape];
+        let key = ReplayKey { of: ops.identity(&self.layers[0][0]), phase: [0; 3], variant };
         if ops.replay(key)? {
             return Ok(());
         }

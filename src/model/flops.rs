@@ -10,5 +10,10 @@ pub fn flops_per_token(model: &Model, seq_len: usize) -> f64 {
     let weights = Weights::of(model);
     let looked_up = if weights.lm_head.is_some() { weights.wte.len as u64 } else { 0 };
     let n = (weights.parameters() - looked_up) as f64;
-    6.0 * n + 6.0 * (model.layers * model.channels * seq_len) as f64
+    6.0 * n + attention_flops(model.layers * model.channels, seq_len)
+}
+
+/// Those of them that attention has in sequences of `seq_len` tokens, of L·C channels of all layers.
+pub fn attention_flops(channels: usize, seq_len: usize) -> f64 {
+    6.0 * (channels * seq_len) as f64
 }

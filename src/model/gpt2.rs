@@ -14,8 +14,9 @@ use super::weights::{Affine, Block, Group, HeadNorms, ParamSpec, Weights};
 use crate::experiment::{ActivationKind, Model};
 use crate::ops::{
     Attention, ClassifierLoss, CopyPart, DeviceError, Embedding, Heads, Layernorm, Linear, LinearActivate,
-    LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, QkRotary, ResidualLayernorm,
-    Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table, softcapped,
+    LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops, ParamCount, QkNorm, QkRotary, ReplayKey,
+    ResidualLayernorm, Result, Role, Rotary, RotaryAt, Rows, ScratchShape, Vocab, Write, rotary_table,
+    softcapped,
 };
 
 /// A model on a device: its parameters, and room for one micro-batch.
@@ -71,13 +72,19 @@ impl<O: Ops> Gpt2<O> {
         recompute: u8,
         backward: bool,
     ) -> Result<Gpt2<O>> {
+        Gpt2::with_scratch(ops, config, &scratch_shape(config, capacity, backward), recompute)
+    }
+
+    /// The same with scratch for the operations of `shape`, which is a [`scratch_shape`] of `config`.
+    pub fn with_scratch(ops: &mut O, config: &Model, shape: &ScratchShape, recompute: u8) -> Result<Gpt2<O>> {
+        let ScratchShape { rows: capacity, backward, .. } = *shape;
         let specs = Weights::of(config);
         let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
         let mut acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
         if let Some(table) = &mut acts.rotary {
             ops.upload(table, &rotary_table(capacity.seq, config.head_size(), config.rope_theta))?;
         }
-        ops.alloc_scratch(&scratch_shape(config, capacity, backward))?;
+        ops.alloc_scratch(shape)?;
         Ok(Gpt2 {
             config: config.clone(),
             params,
@@ -149,9 +156,12 @@ impl<O: Ops> Gpt2<O> {
         write: Write,
     ) -> Result<()> {
         self.upload(ops, batch)?;
-        let n = batch.rows.count();
-        // Every micro-step of a run is the same work on the same buffers, but for where its losses go.
-        let key = [ops.identity(&grads.wte), n as u64, u64::from(scale.to_bits()), write as u64];
+        let Rows { batch: sequences, seq } = batch.rows;
+        let scale_bits = u64::from(scale.to_bits());
+        // Every micro-step is the same work on the same buffers, but for where its losses go, in all steps
+        // that have as many tokens, in pieces as long.
+        let phase = [sequences as u64, seq as u64, scale_bits];
+        let key = ReplayKey { of: ops.identity(&grads.wte), phase, variant: [write as u64, 0, 0] };
         if !ops.replay(key)? {
             self.trunk(ops, batch.rows)?;
             self.backward(ops, batch.rows, grads, scale, write, |_, _, _| Ok::<(), DeviceError>(()))?;
@@ -470,6 +480,7 @@ pub fn scratch_shape(model: &Model, capacity: Rows, backward: bool) -> ScratchSh
     let params = ParamCount { tensors: specs.iter().count() as u64, elements: specs.parameters() };
     ScratchShape {
         rows: capacity,
+        least_seq: capacity.seq,
         channels: model.channels,
         heads: heads(model),
         vocab: vocab(model),

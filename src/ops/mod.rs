@@ -199,11 +199,11 @@ pub trait Ops {
     /// Repeats the work that was last recorded under `key`, and returns whether it did. If not, the caller
     /// does the work and ends it with [`Ops::recorded`]; a device may record it meanwhile. Equal keys promise
     /// the same operations on the same buffers with the same scalars.
-    fn replay(&mut self, _key: [u64; 4]) -> Result<bool> {
+    fn replay(&mut self, _key: ReplayKey) -> Result<bool> {
         Ok(false)
     }
     /// Marks the end of work that [`Ops::replay`] left to the caller.
-    fn recorded(&mut self, _key: [u64; 4]) -> Result<()> {
+    fn recorded(&mut self, _key: ReplayKey) -> Result<()> {
         Ok(())
     }
 

@@ -10,7 +10,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use super::{Dtype, ElementBytes, Family, LinearShape, Operation, Ops, Result, Role, ScratchShape, Work, op};
+use super::{
+    Dtype, ElementBytes, Family, LinearShape, Operation, Ops, ReplayKey, Result, Role, ScratchShape, Work, op,
+};
 
 /// A device and the times of its operations.
 pub struct Timed<O> {
@@ -120,11 +122,11 @@ impl<O: Ops> Ops for Timed<O> {
     }
 
     // Work that is replayed as a whole has no parts to time.
-    fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
+    fn replay(&mut self, key: ReplayKey) -> Result<bool> {
         if self.recording { Ok(false) } else { self.inner.replay(key) }
     }
 
-    fn recorded(&mut self, key: [u64; 4]) -> Result<()> {
+    fn recorded(&mut self, key: ReplayKey) -> Result<()> {
         if self.recording { Ok(()) } else { self.inner.recorded(key) }
     }
 

@@ -200,6 +200,8 @@ pub struct Vocab {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScratchShape {
     pub rows: Rows,
+    /// The shortest pieces that the rows of sequences are seen as; `rows.seq` where they never are.
+    pub least_seq: usize,
     pub channels: usize,
     pub heads: Heads,
     pub vocab: Vocab,
@@ -218,6 +220,16 @@ pub struct ParamCount {
     pub tensors: u64,
     /// Their elements in all.
     pub elements: u64,
+}
+
+/// A name for work that is repeated; see [`super::Ops::replay`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ReplayKey {
+    /// Whose work it is: the identity of a buffer of it alone.
+    pub of: u64,
+    /// What holds for a time. In another phase, what was recorded of the same work may be forgotten.
+    pub phase: [u64; 3],
+    pub variant: [u64; 3],
 }
 
 /// A range of stored bytes of the buffer with this index in some list.

@@ -31,7 +31,7 @@ pub fn written(like: &Weights<ParamSpec>, sharded: bool) -> Weights<ParamSpec> {
 
 /// Whether each of `ranks` keeps gradients of its shard alone.
 pub fn are_gradients_sharded(experiment: &Experiment, ranks: usize) -> bool {
-    let whole_at_once = experiment.parallel.workers <= ranks && experiment.micro_steps_per_worker() == 1;
+    let whole_at_once = experiment.parallel.workers <= ranks && experiment.most_micro_steps() == 1;
     experiment.parallel.zero >= 2 && whole_at_once
 }
 

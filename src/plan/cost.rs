@@ -38,7 +38,10 @@ impl StepTime {
 /// The times of an experiment on one kind of device.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cost {
+    /// Of a step as the last ones are, after any warm-up.
     pub step: StepTime,
+    /// Seconds of all steps of the run.
+    pub run: f64,
     /// Seconds for the loss of one micro-batch, without gradients.
     pub forward: f64,
     /// Operations of one micro-batch with their shapes, and the seconds each kind takes.
@@ -60,7 +63,9 @@ pub fn cost(
     share: Share,
 ) -> Result<Cost, DeviceError> {
     let rates = Rates { experiment, target };
-    let (backward, forward) = (counted(experiment, storage, true)?, counted(experiment, storage, false)?);
+    let whole = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
+    let backward = counted(experiment, storage, whole, true)?;
+    let forward = counted(experiment, storage, whole, false)?;
     let element = storage.activation.size() as f64;
     let seconds = |family: Family, record: &OperationTime| {
         let logits = (experiment.batch.micro * experiment.batch.seq_len * experiment.model.vocab_padded)
@@ -74,8 +79,8 @@ pub fn cost(
     };
 
     let workers = share.workers(experiment);
-    let micro_steps =
-        experiment.sequences_per_step().div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
+    let largest = experiment.batch.tokens / experiment.batch.seq_len as u64;
+    let micro_steps = largest.div_ceil(experiment.batch.micro as u64 * share.devices) as f64;
     let specs = Weights::of(&experiment.model);
     let n = specs.parameters() as f64;
     let shard = n / share.devices as f64;
@@ -100,15 +105,23 @@ pub fn cost(
         }
         _ => 0.0,
     };
+    let step = StepTime {
+        gradients: micro_steps * sum(&backward) + (workers - 1) as f64 * once(Family::Sum, 12.0 * n) + losses,
+        update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes),
+        digest: digests * once(Family::Digest, state),
+        exchange,
+    };
+    // Beside its micro-batches, a step takes as long as any other.
+    let mut run = experiment.schedule.steps as f64 * (step.total() - micro_steps * sum(&backward));
+    for (steps, seq) in experiment.piece_stages() {
+        let pieces = Rows { batch: whole.count() / seq, seq };
+        let backward = counted(experiment, storage, pieces, true)?;
+        let sequences = experiment.sequences_before(steps.end) - experiment.sequences_before(steps.start);
+        run += sequences as f64 / largest as f64 * micro_steps * sum(&backward);
+    }
     Ok(Cost {
-        step: StepTime {
-            gradients: micro_steps * sum(&backward)
-                + (workers - 1) as f64 * once(Family::Sum, 12.0 * n)
-                + losses,
-            update: once(Family::GradientNorm, 4.0 * shard) + once(Family::Optimizer, update_bytes),
-            digest: digests * once(Family::Digest, state),
-            exchange,
-        },
+        step,
+        run,
         forward: sum(&forward)
             + once(Family::Host, 4.0 * (experiment.batch.micro * experiment.batch.seq_len) as f64),
         operations: backward
@@ -135,9 +148,9 @@ fn update_bytes(experiment: &Experiment, specs: &Weights<ParamSpec>, storage: &S
 fn counted(
     experiment: &Experiment,
     storage: &Storage,
+    rows: Rows,
     backward: bool,
 ) -> Result<Vec<(Label, OperationTime)>, DeviceError> {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
     let mut ops = Timed::new(Dry::new(storage.activation));
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
     let mut grads = model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len))?;

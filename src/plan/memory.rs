@@ -9,11 +9,11 @@ use serde::Serialize;
 use crate::experiment::{Compute, Experiment, PartialSums};
 use crate::model::activations::{Activations, BufferSpec};
 use crate::model::decode::{self, Room};
-use crate::model::gpt2::scratch_shape;
 use crate::model::weights::{ParamSpec, Weights};
-use crate::ops::{Dtype, Role, Rows, ScratchShape, cpu, cuda};
+use crate::ops::{Dtype, Role, Rows, cpu, cuda};
 use crate::optim::{UpdateRule, update_rule};
 use crate::parallel::{Shards, sums, tree};
+use crate::train::shapes::training_shape;
 use crate::train::state::{Division, Home, Row, table};
 
 /// One kind of memory.
@@ -142,12 +142,6 @@ pub fn state_bytes(experiment: &Experiment, storage: &Storage) -> u64 {
         .iter()
         .map(|row| row.bytes() as u64)
         .sum()
-}
-
-/// The largest shapes of an experiment's training.
-pub fn training_shape(experiment: &Experiment) -> ScratchShape {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    scratch_shape(&experiment.model, rows, true)
 }
 
 /// How a run is spread over devices, as far as memory and work depend on it.

@@ -74,7 +74,12 @@ pub struct DeviceBytes {
 #[derive(Debug, Serialize)]
 pub struct TrainingWork {
     pub steps: u64,
+    /// Of a step after any warm-up, as its micro-batches.
     pub tokens_per_step: u64,
+    /// Where the batch warms up, fewer than `tokens_per_step`.
+    pub first_step_tokens: u64,
+    /// Tokens of the pieces of the first step, where it has shorter ones than `batch.seq_len`.
+    pub first_seq_len: Option<usize>,
     pub micro_steps_per_device: u64,
     pub tokens: u64,
     pub flops: f64,
@@ -165,14 +170,22 @@ impl DeviceBytes {
 impl TrainingWork {
     fn of(experiment: &Experiment, share: Share, data: &DataFacts) -> TrainingWork {
         let steps = experiment.schedule.steps;
-        let tokens = steps * experiment.batch.tokens;
+        let tokens = experiment.tokens_before(steps);
+        let flops = experiment.piece_stages().into_iter().map(|(steps, seq_len)| {
+            let tokens = experiment.tokens_before(steps.end) - experiment.tokens_before(steps.start);
+            flops_per_token(&experiment.model, seq_len) * tokens as f64
+        });
+        let largest = experiment.batch.tokens / experiment.batch.seq_len as u64;
         let at_once = experiment.batch.micro as u64 * share.devices;
         TrainingWork {
             steps,
             tokens_per_step: experiment.batch.tokens,
-            micro_steps_per_device: experiment.sequences_per_step().div_ceil(at_once),
+            first_step_tokens: experiment.tokens_of(0),
+            first_seq_len: Some(experiment.batch.seq_len_of(0))
+                .filter(|first| *first < experiment.batch.seq_len),
+            micro_steps_per_device: largest.div_ceil(at_once),
             tokens,
-            flops: flops_per_token(&experiment.model, experiment.batch.seq_len) * tokens as f64,
+            flops: flops.sum(),
             epochs: data
                 .train_tokens
                 .filter(|_| data.sources.is_empty())
@@ -190,7 +203,7 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
              were"
         ));
     }
-    let micro_batches = experiment.sequences_per_step() / experiment.batch.micro as u64;
+    let micro_batches = experiment.tokens_of(0) / (experiment.batch.micro * experiment.batch.seq_len) as u64;
     if micro_batches < gpus {
         notes.push(format!(
             "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"

@@ -104,8 +104,9 @@ fn same_data(a: &Experiment, b: &Experiment) -> bool {
         && a.eval.hellaswag == b.eval.hellaswag
         && a.model.vocab == b.model.vocab
         && a.batch.seq_len == b.batch.seq_len
-        // What is read of each source follows from the length of the run.
-        && (a.data.mix.is_empty() || (a.schedule.steps, a.batch.tokens) == (b.schedule.steps, b.batch.tokens))
+        // What is read of each source follows from the length of the run, and the steps that fit too.
+        && (a.data.mix.is_empty()
+            || (a.schedule.steps, a.step_sequences()) == (b.schedule.steps, b.step_sequences()))
 }
 
 impl MemberPlan {

@@ -11,7 +11,7 @@ use super::target::Target;
 use crate::experiment::{Compute, Experiment};
 use crate::model::flops::flops_per_token;
 
-/// Milliseconds of a step, seconds and dollars of the run.
+/// Milliseconds of a step after any warm-up, seconds and dollars of the run.
 #[derive(Debug, Serialize)]
 pub struct Time {
     pub gradients_ms: f64,
@@ -56,11 +56,10 @@ impl Time {
         state_bytes: u64,
     ) -> Time {
         let step_s = cost.step.total();
-        let (steps, tokens) = (experiment.schedule.steps as f64, experiment.batch.tokens as f64);
-        let tokens_per_s = tokens / step_s;
+        let tokens_per_s = experiment.batch.tokens as f64 / step_s;
         let devices = share.devices as f64;
         let (evaluations, evaluation_s) = evaluation(experiment, share, cost, data);
-        let training_s = steps * step_s;
+        let training_s = cost.run;
         // The trainer waits for the copy of the state to the host; writing goes on in the background.
         let saves = disk::saves(&experiment.checkpoint, experiment.schedule.steps);
         let copies_s = saves as f64 * state_bytes as f64 / COPY_BYTES_PER_S;
@@ -119,7 +118,7 @@ impl LlmcTime {
         if !matches!(target, Target::Gpu(gpu) if gpu.is_measured()) {
             return None;
         }
-        let tokens = experiment.schedule.steps as f64 * experiment.batch.tokens as f64;
+        let tokens = experiment.tokens_before(experiment.schedule.steps) as f64;
         let total_s = tokens / (speed * share.devices as f64);
         let dollars = dollars_per_hour * total_s / 3600.0;
         Some(LlmcTime { tokens_per_s_per_gpu: *speed, total_s, dollars })

@@ -184,11 +184,17 @@ impl Horizontal {
                 });
             }
         };
-        let mut before = 0.0;
+        let (mut before, mut tokens, mut less) = (0.0, 0, 0.0);
         let mut positions = Vec::with_capacity(run.rows.len());
         for row in &run.rows {
             let after = match self.x {
                 XAxis::Hours => before + row.step_ms.unwrap_or(0.0) * scale,
+                XAxis::Flops => {
+                    let of_token = run.model.as_ref().map_or(0.0, |model| model.flops_less(row.step));
+                    less += of_token * row.tokens.saturating_sub(tokens) as f64;
+                    tokens = row.tokens;
+                    row.tokens as f64 * scale - less
+                }
                 _ => row.tokens as f64 * scale,
             };
             // Evaluations come before the step's update; the last has a row of its own.

@@ -71,6 +71,8 @@ pub struct Followed {
     /// The step of the newest checkpoint when last read.
     saved: Option<u64>,
     pub steps: Option<u64>,
+    /// Training tokens of all steps.
+    all_tokens: Option<u64>,
     /// Steps done.
     pub done: u64,
     pub tokens: u64,
@@ -106,6 +108,7 @@ impl Followed {
             why: summary.why,
             saved: summary.checkpoints.last().map(|checkpoint| checkpoint.step),
             steps: summary.steps,
+            all_tokens: summary.all_tokens,
             done: 0,
             tokens: 0,
             points: Vec::new(),
@@ -209,13 +212,12 @@ impl Followed {
 
     /// Seconds to the last step at the pace of the last steps.
     pub fn seconds_left(&self) -> Option<f64> {
-        let steps = self.steps.filter(|_| self.state == State::Running)?;
-        let tokens_a_step = self.tokens as f64 / self.done.max(1) as f64;
+        let all_tokens = self.all_tokens.filter(|_| self.state == State::Running)?;
         let mut speeds: Vec<f64> =
             self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0).collect();
         speeds.sort_by(f64::total_cmp);
         let speed = speeds.get(speeds.len() / 2)?;
-        Some(steps.saturating_sub(self.done) as f64 * tokens_a_step / speed)
+        Some(all_tokens.saturating_sub(self.tokens) as f64 / speed)
     }
 }
 

@@ -313,6 +313,7 @@ mod tests {
             parameters: Some(1_557_686_400),
             step: 31_000,
             steps: Some(32_000),
+            all_tokens: Some(32_000 * 1_048_576),
             tokens: 32_505_856_000,
             sources: Vec::new(),
             skipped: 0,

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use super::{ReportError, groups};
-use crate::experiment::{self, Experiment, Model, Sizes};
-use crate::model::flops::flops_per_token;
+use crate::experiment::{self, BatchKeys, Experiment, Model, Sizes};
+use crate::model::flops::{attention_flops, flops_per_token};
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, RESUME};
 use crate::proof::lock::differences;
@@ -48,6 +48,16 @@ pub struct ModelFacts {
     /// sizes that they follow from are known.
     pub parameters: Option<u64>,
     pub flops_per_token: Option<f64>,
+    /// The batch of a run whose pieces warm up: the FLOPs of a token are those of the longest.
+    pub pieces: Option<BatchKeys>,
+}
+
+impl ModelFacts {
+    /// By how much the operations of a token in this step are fewer than `flops_per_token`.
+    pub fn flops_less(&self, step: u64) -> f64 {
+        let shorter = self.pieces.as_ref().map_or(0, |batch| batch.seq_len - batch.seq_len_of(step));
+        attention_flops(self.layers * self.channels, shorter)
+    }
 }
 
 impl RunData {
@@ -167,6 +177,11 @@ impl ModelFacts {
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
+            // A file of an older program has not all keys, and no warm-up.
+            pieces: table
+                .get("batch")
+                .and_then(|batch| batch.clone().try_into().ok())
+                .filter(|batch: &BatchKeys| (1..batch.seq_len).contains(&batch.seq_len_start)),
         }))
     }
 }

@@ -78,6 +78,9 @@ pub struct RunSummary {
     /// Optimizer steps done, and in all.
     pub step: u64,
     pub steps: Option<u64>,
+    /// Training tokens of all its steps.
+    #[serde(skip)]
+    pub all_tokens: Option<u64>,
     pub tokens: u64,
     /// What was read of each source of a mixture.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -190,6 +193,7 @@ impl RunSummary {
             init: experiment.as_ref().and_then(|experiment| lineage(experiment, lock.as_ref())),
             step,
             steps,
+            all_tokens: steps.zip(experiment.as_ref()).map(|(steps, it)| it.tokens_before(steps)),
             tokens: rows.last().map_or(0, |row| row.tokens),
             sources: experiment.as_ref().map_or_else(Vec::new, |experiment| {
                 sources_read(&entries, lock.as_ref(), experiment.batch.seq_len as u64)

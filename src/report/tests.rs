@@ -62,6 +62,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         embedded_corpus: !hellaswag,
         parameters: None,
         flops_per_token: Some(if hellaswag { 8.0e8 } else { 5.5e6 }),
+        pieces: None,
     };
     RunData {
         name: name.to_owned(),

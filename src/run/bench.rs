@@ -17,13 +17,14 @@ use crate::plan::memory::Storage;
 use crate::train::{TrainError, Trainer};
 
 /// Times `steps` steps of an experiment, after two that warm up, on one device, also where a run would use
-/// more.
+/// more. They are as large as those after the warm-ups of `[batch]`.
 ///
 /// # Errors
 /// Data or device cannot be opened, or a step fails.
 pub fn bench(mut loaded: Loaded, steps: usize) -> anyhow::Result<Measured> {
     let data = Data::open(&mut loaded)?;
     loaded.experiment.parallel.ranks = 1;
+    loaded.experiment.batch = loaded.experiment.batch.after_warmups();
     let experiment = &loaded.experiment;
     let feed = data.feed(experiment, 0, 0)?;
     let setup = |planned_bytes, peak_flops| Setup { experiment, steps, planned_bytes, peak_flops };

@@ -1,6 +1,5 @@
 //! The data of an experiment, opened and checked, and the micro-batches that training reads of them.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,8 +8,8 @@ use anyhow::Context;
 use super::messages::{LongWork, Report};
 use crate::data::mixture::PassedOver;
 use crate::data::{
-    self, BatchPlan, DataError, DataManifest, Dataset, DigestCache, Prefetcher, SampleOrder, ShardDigest,
-    Sources, Tokenizer, ValidationSet, mixture,
+    self, BatchPlan, DataError, DataManifest, Dataset, DigestCache, Prefetcher, RankShare, SampleOrder,
+    ShardDigest, Sources, Tokenizer, ValidationSet, mixture,
 };
 use crate::eval::TaskSet;
 use crate::experiment::{Experiment, Loaded};
@@ -103,7 +102,7 @@ impl Data {
 
     /// Micro-batches of whole steps from `step` on, read ahead; shifted by `offset` samples in the stream.
     pub fn feed(&self, experiment: &Experiment, step: u64, offset: u64) -> anyhow::Result<Prefetcher> {
-        self.feed_share(experiment, 0..experiment.sequences_per_step(), step, offset)
+        self.feed_share(experiment, RankShare::WHOLE, step, offset)
     }
 
     /// The same for one rank's share of each step's sequences.
@@ -113,7 +112,7 @@ impl Data {
     pub fn feed_share(
         &self,
         experiment: &Experiment,
-        share: Range<u64>,
+        share: RankShare,
         step: u64,
         offset: u64,
     ) -> anyhow::Result<Prefetcher> {
@@ -122,7 +121,7 @@ impl Data {
             order: self.order.clone(),
             seq_len: experiment.batch.seq_len,
             micro_batch: experiment.batch.micro,
-            step_sequences: experiment.sequences_per_step(),
+            step_sequences: experiment.step_sequences(),
             share,
             overfit_single_batch: experiment.data.overfit_single_batch,
             depth: experiment.data.prefetch,

@@ -7,6 +7,8 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
+
 use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
 use super::fit::{SavedState, Successor};
@@ -15,8 +17,8 @@ use super::model::require_made_with;
 use super::{device, find, lock};
 use crate::data::mixture;
 use crate::experiment::{
-    self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member, Model,
-    Sweep, settings_text,
+    self, BatchKeys, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member,
+    Model, StepSequences, Sweep, settings_text,
 };
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
 use crate::ops::{Dtype, Ops};
@@ -59,10 +61,9 @@ impl InitStream {
     /// By the manifest, which is sealed: a run's `experiment.toml` may have drifted since.
     fn of(folder: &Path, guards: &GuardKeys) -> anyhow::Result<InitStream> {
         let (Manifest { numerics, .. }, counters) = checkpoint::load_some(folder, Progress::is_counter)?;
-        let [tokens, seq_len] = ["batch.tokens", "batch.seq_len"].map(|key| number::<u64>(&numerics, key));
-        let (Some(tokens), Some(seq_len @ 1..)) = (tokens, seq_len) else {
-            anyhow::bail!("the manifest in `{}` does not say how many tokens a step had", folder.display());
-        };
+        let steps = step_sequences(&numerics).with_context(|| {
+            format!("the manifest in `{}` does not say how many tokens a step had", folder.display())
+        })?;
         let at = Progress::of_counters(&counters, guards)?;
         let name = experiment::checkpoint_name(&folder.to_string_lossy());
         let run =
@@ -70,7 +71,7 @@ impl InitStream {
         Ok(InitStream {
             run: run.unwrap_or("the checkpoint's run").to_owned(),
             numerics,
-            sequences: at.step * (tokens / seq_len) + at.data_offset,
+            sequences: steps.before(at.step) + at.data_offset,
             updates: at.updates,
         })
     }
@@ -90,6 +91,23 @@ impl InitStream {
         };
         of(&self.numerics) == of(numerics)
     }
+}
+
+/// The sequences of each step, by the numerics of a run.
+fn step_sequences(numerics: &Table) -> Option<StepSequences> {
+    let tokens_warmup_steps = number(numerics, "batch.tokens_warmup_steps").unwrap_or(0);
+    let batch = BatchKeys {
+        // Without a warm-up no unit matters.
+        micro: number(numerics, "batch.micro").unwrap_or(1).max(1),
+        seq_len: number(numerics, "batch.seq_len").filter(|seq_len| *seq_len > 0)?,
+        tokens: number(numerics, "batch.tokens")?,
+        tokens_start: number(numerics, "batch.tokens_start").unwrap_or(0),
+        tokens_warmup_steps,
+        seq_len_start: 0,
+        seq_len_warmup_steps: 0,
+    };
+    let workers = number(numerics, "parallel.workers").unwrap_or(1).max(1);
+    Some(StepSequences::new(&batch, workers))
 }
 
 /// The value of a key, where it is a number of this kind.

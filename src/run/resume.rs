@@ -24,6 +24,9 @@ use crate::train::{Recorder, RunError};
 /// Keys that act before the first step alone, beside what `model.init` names.
 const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_UPDATES];
 
+/// Keys by which the sequences of the steps so far are counted.
+const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps", "batch.seq_len"];
+
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
@@ -130,8 +133,8 @@ impl Past {
         if !mixed(&here.numerics) && !self.numerics().is_some_and(mixed) {
             return Ok(());
         }
-        const OF_POSITIONS: [&str; 3] = ["batch.tokens", "batch.seq_len", "data.overfit_single_batch"];
-        let of_positions = |key: &str| is_weight(key) || OF_POSITIONS.contains(&key);
+        let of_positions =
+            |key: &str| is_weight(key) || SIZES.contains(&key) || key == "data.overfit_single_batch";
         drift.iter().find(|field| of_positions(&field.key)).map_or(Ok(()), |field| {
             Err(ProofRefusal(format!(
                 "a run has one mixture: {field}\n  hint: what it has read of each source follows from \
@@ -145,7 +148,6 @@ impl Past {
     /// and the place in the data are counted, and a change with which no step would be made.
     fn require_acting_drift(&self, drift: &[Difference], here: &Lock) -> Result<(), ProofRefusal> {
         let Some((manifest, _)) = &self.found else { return Ok(()) };
-        const SIZES: [&str; 2] = ["batch.tokens", "batch.seq_len"];
         if let Some(field) = drift.iter().find(|field| SIZES.contains(&field.key.as_str())) {
             return Err(ProofRefusal(format!(
                 "a run has one size of a step: {field}\n  hint: its place in the data and its count of \

@@ -87,10 +87,12 @@ pub fn next_logits(model: LoadedModel, prompt: &str) -> anyhow::Result<NextLogit
 
 impl<O: Ops> LoadedDecoder<O> {
     fn new(mut ops: O, model: LoadedModel, samples: usize) -> anyhow::Result<LoadedDecoder<O>> {
-        let LoadedModel { experiment, state, .. } = model;
+        let LoadedModel { experiment, state, manifest, .. } = model;
         let params = parameters::load(&mut ops, &experiment.model, &state)?;
         drop(state);
-        let room = Room { streams: samples.min(STREAMS), positions: experiment.trained_positions() };
+        let positions = manifest
+            .map_or(experiment.trained_positions(), |saved| experiment.trained_positions_after(saved.step));
+        let room = Room { streams: samples.min(STREAMS), positions };
         let decoder = Decoder::new(&mut ops, &experiment.model, room)?;
         Ok(LoadedDecoder { ops, params, decoder, tokenizer: Tokenizer::new(experiment.data.tokenizer) })
     }
@@ -110,8 +112,9 @@ impl<O: Ops> LoadedDecoder<O> {
         let numbers: Vec<u64> = (0..request.samples as u64).collect();
         let mut lengths = vec![0; request.samples];
         let started = Instant::now();
-        let texts =
-            Texts { prompt: &prompt, count: request.tokens, numbers: &numbers, sampling: &request.sampling };
+        let positions = self.decoder.room().positions;
+        let (count, sampling) = (request.tokens, &request.sampling);
+        let texts = Texts { prompt: &prompt, count, numbers: &numbers, sampling, positions };
         generate(&mut self.ops, &mut self.decoder, &self.params, texts, |text, token| {
             lengths[text] += 1;
             emit(text, token)
@@ -121,7 +124,7 @@ impl<O: Ops> LoadedDecoder<O> {
             took: started.elapsed(),
             written: lengths.iter().sum(),
             longest: prompt.len() + lengths.iter().max().copied().unwrap_or(0),
-            positions: self.decoder.room().positions,
+            positions,
         })
     }
 

@@ -43,7 +43,7 @@ fn setup_rank(
         order: SampleOrder::new(1, data.require_sequences(64).expect("some"), true),
         seq_len: 64,
         micro_batch: 2,
-        step_sequences: experiment.sequences_per_step(),
+        step_sequences: experiment.step_sequences(),
         share: trainer.share(),
         overfit_single_batch: false,
         depth: 2,
@@ -73,7 +73,15 @@ fn roots(settings: &[&str]) -> Vec<Hash> {
 #[test]
 #[ignore = "skipped: needs a CUDA GPU; run with --include-ignored"]
 fn cuda_graphs_and_recomputation_change_no_bit() {
-    for base in [&["parallel.workers=1"][..], &["parallel.workers=4"], &["precision.master_weights=false"]] {
+    let warming = [
+        "batch.tokens_start=1024",
+        "batch.tokens_warmup_steps=3",
+        "batch.seq_len_start=8",
+        "batch.seq_len_warmup_steps=3",
+    ];
+    for base in
+        [&["parallel.workers=1"][..], &["parallel.workers=4"], &["precision.master_weights=false"], &warming]
+    {
         let expected = roots(base);
         for setting in ["kernels.cuda_graph=false", "memory.recompute=1", "memory.recompute=2"] {
             let settings: Vec<&str> = base.iter().copied().chain([setting]).collect();

@@ -40,7 +40,13 @@ impl Evaluatee {
 #[derive(Clone, Debug)]
 pub enum Event {
     /// Everything is allocated; training goes on at `step` of `steps`.
-    Began { step: u64, steps: u64 },
+    Began {
+        step: u64,
+        steps: u64,
+        /// Training tokens of the steps before `step`, and of all.
+        tokens: u64,
+        all_tokens: u64,
+    },
     /// An optimizer step is done.
     Stepped {
         report: StepReport,

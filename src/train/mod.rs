@@ -1,7 +1,7 @@
-//! Training: what one optimizer step is ([`trainer`]), its audit ([`audit`]), all that it reads as named
-//! tensors ([`state`], with the host's values in [`progress`]), the loop around it ([`run`], [`saving`]),
-//! what the loop reports ([`events`]) and the listener that records it ([`record`]). Prints nothing, and
-//! knows no file names: the store does.
+//! Training: what one optimizer step is ([`trainer`], [`shapes`]), its audit ([`audit`]), all that it
+//! reads as named tensors ([`state`], with the host's values in [`progress`]), the loop around it ([`run`],
+//! [`saving`]), what the loop reports ([`events`]) and the listener that records it ([`record`]). Prints
+//! nothing, and knows no file names: the store does.
 
 pub mod audit;
 mod averaged;
@@ -19,8 +19,11 @@ pub mod record;
 mod replay;
 pub mod run;
 mod saving;
+pub mod shapes;
 pub mod state;
 pub mod trainer;
+#[cfg(test)]
+mod warmups_tests;
 
 pub use error::{RunError, TrainError};
 pub use events::{Evaluatee, Event, Listener, Listeners};

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{StepReport, Trainer};
-use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
+use crate::data::{BatchPlan, Dataset, Prefetcher, mixture};
 use crate::experiment::{self, Experiment};
 use crate::ops::cpu::Cpu;
 use crate::parallel::threads::{self, Threads};
@@ -50,10 +50,10 @@ pub(super) fn train(
     let data =
         Dataset::from_tokens("t", (0..6000).map(|i| (i * i % 251) as u16).collect(), 257).expect("tokens");
     let plan = BatchPlan {
-        order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
-        seq_len: 8,
-        micro_batch: 1,
-        step_sequences: experiment.sequences_per_step(),
+        order: mixture::order(experiment, &data).expect("some"),
+        seq_len: experiment.batch.seq_len,
+        micro_batch: experiment.batch.micro,
+        step_sequences: experiment.step_sequences(),
         share: trainer.share(),
         overfit_single_batch: false,
         depth: 1,

@@ -65,8 +65,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::{BatchPlan, Dataset, SampleOrder};
-    use crate::experiment::{self, Experiment};
+    use crate::data::{BatchPlan, Dataset, RankShare, SampleOrder};
+    use crate::experiment::{self, Experiment, StepSequences};
     use crate::ops::cpu::Cpu;
     use crate::store::{Retention, RunPaths, safetensors};
 
@@ -81,8 +81,8 @@ mod tests {
             order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
             seq_len: 8,
             micro_batch: 1,
-            step_sequences: 1,
-            share: 0..1,
+            step_sequences: StepSequences::constant(1),
+            share: RankShare::WHOLE,
             overfit_single_batch: false,
             depth: 1,
         };

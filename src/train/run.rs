@@ -77,7 +77,9 @@ impl<O: Ops> Run<O> {
     pub fn finish(&mut self, out: &mut dyn Listener) -> Result<Outcome, RunError> {
         let started = Instant::now();
         let steps = self.experiment.schedule.steps;
-        out.on(&Event::Began { step: self.trainer.progress().step, steps })?;
+        let (step, all_tokens) = (self.trainer.progress().step, self.experiment.tokens_before(steps));
+        let tokens = self.experiment.tokens_before(step);
+        out.on(&Event::Began { step, steps, tokens, all_tokens })?;
         self.drop_audits()?;
         // A second divergence before any new checkpoint would go back to the same place for ever.
         let (mut rewound_to, mut last) = (None, None);
@@ -142,7 +144,7 @@ impl<O: Ops> Run<O> {
         if why.is_none() {
             self.sample(steps, out)?;
         }
-        out.on(&Event::Completed { steps, tokens: steps * self.experiment.batch.tokens })?;
+        out.on(&Event::Completed { steps, tokens: self.experiment.tokens_before(steps) })?;
         if why.is_none() && last == Some(Verdict::SkipNonfinite) {
             why = Some(format!("loss or gradient norm of step {}, the last, is not finite", steps - 1));
         }
@@ -191,7 +193,7 @@ impl<O: Ops> Run<O> {
         went_back: Option<u64>,
         out: &mut dyn Listener,
     ) -> Result<(Verdict, Option<Hash>), RunError> {
-        let (steps, tokens) = (self.experiment.schedule.steps, self.experiment.batch.tokens);
+        let (steps, seq_len) = (self.experiment.schedule.steps, self.experiment.batch.seq_len_of(step));
         let began = Instant::now();
         let audited = went_back != Some(step) && audit::draw::due(self.experiment.proof.audit_every, step);
         if audited {
@@ -206,14 +208,14 @@ impl<O: Ops> Run<O> {
             .then(|| self.trainer.state_root())
             .transpose()?;
         let seconds = began.elapsed().as_secs_f64();
-        let tokens_per_s = tokens as f64 / seconds;
-        let flops = flops_per_token(&self.experiment.model, self.experiment.batch.seq_len);
+        let tokens_per_s = self.experiment.tokens_of(step) as f64 / seconds;
+        let flops = flops_per_token(&self.experiment.model, seq_len);
         let mfu = self.peak_flops.map(|peak| tokens_per_s * flops / peak);
         let timing = Timing { step_ms: seconds * 1e3, tokens_per_s, mfu };
         let (verdict, audit) = (report.verdict, self.trainer.audit_root());
         let offset = self.trainer.progress().data_offset;
         let sources = mixture::tokens_of_sources(&self.experiment, step + 1, offset);
-        let tokens = (step + 1) * tokens;
+        let tokens = self.experiment.tokens_before(step + 1);
         out.on(&Event::Stepped { report: report.clone(), tokens, timing, root, audit, sources })?;
         if audited {
             let head = out.make_durable()?;
@@ -266,7 +268,9 @@ impl<O: Ops> Run<O> {
         let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
         let eot = self.tokenizer.eot();
         let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
-        let texts = Texts { prompt: &prompt, count: sample.tokens, numbers: &[0], sampling: &sampling };
+        let positions = self.experiment.trained_positions_after(step);
+        let texts =
+            Texts { prompt: &prompt, count: sample.tokens, numbers: &[0], sampling: &sampling, positions };
         let written = generate(ops, decoder, params, texts, |_, token| {
             if token != eot {
                 text.push_str(&characters.push(token));

@@ -26,7 +26,7 @@ impl<O: Ops> Run<O> {
         let facts = out.make_durable()?.map(|ledger| Facts {
             experiment: self.experiment.name.clone(),
             step,
-            tokens: step * self.experiment.batch.tokens,
+            tokens: self.experiment.tokens_before(step),
             updates,
             ledger,
             numerics: self.numerics.clone(),
@@ -130,8 +130,8 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         };
         self.trainer.restore(state)?;
-        let behind = (step + 1 - manifest.step) * self.experiment.sequences_per_step();
-        self.trainer.skip_data(behind);
+        let before = |step| self.experiment.sequences_before(step);
+        self.trainer.skip_data(before(step + 1) - before(manifest.step));
         let offset = self.trainer.progress().data_offset;
         mixture::require_epochs(&self.experiment, &self.feed.plan().order, offset)
             .map_err(TrainError::from)?;

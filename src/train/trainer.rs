@@ -18,15 +18,16 @@ use std::ops::Range;
 
 use super::audit::draw::Terms;
 use super::audit::trace::{Audit, BatchRun};
+use super::shapes::{rows_of, training_shape};
 use super::state::{self, OptimizerState, Row};
 use super::{Progress, TrainError};
-use crate::data::Prefetcher;
+use crate::data::{Prefetcher, RankShare};
 use crate::experiment::Experiment;
 use crate::model::decode::Room;
 use crate::model::gpt2::MicroBatch;
 use crate::model::init::initial_values;
 use crate::model::{Decoder, Gpt2, ParamSpec, Weights};
-use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, Rows, SumSquares, Write};
+use crate::ops::{ChunkSquares, Dtype, Ops, Result, Role, SumSquares, Write};
 use crate::optim::{Slot, Start, UpdateRule, UpdateStep, Verdict, learning_rate, update_rule};
 use crate::parallel::exchange::all_gather;
 use crate::parallel::{Exchange, ExchangeError, Link, Shards, Solo, Sums, reduce};
@@ -50,7 +51,7 @@ pub struct Trainer<O: Ops> {
     /// The gradients that the backward pass writes.
     pub(super) grads: Weights<O::Buf>,
     pub(super) sums: Sums<O>,
-    /// Losses of every token of a step, in the order of the stream.
+    /// Losses of every token of a step, in the order of the stream; there is room for the largest step.
     losses: O::Buf,
     host_losses: Vec<f32>,
     /// Room for samples, when there will be any.
@@ -93,8 +94,8 @@ impl<O: Ops> Trainer<O> {
     ) -> Result<Trainer<O>> {
         let (rank, ranks) = (exchange.link().rank(), exchange.link().size());
         let sharded = experiment.parallel.zero >= 1 && !exchange.alone();
-        let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-        let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
+        let shape = training_shape(experiment);
+        let mut model = Gpt2::with_scratch(&mut ops, &experiment.model, &shape, experiment.memory.recompute)?;
         model.z_loss = experiment.optimizer.z_loss as f32;
         let rule = update_rule(experiment, ops.dtype(Role::Param));
         let shards = Shards::new(&model.specs, ops.chunk(), ranks, |spec| rule.is_whole(&spec.parameter()));
@@ -167,10 +168,8 @@ impl<O: Ops> Trainer<O> {
     }
 
     /// The sequences of each step that this rank reads: those of its workers.
-    pub fn share(&mut self) -> Range<u64> {
-        let (rank, ranks) = (self.link().rank() as u64, self.link().size() as u64);
-        let sequences = self.experiment.sequences_per_step() / ranks;
-        rank * sequences..(rank + 1) * sequences
+    pub fn share(&mut self) -> RankShare {
+        RankShare { rank: self.link().rank() as u64, ranks: self.link().size() as u64 }
     }
 
     /// The progress of training.
@@ -224,11 +223,12 @@ impl<O: Ops> Trainer<O> {
     /// The gradients of the mean loss over the step's tokens, added up over all workers, and this rank's part
     /// of the token losses, in their place in `losses`.
     fn gradients(&mut self, feed: &mut Prefetcher) -> Result<(), TrainError> {
-        let rows = self.model.capacity();
-        let scale = self.experiment.loss_scale();
+        let step = self.progress.step;
+        let rows = rows_of(&self.experiment, step);
+        let scale = self.experiment.loss_scale(step);
         let (rank, ranks) = (self.exchange.link().rank(), self.exchange.link().size());
-        let mut losses_at = rank * (self.host_losses.len() / ranks);
-        let micro_steps = self.experiment.micro_steps_per_worker();
+        let mut losses_at = rank * (self.step_tokens() / ranks);
+        let micro_steps = self.experiment.micro_steps_of(step);
         let terms = Terms {
             recompute: self.experiment.memory.recompute,
             pieces: self.experiment.proof.audit_pieces as u64,
@@ -272,19 +272,27 @@ impl<O: Ops> Trainer<O> {
         Ok(ops.join_lanes()?)
     }
 
+    /// Tokens of the step that is made.
+    fn step_tokens(&self) -> usize {
+        self.experiment.tokens_of(self.progress.step) as usize
+    }
+
     /// Every rank's losses to all.
     fn gather_losses(&mut self) -> Result<(), ExchangeError> {
+        let tokens = self.step_tokens();
         let Trainer { exchange, ops, shards, losses, .. } = self;
         if shards.ranks() == 1 {
             return Ok(());
         }
-        let block = self.host_losses.len() / shards.ranks() * Dtype::F32.size();
+        let block = tokens / shards.ranks() * Dtype::F32.size();
         reduce::gather_blocks(&mut **exchange, ops, "the gathering of losses", losses, block)
     }
 
     fn mean_loss(&mut self) -> Result<f64> {
-        self.ops.download(&self.losses, &mut self.host_losses)?;
-        Ok(mean(&self.host_losses))
+        let tokens = self.step_tokens();
+        let losses = &mut self.host_losses[..tokens];
+        self.ops.download(&self.losses, losses)?;
+        Ok(mean(losses))
     }
 
     /// Square root of the tensors' sums of squares, added in the model's order.

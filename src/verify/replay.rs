@@ -165,16 +165,18 @@ impl Replay {
         feed: &mut Prefetcher,
         recorded: &Entry,
     ) -> anyhow::Result<Entry> {
-        let sequences = self.loaded.experiment.sequences_per_step();
+        let experiment = &self.loaded.experiment;
         // Where the run went back to this step, it went on with other data.
         if let Some(from) = recorded.events.iter().find_map(|event| rewound_from(event)) {
-            trainer.skip_data((from + 1 - recorded.step) * sequences);
+            trainer.skip_data(
+                experiment.sequences_before(from + 1) - experiment.sequences_before(recorded.step),
+            );
             feed.seek(recorded.step, trainer.progress().data_offset)?;
         }
         let evaluation = recorded.evaluation.map(|recorded| self.evaluate(trainer, recorded)).transpose()?;
         let report = trainer.step(feed)?;
         let root = recorded.root.map(|_| trainer.state_root()).transpose()?;
-        let tokens = (report.step + 1) * self.loaded.experiment.batch.tokens;
+        let tokens = self.loaded.experiment.tokens_before(report.step + 1);
         let events = recorded.events.clone();
         // What was audited is not traced again.
         let audit = recorded.audit;

@@ -41,7 +41,8 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_
 /// Sequences by which the rewinds that an entry records moved the stream.
 fn passed_over(experiment: &Experiment, entry: &Entry) -> u64 {
     let from = entry.events.iter().filter_map(|event| rewound_from(event));
-    from.map(|from| (from + 1).saturating_sub(entry.step) * experiment.sequences_per_step()).sum()
+    let before = |step| experiment.sequences_before(step);
+    from.map(|from| before(from + 1).saturating_sub(before(entry.step))).sum()
 }
 
 fn shown(sources: &BTreeMap<String, u64>) -> String {

@@ -55,4 +55,5 @@ mod trackers;
 mod twice;
 mod verify;
 mod verify_claims;
+mod warmups;
 mod words;

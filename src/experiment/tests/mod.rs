@@ -91,10 +91,10 @@ fn a_resolved_file_loads_back_from_another_folder() {
 fn the_headline_run_accumulates_8_micro_batches_a_worker() {
     let e = shipped_named("gpt2_33b.toml").experiment;
     assert_eq!(e.name, "gpt2_33b");
-    assert_eq!((e.parallel.workers, e.micro_steps_per_worker()), (8, 8));
+    assert_eq!((e.parallel.workers, e.most_micro_steps()), (8, 8));
     assert_eq!((e.model.layers, e.model.heads, e.model.channels, e.model.context), (48, 25, 1600, 1024));
     assert_eq!((e.model.vocab, e.model.vocab_padded), (50257, 50304));
-    assert_eq!(e.sequences_per_step(), 1024);
+    assert_eq!(e.step_sequences().of(0), 1024);
     assert!(
         e.data.train[0].ends_with("/data/edu_fineweb_train_*.bin") && !e.data.train[0].contains(".."),
         "{:?}",

@@ -34,6 +34,56 @@ fn every_rule_between_keys_is_kept() {
             &["parallel.zero=2", "batch.tokens=8192"],
             "`parallel.zero` = 2 needs one micro-step a worker, and `batch.tokens` makes it 2",
         ),
+        (
+            &["batch.tokens=16384", "batch.tokens_start=4096"],
+            "`batch.tokens_start` does nothing: the number of tokens a step has no warm-up",
+        ),
+        (
+            &["batch.tokens=16384", "batch.tokens_warmup_steps=5"],
+            "`batch.tokens_warmup_steps` = 5 is of a warm-up without a start",
+        ),
+        (
+            &["batch.tokens=16384", "batch.tokens_start=20480", "batch.tokens_warmup_steps=5"],
+            "`batch.tokens_start` = 20480 is above `batch.tokens` = 16384: a warm-up goes up",
+        ),
+        (
+            &["batch.tokens=16384", "batch.tokens_start=5000", "batch.tokens_warmup_steps=5"],
+            "`batch.tokens_start` = 5000 is not a multiple of micro × seq_len × workers = 4096",
+        ),
+        (
+            &["parallel.zero=2", "batch.tokens_start=1024", "batch.tokens_warmup_steps=5"],
+            "`batch.tokens_start` = 1024 is not a multiple of micro × seq_len × workers = 4096",
+        ),
+        (
+            &[
+                "batch.tokens=16384",
+                "batch.tokens_start=4096",
+                "batch.tokens_warmup_steps=5",
+                "data.overfit_single_batch=true",
+            ],
+            "`data.overfit_single_batch` trains every step on one batch, which has one size",
+        ),
+        (
+            &["batch.seq_len_start=64"],
+            "`batch.seq_len_start` does nothing: the length of sequences has no warm-up",
+        ),
+        (
+            &["batch.seq_len_warmup_steps=5"],
+            "`batch.seq_len_warmup_steps` = 5 is of a warm-up without a start",
+        ),
+        (
+            &["batch.seq_len_start=2048", "batch.seq_len_warmup_steps=5"],
+            "`batch.seq_len_start` = 2048 is above `batch.seq_len` = 1024: a warm-up goes up",
+        ),
+        (
+            &["batch.seq_len_start=96", "batch.seq_len_warmup_steps=5"],
+            "`batch.seq_len_start` = 96 is not a divisor of `batch.seq_len` = 1024",
+        ),
+        (
+            &["batch.micro=64", "batch.seq_len_start=8", "batch.seq_len_warmup_steps=5", "device.kind=cuda"],
+            "8192 pieces of `batch.seq_len_start` = 8 tokens cannot run on CUDA: with 12 heads it takes at \
+             most 5461",
+        ),
         (&["schedule.warmup_steps=11"], "the warm-up of 11 steps is longer than the run of 10"),
         (
             &["schedule.kind=range", "schedule.final_fraction=0"],
@@ -101,6 +151,9 @@ fn what_the_rules_allow_loads() {
         &["model.vocab=65536"],
         &["batch.tokens=32768", "parallel.workers=8"],
         &["batch.tokens=32768", "parallel.workers=8", "parallel.zero=2"],
+        &["batch.tokens=16384", "batch.tokens_start=4096", "batch.tokens_warmup_steps=5"],
+        &["batch.tokens_start=4096", "batch.tokens_warmup_steps=5", "parallel.zero=2"],
+        &["batch.seq_len_start=1", "batch.seq_len_warmup_steps=5", "data.overfit_single_batch=true"],
         &["optimizer.rate_head=2", "model.tied_head=false"],
         &["optimizer.rate_head=1", "optimizer.rate_tables=10", "optimizer.rate_vectors=0"],
         &["optimizer.kind=muon", "optimizer.momentum_warmup_steps=300", "optimizer.momentum_start=0.7"],
@@ -153,6 +206,13 @@ fn epochs_become_steps_when_the_data_are_open() {
     assert_eq!((loaded.epochs, loaded.experiment.schedule.steps), (None, 25), "206 sequences, 8 a step");
     let back = text_with(&loaded.to_toml(), &[], &[]).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(back.experiment, loaded.experiment);
+
+    // Four steps of 4 sequences before the first of 8: 16, and then 23 of 8 are 200.
+    let warming = ["batch.tokens=8192", "batch.tokens_start=4096", "batch.tokens_warmup_steps=4"];
+    let mut loaded = text_with(&SMALL.replace("steps = 10", "epochs = 2"), &[], &warming).unwrap();
+    assert!(loaded.clone().resolve_epochs(1).unwrap_err().to_string().contains("one step of 4 sequences"));
+    loaded.resolve_epochs(103).unwrap();
+    assert_eq!(loaded.experiment.schedule.steps, 27, "206 sequences");
 }
 
 /// Training computes in 32 bits: a number that becomes infinite, 0 or 1 there is another one than was asked

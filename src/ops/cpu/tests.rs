@@ -207,6 +207,7 @@ fn planned_scratch_is_what_the_operations_use() {
     let mut cpu = cpu(2, Simd::Auto);
     let shape = ScratchShape {
         rows: Rows { batch: 2, seq: 40 },
+        least_seq: 40,
         channels: 32,
         heads: Heads::new(2, 16),
         vocab: Vocab { used: 100, padded: 128 },

@@ -9,7 +9,7 @@ use super::linear::{gemm_keys, layer_keys};
 use super::memory::{Buf, CudaIds, copy_by_all_threads};
 use super::scratch_plan::planned;
 use crate::ops::op::{operations, perform};
-use crate::ops::{Dtype, LinearShape, Ops, Result, Role, ScratchShape};
+use crate::ops::{Dtype, LinearShape, Ops, ReplayKey, Result, Role, ScratchShape};
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -163,11 +163,11 @@ impl Ops for Cuda {
         buf.address()
     }
 
-    fn replay(&mut self, key: [u64; 4]) -> Result<bool> {
+    fn replay(&mut self, key: ReplayKey) -> Result<bool> {
         self.replay_graph(key)
     }
 
-    fn recorded(&mut self, key: [u64; 4]) -> Result<()> {
+    fn recorded(&mut self, key: ReplayKey) -> Result<()> {
         self.end_graph(key)
     }
 

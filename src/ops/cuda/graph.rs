@@ -5,7 +5,8 @@
 //! bit, for the same kernels run in the same order.
 //!
 //! The first time runs as it is, so that nothing is allocated or loaded while a graph is recorded. Scratch
-//! that has moved since makes every graph void.
+//! that has moved since makes every graph void, and one of another phase (as many tokens as a step has in a
+//! warm-up of the batch) is dropped when the next begins.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,10 +15,7 @@ use cudarc::driver::{result, sys};
 
 use super::Cuda;
 use super::driver::Gpu;
-use crate::ops::Result;
-
-/// The key of a piece of work; see [`crate::ops::Ops::replay`].
-type ReplayKey = [u64; 4];
+use crate::ops::{ReplayKey, Result};
 
 /// The state of a piece of work.
 enum Stage {
@@ -101,7 +99,7 @@ impl Cuda {
             graphs.generation = self.scratch.generation();
         }
         match graphs.stages.get(&key) {
-            None => {}
+            None => graphs.stages.retain(|other, _| other.of != key.of || other.phase == key.phase),
             Some(Stage::Ready(graph)) => {
                 gpu.launch_graph(graph)?;
                 self.gelu_sums = None;

@@ -29,14 +29,9 @@ fn key(shape: LinearShape, product: Product, options: &CudaOptions, epilogue: Ep
     GemmKey { product, rows: rows as u64, c_in: c_in as u64, c_out: c_out as u64, types, epilogue }
 }
 
-/// Fusion is a matter of bf16: cuBLASLt has no such epilogue for every type.
-pub fn fusion(options: &CudaOptions) -> u8 {
-    if matches!(options.compute, Compute::Auto | Compute::Bf16) { options.gelu_fusion } else { 0 }
-}
-
 /// The epilogue of a layer with GELU behind it.
 fn forward_gelu(options: &CudaOptions, bias: bool) -> Epilogue {
-    match (fusion(options) >= 1, bias) {
+    match (options.fusion() >= 1, bias) {
         (true, true) => Epilogue::BiasGelu,
         (true, false) => Epilogue::Gelu,
         (false, true) => Epilogue::BiasThenGelu,
@@ -51,7 +46,7 @@ fn then_swiglu(bias: bool) -> Epilogue {
 
 /// The epilogue of the gradient of a layer whose input came out of a GELU.
 fn backward_gelu(options: &CudaOptions) -> Epilogue {
-    if fusion(options) >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient }
+    if options.fusion() >= 2 { Epilogue::GeluGradient } else { Epilogue::ThenGeluGradient }
 }
 
 /// Every matrix multiplication that training (or, without `backward`, evaluating) a model on
@@ -63,7 +58,7 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     use Epilogue::{Bias, BiasGradient, Nothing, ThenSwigluGradient};
     let (added, gradient) = if shape.bias { (Bias, BiasGradient) } else { (Nothing, Nothing) };
     // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
-    let before_gelu = if fusion(options) >= 2 { gradient } else { Nothing };
+    let before_gelu = if options.fusion() >= 2 { gradient } else { Nothing };
     let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
     let (up, down) = match shape.mlp.function {
         Nonlinearity::Gelu => ([gelu_forward, Nothing, before_gelu], [added, gelu_backward, gradient]),
@@ -424,6 +419,7 @@ mod tests {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
         ScratchShape {
             rows: Rows { batch: 16, seq: 1024 },
+            least_seq: 1024,
             channels: 768,
             heads: Heads::new(12, 64),
             vocab,

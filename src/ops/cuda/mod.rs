@@ -77,6 +77,13 @@ pub struct CudaOptions {
     pub embedded: bool,
 }
 
+impl CudaOptions {
+    /// How far GELU is fused: a matter of bf16, for cuBLASLt has no such epilogue for every type.
+    fn fusion(&self) -> u8 {
+        if matches!(self.compute, Compute::Auto | Compute::Bf16) { self.gelu_fusion } else { 0 }
+    }
+}
+
 impl Default for CudaOptions {
     fn default() -> CudaOptions {
         CudaOptions {

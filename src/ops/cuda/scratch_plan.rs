@@ -6,7 +6,7 @@ use super::launch::{
 use super::scratch::{USES, Use};
 use super::{act_dtype, gemm};
 use crate::experiment::Compute;
-use crate::ops::{ParamCount, ScratchShape};
+use crate::ops::{ParamCount, Rows, ScratchShape};
 
 /// Memory taken when the device is opened, by name, in bytes: that of the newest GPUs.
 pub fn opened_plan() -> Vec<(String, u64)> {
@@ -38,7 +38,7 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
             layernorm::partials_bytes(n, channels, shape.bias).max(qk_norm::partials_bytes(n, shape.heads));
         let [list, counts, partials] = embedding::sort_scratch_bytes(n, channels);
         plan.extend([
-            (Use::AttentionDelta, attention::delta_bytes(shape.rows, shape.heads)),
+            (Use::AttentionDelta, attention_delta(shape)),
             (Use::LayernormPartials, norms),
             (Use::ColumnPartials, columns),
             (Use::GeluPartials, columns),
@@ -51,6 +51,15 @@ pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)>
         plan.retain(|(which, _)| shape.bias || *which != Use::ColumnPartials);
     }
     plan
+}
+
+/// For whole sequences and for pieces of each length that they may be cut into, rounded up to tiles.
+fn attention_delta(shape: &ScratchShape) -> u64 {
+    let ScratchShape { rows: Rows { batch, seq }, least_seq, heads, .. } = *shape;
+    let lengths = (least_seq.max(1)..=seq).filter(|piece| seq.is_multiple_of(*piece));
+    let pieces = lengths.map(|piece| Rows { batch: batch * (seq / piece), seq: piece });
+    let bytes = pieces.map(|rows| attention::delta_bytes(rows, heads));
+    bytes.max().unwrap_or(0)
 }
 
 /// Scratch of the optimizer and the state digest: tables of all tensors, partial sums, digests. Each tensor's
@@ -85,12 +94,42 @@ fn widest_matrix(shape: &ScratchShape) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Heads, MlpShape, Rows, Vocab};
+    use crate::ops::{Heads, MlpShape, Vocab};
+
+    /// 2 heads: the bytes of 2 floats a row. Pieces of 8 tokens take a tile of 64 rows each, those of 96 two.
+    #[test]
+    fn attention_has_scratch_for_the_shortest_pieces_and_all_between() {
+        let delta = |seq, least_seq| {
+            let rows = Rows { batch: 3, seq };
+            let shape = ScratchShape { rows, least_seq, ..scratch_shape_of_tests() };
+            attention_delta(&shape)
+        };
+        assert_eq!(delta(192, 192), 3 * 2 * 192 * 8);
+        assert_eq!(delta(192, 96), 6 * 2 * 128 * 8);
+        assert_eq!(delta(192, 8), 72 * 2 * 64 * 8);
+        // Of pieces of 128 and 160 tokens, the longer ones are rounded up by more.
+        assert_eq!(delta(640, 128), 3 * 4 * 2 * 192 * 8);
+    }
+
+    fn scratch_shape_of_tests() -> ScratchShape {
+        ScratchShape {
+            rows: Rows { batch: 1, seq: 64 },
+            least_seq: 64,
+            channels: 128,
+            heads: Heads::new(2, 64),
+            vocab: Vocab { used: 257, padded: 384 },
+            backward: true,
+            bias: true,
+            mlp: MlpShape::gpt2(128),
+            params: ParamCount { tensors: 4, elements: 1000 },
+        }
+    }
 
     #[test]
     fn the_plan_of_gpt2_1558m_fits_in_a_gigabyte() {
         let shape = ScratchShape {
             rows: Rows { batch: 16, seq: 1024 },
+            least_seq: 1024,
             channels: 1600,
             heads: Heads::new(25, 64),
             vocab: Vocab { used: 50_257, padded: 50_304 },

@@ -86,6 +86,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
     let grouped = Heads { heads: 2 * heads.heads, ..heads };
     let scratch = ScratchShape {
         rows,
+        least_seq: rows.seq,
         channels: heads.channels(),
         heads: grouped,
         vocab,

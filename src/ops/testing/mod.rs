@@ -242,6 +242,7 @@ impl<O: Ops> Bench<'_, O> {
         self.ops
             .alloc_scratch(&ScratchShape {
                 rows,
+                least_seq: rows.seq,
                 channels,
                 heads,
                 vocab,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sha2::{Digest, Sha256};
 
+use super::super::shapes::rows_of;
 use crate::experiment::Experiment;
 use crate::model::gpt2::MicroBatch;
 use crate::model::{Gpt2, Group, ParamSpec, Weights};
@@ -34,11 +35,10 @@ pub fn dtype(role: Role) -> Dtype {
     if role == Role::F32 { Dtype::F32 } else { Dtype::BF16 }
 }
 
-/// The last micro-batch of worker 0, which an audit traces, and what its gradients do.
-pub fn micro_batch(experiment: &Experiment) -> (Rows, Write) {
-    let rows = Rows { batch: experiment.batch.micro, seq: experiment.batch.seq_len };
-    let first = experiment.micro_steps_per_worker() == 1;
-    (rows, if first { Write::Set } else { Write::Add })
+/// The last micro-batch of worker 0 in a step, which an audit traces, and what its gradients do.
+pub fn micro_batch(experiment: &Experiment, step: u64) -> (Rows, Write) {
+    let first = experiment.micro_steps_of(step) == 1;
+    (rows_of(experiment, step), if first { Write::Set } else { Write::Add })
 }
 
 /// A traced pass.
@@ -50,10 +50,10 @@ pub struct TracedPass {
 }
 
 impl TracedPass {
-    /// The pass of an experiment, from a device without memory.
-    pub fn of(experiment: &Experiment, recompute: u8) -> Result<TracedPass> {
+    /// The pass of a step of an experiment, from a device without memory.
+    pub fn of(experiment: &Experiment, step: u64, recompute: u8) -> Result<TracedPass> {
         let mut dry = Dry::new(Dtype::BF16);
-        let (rows, write) = micro_batch(experiment);
+        let (rows, write) = micro_batch(experiment, step);
         let mut model = Gpt2::zeroed(&mut dry, &experiment.model, rows, recompute, true)?;
         model.z_loss = experiment.optimizer.z_loss as f32;
         let mut grads = model.specs.try_map(|spec| dry.alloc(Role::F32, spec.len))?;
@@ -62,7 +62,7 @@ impl TracedPass {
         let mut see_nothing = |_: &mut Dry, _, _: &TracedMatrix, _: &_| Ok(());
         let mut traced = Traced::new(&mut dry, model.params.iter(), &mut see_nothing);
         let (specs, mut gradients) = (model.specs.clone(), BTreeMap::new());
-        let scale = experiment.loss_scale();
+        let scale = experiment.loss_scale(step);
         let whole = |ops: &mut Traced<'_, Dry>, group, grads: &mut Weights<_>| {
             release(ops, &specs, group, grads, &mut gradients)
         };
@@ -326,7 +326,7 @@ mod tests {
     #[test]
     fn a_draw_depends_on_head_and_root_and_reaches_every_kind_of_operation() {
         let experiment = experiment::load_text("t", TEXT, &[]).expect("a whole experiment").experiment;
-        let TracedPass { trace, gradients } = TracedPass::of(&experiment, 0).expect("a pass");
+        let TracedPass { trace, gradients } = TracedPass::of(&experiment, 1, 0).expect("a pass");
         let draw = |n, root: u8, count| excerpts(&trace, &head(n), &Hash([root; 32]), count);
         assert_eq!(draw(1, 2, 32), draw(1, 2, 32));
         assert!(draw(1, 2, 32) != draw(2, 2, 32) && draw(1, 2, 32) != draw(1, 3, 32));

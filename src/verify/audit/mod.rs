@@ -101,6 +101,8 @@ pub fn verify(
         });
         match opened {
             Ok((OpenedAudit { file, pass }, parts)) => {
+                let workers = audited.experiment().parallel.workers as u64;
+                tally.batches = tally.batches.max(audited.experiment().micro_steps_of(file.step) * workers);
                 tally.flops_of_batches += pass.trace.operations.iter().map(|it| it.flops as f64).sum::<f64>();
                 if file.pieces != audited.experiment().proof.audit_pieces as u64 {
                     other_pieces.push(format!("{} of step {}", file.pieces, file.step));
@@ -242,7 +244,8 @@ impl Audited {
         if file.step != entry.step {
             return Err(format!("`{}` is of step {}", path.display(), file.step));
         }
-        let pass = TracedPass::of(self.experiment(), file.recompute).map_err(|why| why.to_string())?;
+        let pass =
+            TracedPass::of(self.experiment(), entry.step, file.recompute).map_err(|why| why.to_string())?;
         let roots = [
             ("what the micro-batch computed", &file.trace, entry.audit),
             (
@@ -264,7 +267,7 @@ impl Audited {
         if expected != found {
             return Err(format!("it has digests of {found:?} tensors, this experiment has {expected:?}"));
         }
-        let (rows, _) = draw::micro_batch(self.experiment());
+        let (rows, _) = draw::micro_batch(self.experiment(), entry.step);
         if [file.inputs.len(), file.targets.len()] != [rows.count(); 2] {
             return Err(format!("it has not the {} tokens of a micro-batch", rows.count()));
         }
@@ -353,6 +356,8 @@ struct Tally {
     /// Floating-point operations of the excerpts, and of the micro-batches of all audited steps.
     flops: f64,
     flops_of_batches: f64,
+    /// The most micro-batches that one of these steps has.
+    batches: u64,
 }
 
 impl Tally {
@@ -371,8 +376,7 @@ impl Tally {
         }
         let excerpts = self.excerpts.values().sum::<usize>();
         let checked = excerpts + self.updates;
-        let workers = experiment.parallel.workers as u64;
-        let batches = experiment.micro_steps_per_worker() * workers;
+        let batches = self.batches;
         let share = match self.flops / self.flops_of_batches {
             0.0 => "none".to_owned(),
             share => format!("1 in {}", units::thousands((1.0 / share).round() as u64)),

@@ -98,7 +98,7 @@ impl Step<'_> {
         let read = || -> anyhow::Result<_> {
             let mut feed = data.feed(self.experiment, self.entry.step, offset)?;
             let mut batch = feed.next()?;
-            for _ in 1..self.experiment.micro_steps_per_worker() {
+            for _ in 1..self.experiment.micro_steps_of(self.entry.step) {
                 batch = feed.next()?;
             }
             Ok(batch)

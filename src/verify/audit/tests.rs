@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::*;
-use crate::data::{BatchPlan, Dataset, Prefetcher, SampleOrder};
-use crate::experiment;
+use crate::data::{BatchPlan, Dataset, Prefetcher, RankShare, SampleOrder};
+use crate::experiment::{self, StepSequences};
 use crate::ops::Ops;
 use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::ops::testing::faulty::Faulty;
@@ -32,8 +32,8 @@ fn audited<O: Ops>(
         order: SampleOrder::new(1, data.require_sequences(32).expect("some"), true),
         seq_len: 32,
         micro_batch: 2,
-        step_sequences: 2,
-        share: 0..2,
+        step_sequences: StepSequences::constant(2),
+        share: RankShare::WHOLE,
         overfit_single_batch: false,
         depth: 1,
     };
@@ -46,7 +46,7 @@ fn audited<O: Ops>(
     let root = trainer.audit_root().expect("an audited step");
     let after = Head { size: 2, root: Hash::of(b"the entry of the second") };
     let file = trainer.end_audit(&report, Some(after)).expect("a state").expect("what was kept");
-    let pass = TracedPass::of(&experiment, file.recompute).expect("a pass");
+    let pass = TracedPass::of(&experiment, file.step, file.recompute).expect("a pass");
     assert_eq!(tree_root(&file.trace), root);
     let specs = Weights::of(&experiment.model);
     let table = state::table(&experiment, &specs, draw::dtype(Role::Param), false);

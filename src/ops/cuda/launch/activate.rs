@@ -2,7 +2,6 @@
 
 use super::super::Cuda;
 use super::super::args::{Act, In, Kernel, Out, bindings};
-use super::super::linear::fusion;
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::gelu;
@@ -102,7 +101,7 @@ fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
 impl Perform<Activate<'_, Buf>> for Cuda {
     fn perform(&mut self, op: Activate<'_, Buf>) -> Result<()> {
         // GELU again, only where the forward pass rounded `pre` first, as this does.
-        let again = op.function != Nonlinearity::Gelu || fusion(&self.options) == 0;
+        let again = op.function != Nonlinearity::Gelu || self.options.fusion() == 0;
         self.kernels.check("activate", again, || {
             "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
              computed again from what was stored\n  \

@@ -8,6 +8,7 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     let mut cuda = cuda();
     let shape = ScratchShape {
         rows: Rows { batch: 4, seq: 256 },
+        least_seq: 256,
         channels: 256,
         heads: Heads::new(4, 64),
         vocab: Vocab { used: 500, padded: 512 },
