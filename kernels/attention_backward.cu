@@ -142,12 +142,12 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
 }
 
 // Query heads that share keys take turns, GROUPED, and K and V are read anew for each tile of theirs; else
-// there is one head, and registers for both.
+// there is one head, and registers for both. `k_tile` is where the block's shared memory begins.
 template <bool GROUPED>
-__device__ __forceinline__ void attention_backward_keys(const attention::BackwardArgs& args) {
+__device__ __forceinline__ void attention_backward_keys(const attention::BackwardArgs& args,
+                                                        attention::u32 k_tile) {
     using namespace attention;
     constexpr int KEYS = 64, ROWS = 32;
-    extern __shared__ __align__(128) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
     const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
@@ -158,7 +158,6 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
     const long long in_qkv = batch * tokens * stride, in_keys = in_qkv + channels + kv * HS;
     const bf16* k = args.qkv + in_keys;
     const bf16* v = k + kv_channels;
-    const u32 k_tile = shared_address(shared);
     const u32 v_tile = k_tile + KEYS * ROW_BYTES;
     const u32 tiles0 = v_tile + KEYS * ROW_BYTES;  // Q, dout, lse, D of even tiles, then of odd ones
     constexpr u32 TILE = ROWS * ROW_BYTES, STAGE = 2 * TILE + ROWS * 8;
@@ -249,10 +248,12 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
 
 extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
 attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
-    attention_backward_keys<false>(args);
+    extern __shared__ __align__(128) unsigned char shared[];
+    attention_backward_keys<false>(args, attention::shared_address(shared));
 }
 
 extern "C" __global__ void __launch_bounds__(128, attention::BLOCKS)
 attention_backward_key_grouped(const __grid_constant__ attention::BackwardArgs args) {
-    attention_backward_keys<true>(args);
+    extern __shared__ __align__(128) unsigned char shared[];
+    attention_backward_keys<true>(args, attention::shared_address(shared));
 }

@@ -11,7 +11,8 @@
 // Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G;
 //   G = 2 and N = 4 for head size 64, G = 3 and N = 3 for 128;
 //   dynamic shared memory 2*HS*(2*R + 2*N*64) + 8*(1 + 2*N) bytes.
-// Launch of attention_backward_key: grid (ceil(T / 64), B*KH, 1), block 128;
+// Launch of attention_backward_key (KH = NH) or attention_backward_key_grouped: grid (ceil(T / 64), B*KH, 1),
+// block 128;
 //   N = 3 for head size 64, 2 for 128;
 //   dynamic shared memory 2*HS*(2*64 + 2*N*64) + 8*N*64 + 8*(1 + 2*N) bytes.
 //
@@ -212,41 +213,43 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
                      stride, tokens - warp_row0, q_rows + (warp & 3) * 16 * 128, dq, SCALE, SCALE, lane);
 }
 
-extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
-attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
+// Query heads that share keys take turns, GROUPED; else there is one, whose tiles need no counters of their
+// own. `k_tile` is where the block's shared memory begins.
+template <bool GROUPED>
+__device__ __forceinline__ void attention_backward_keys(const attention::BackwardArgs& args,
+                                                        attention::u32 k_tile) {
     using namespace attention;
     constexpr int KEYS = 64, ROWS = 64, STAGES = KEY_STAGES, LAG = 1;
-    extern __shared__ __align__(1024) unsigned char shared[];
     const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
-    const int tokens = args.tokens, heads = args.heads, kv_heads = args.kv_heads;
+    const int tokens = args.tokens, heads = args.heads, kv_heads = GROUPED ? args.kv_heads : heads;
     const int key0 = static_cast<int>(blockIdx.x) * KEYS;  // block 0 meets every query: the longest first
     const int batch = static_cast<int>(blockIdx.y) / kv_heads, kv = static_cast<int>(blockIdx.y) % kv_heads;
-    const int group = heads / kv_heads;  // query heads with these keys
+    const int group = GROUPED ? heads / kv_heads : 1;  // query heads with these keys
     const int padded = (tokens + 63) / 64 * 64;
 
     constexpr u32 TILE = tile_bytes(ROWS);
-    const u32 k_tile = shared_address(shared), v_tile = k_tile + tile_bytes(KEYS);
+    const u32 v_tile = k_tile + tile_bytes(KEYS);
     const u32 q_tiles = v_tile + tile_bytes(KEYS), dout_tiles = q_tiles + STAGES * TILE,
               stats = dout_tiles + STAGES * TILE;
     const u32 kv_full = stats + STAGES * ROWS * 8, full = kv_full + 8, empty = full + 8 * STAGES;
 
     // A turn is a tile of queries of one head.
-    const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS, turns = group * (tiles - first);
+    const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
+    const int begin = GROUPED ? 0 : first, end = GROUPED ? group * (tiles - first) : tiles;
     int next_tile = first, next_head = kv * group;
     // Tiles are loaded in the order of the turns.
-    auto load = [&](int, u32 stage) {
+    auto load = [&](int turn, u32 stage) {
         const u32 barrier = full + 8 * stage;
+        const int tile = GROUPED ? next_tile : turn, head = GROUPED ? next_head : kv;
         barrier_expect(barrier, 2 * TILE + ROWS * 8);
-        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, next_head, next_tile * ROWS,
+        attention::load_tile<ROWS>(q_tiles + stage * TILE, args.qkv_map, barrier, head, tile * ROWS, batch);
+        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, head, tile * ROWS,
                                    batch);
-        attention::load_tile<ROWS>(dout_tiles + stage * TILE, args.dout_map, barrier, next_head,
-                                   next_tile * ROWS, batch);
-        const float* rows = args.rows +
-                            (static_cast<long long>(batch) * heads + next_head) * 2 * padded +
-                            next_tile * ROWS;
+        const long long of_head = GROUPED ? static_cast<long long>(batch) * heads + head : blockIdx.y;
+        const float* rows = args.rows + of_head * 2 * padded + tile * ROWS;
         load_run(stats + stage * ROWS * 8, rows, ROWS * 4, barrier);
         load_run(stats + stage * ROWS * 8 + ROWS * 4, rows + padded, ROWS * 4, barrier);
-        if (++next_tile == tiles) next_tile = first, ++next_head;
+        if (GROUPED && ++next_tile == tiles) next_tile = first, ++next_head;
     };
     const bool feeder = thread == 0;
     if (feeder) {
@@ -255,13 +258,13 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         barrier_init_done();
         barrier_expect(kv_full, 2 * tile_bytes(KEYS));
         attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + kv, key0, batch);
-        load(0, 0);
+        load(begin, 0);
         attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, heads + kv_heads + kv, key0,
                                    batch);
     }
     __syncthreads();
     if (feeder)
-        for (int t = 1; t < STAGES && t < turns; ++t) load(t, t);
+        for (int t = 1; t < STAGES && begin + t < end; ++t) load(begin + t, t);
     if (thread == 32) {
         const int block = static_cast<int>(blockIdx.y * gridDim.x + blockIdx.x) + AHEAD;
         const int y = block / static_cast<int>(gridDim.x), r = block % static_cast<int>(gridDim.x) * KEYS;
@@ -336,9 +339,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
     wgmma_commit();
     differentiate(first);
-    int tile = first;
-    for (int turn = 1; turn < turns; ++turn) {
-        if (++tile == tiles) tile = first;
+    int grouped_tile = first;
+    for (int turn = begin + 1; turn < end; ++turn) {
+        if (GROUPED && ++grouped_tile == tiles) grouped_tile = first;
         const Ring<STAGES> before = use;
         use.advance();
         barrier_wait(full + 8 * use.stage, use.phase);
@@ -357,9 +360,9 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
         start_rows<KEYS, ROWS, true>(dp, v_operand, dout_operand + use.stage * (TILE / 16));
         wgmma_commit();
         if (lane == 0) barrier_arrive(empty + 8 * before.stage);
-        if (feeder) refill<STAGES, LAG>(turn, turns, 0, before, empty, load);
+        if (feeder) refill<STAGES, LAG>(turn, end, begin, before, empty, load);
         __syncwarp();
-        differentiate(tile);
+        differentiate(GROUPED ? grouped_tile : turn);
     }
     wgmma_fence();
     start_columns(dv, p, dout_operand + use.stage * (TILE / 16));
@@ -375,4 +378,16 @@ attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
     store_rows<KEYS>(dst, stride, tokens - warp_key0, k_tile + warp * 16 * 128, dk, SCALE, SCALE, lane);
     store_rows<KEYS>(dst + kv_heads * HS, stride, tokens - warp_key0, v_tile + warp * 16 * 128, dv, 1.0f,
                      1.0f, lane);
+}
+
+extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
+attention_backward_key(const __grid_constant__ attention::BackwardArgs args) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    attention_backward_keys<false>(args, attention::shared_address(shared));
+}
+
+extern "C" __global__ void __launch_bounds__(128, attention::KEY_BLOCKS)
+attention_backward_key_grouped(const __grid_constant__ attention::BackwardArgs args) {
+    extern __shared__ __align__(1024) unsigned char shared[];
+    attention_backward_keys<true>(args, attention::shared_address(shared));
 }

@@ -22,6 +22,7 @@ bindings! {
         }
         kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
         kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
+        kernel BACKWARD_KEY_GROUPED(BackwardArgs) = "attention_backward_key_grouped";
     }
 }
 
@@ -130,10 +131,11 @@ pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, h
         shared: row_bytes * (2 * TILE + 2 * stages * TILE) + 8 * stages * TILE + 8 * (1 + 2 * stages),
         ..Geometry::new2(seq.div_ceil(TILE), (rows.batch * kv_heads) as u64, 128)
     };
+    let of_keys = if heads.sharing() == 1 { &BACKWARD_KEY } else { &BACKWARD_KEY_GROUPED };
     // SAFETY: the caller has checked all lengths; the first kernel writes the `rows` that the second reads.
     unsafe {
         k.launch(op, &BACKWARD_QUERY, query, &args)?;
-        k.launch(op, &BACKWARD_KEY, key, &args)
+        k.launch(op, of_keys, key, &args)
     }
 }
 
