@@ -9,8 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
-use super::op::outline::{Access, Outline};
-use super::op::outlined::Outlined;
+use super::op::outline::{Access, Outline, Outlined};
 use super::{
     DeviceError, Dtype, ElementBytes, LinearShape, Nonlinearity, Operation, Ops, Result, Role, ScratchShape,
     op,

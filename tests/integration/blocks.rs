@@ -1,7 +1,7 @@
 //! Blocks of other models than GPT-2: the same bits under every setting that must not change them, killed and
 //! resumed, in the mirror with its audits, and what is refused.
 
-use crate::support::{Lab, sets};
+use crate::support::{Lab, MIRROR, sets};
 
 const CI: &str = "experiments/ci.toml";
 const MODERN: &[&str] = &[
@@ -33,15 +33,6 @@ const HOPPER_ROOTS: [(&[&str], &str); 3] = [
         ],
         "3d2633ecda52811204d3502e82d8fba565f216ad033ddaeba2c8c93eb6896189",
     ),
-];
-/// Sizes that have a mirror, and a short run.
-const MIRROR: &[&str] = &[
-    "device.kind=mirror",
-    "precision.compute=bf16",
-    "model.heads=1",
-    "eval.every=0",
-    "sample.every=0",
-    "schedule.steps=4",
 ];
 
 #[test]

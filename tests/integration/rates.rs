@@ -1,7 +1,7 @@
 //! Learning rates by group of parameters and the warm-up of Muon's momentum: killed and resumed, shared by
 //! ranks, in the mirror with its audits, in the lock, and what is refused.
 
-use crate::support::{Lab, sets};
+use crate::support::{Lab, MIRROR, sets};
 
 const CI: &str = "experiments/ci.toml";
 const RATES: &[&str] = &[
@@ -14,15 +14,6 @@ const RATES: &[&str] = &[
 /// The warm-up ends in the middle of the run.
 const MUON: &[&str] =
     &["optimizer.kind=muon", "optimizer.momentum_warmup_steps=12", "optimizer.momentum_start=0.5"];
-/// Sizes that have a mirror, and a short run.
-const MIRROR: &[&str] = &[
-    "device.kind=mirror",
-    "precision.compute=bf16",
-    "model.heads=1",
-    "eval.every=0",
-    "sample.every=0",
-    "schedule.steps=4",
-];
 
 #[test]
 fn a_run_that_was_killed_ends_in_the_bits_of_the_whole_one_and_ranks_change_none() {

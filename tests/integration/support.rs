@@ -18,6 +18,16 @@ pub fn reaches_the_program(name: &std::ffi::OsStr) -> bool {
     whole.contains(&&*name) || begun.iter().any(|prefix| name.starts_with(prefix))
 }
 
+/// Settings under which `ci.toml` has sizes that have a mirror, and takes a few steps.
+pub const MIRROR: &[&str] = &[
+    "device.kind=mirror",
+    "precision.compute=bf16",
+    "model.heads=1",
+    "eval.every=0",
+    "sample.every=0",
+    "schedule.steps=4",
+];
+
 /// `--set` before each of some settings.
 pub fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", *setting]).collect()

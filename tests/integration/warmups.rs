@@ -4,22 +4,13 @@
 
 use runner::proof::ledger;
 
-use crate::support::{Lab, sets};
+use crate::support::{Lab, MIRROR, sets};
 
 const CI: &str = "experiments/ci.toml";
 /// Units of 256 tokens, 4 sequences: 1 + 3 s / 12 of them in step s, 4 from step 12 on.
 const BATCH: &[&str] = &["batch.tokens=1024", "batch.tokens_start=256", "batch.tokens_warmup_steps=12"];
 /// Pieces of 8 tokens, of 16 from step 2, of 32 from step 6 and of 64 from step 12 on.
 const PIECES: &[&str] = &["batch.seq_len_start=8", "batch.seq_len_warmup_steps=12"];
-/// Sizes that have a mirror, and a short run.
-const MIRROR: &[&str] = &[
-    "device.kind=mirror",
-    "precision.compute=bf16",
-    "model.heads=1",
-    "eval.every=0",
-    "sample.every=0",
-    "schedule.steps=7",
-];
 
 /// Tokens of all steps up to and with each of `steps`.
 fn counted(steps: u64) -> Vec<u64> {
@@ -160,9 +151,9 @@ fn where_a_run_had_come_to_in_the_data_follows_from_the_steps_it_had() {
 #[test]
 fn the_mirror_has_both_warm_ups_and_its_audits_know_their_steps() {
     let lab = Lab::new();
-    let warming = ["batch.tokens_warmup_steps=6", "batch.seq_len_warmup_steps=6"];
+    let warming = ["batch.tokens_warmup_steps=6", "batch.seq_len_warmup_steps=6", "schedule.steps=7"];
     for (name, parts) in [("gpt2", &[][..]), ("modern", &["model.positions=rotary", "model.qk_norm=true"])] {
-        let all = [&sets(BATCH)[..], &sets(PIECES), &sets(&warming), &sets(parts), &sets(MIRROR)].concat();
+        let all = [&sets(MIRROR)[..], &sets(BATCH), &sets(PIECES), &sets(&warming), &sets(parts)].concat();
         let audited = format!("{name}_audited");
         let more = [&sets(&["proof.audit_every=2"])[..], &["--name", &audited]].concat();
         let root = lab.run(CI, &[&all[..], &more].concat()).root().to_owned();

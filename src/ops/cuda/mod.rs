@@ -21,6 +21,7 @@
 //! Not done here: no operation waits for the device except those whose results the host reads, and
 //! nothing is allocated once the first step has run.
 
+mod activate;
 pub mod args;
 pub mod compile;
 mod device;

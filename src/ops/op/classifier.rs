@@ -1,6 +1,6 @@
 //! The last matrix product, softmax and cross-entropy in one, so that the logits never exist whole.
 
-use super::outlined::Outlined;
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::{Vocab, Write};
 

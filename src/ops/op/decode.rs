@@ -5,7 +5,7 @@
 //! operations over whole sequences. Families are those of the like operations in training: nothing plans
 //! the speed of decoding.
 
-use super::outlined::Outlined;
+use super::outline::Outlined;
 use super::{ElementBytes, Family, LinearShape, Operation, Work};
 use crate::ops::types::{Heads, Nonlinearity};
 

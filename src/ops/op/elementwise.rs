@@ -1,6 +1,6 @@
 //! One element at a time: copies, sums of tensors.
 
-use super::outlined::Outlined;
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 
 /// `dst[at..at + len] = src[from..from + len]`, both of one element type.

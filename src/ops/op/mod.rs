@@ -22,7 +22,7 @@ mod muon;
 mod norm;
 mod optimizer;
 pub mod outline;
-pub mod outlined;
+mod outlined;
 mod qk_norm;
 mod rotary;
 

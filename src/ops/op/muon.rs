@@ -1,7 +1,7 @@
 //! Muon: what surrounds the matrix products of [`crate::optim::muon`], which are [`super::Linear`] and
 //! [`super::LinearBackwardInput`].
 
-use super::outlined::Outlined;
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 
 /// A matrix among the elements of a tensor, row-major and dense.

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::outlined::Outlined;
+use super::outline::Outlined;
 use super::{ElementBytes, Family, Operation, Work};
 
 /// Sum of squares of each f32 tensor in f64, one number a tensor, over fixed chunks of

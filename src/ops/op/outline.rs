@@ -426,3 +426,18 @@ impl Outline {
 fn listed<T>(all: impl IntoIterator<Item = Option<T>>) -> Vec<T> {
     all.into_iter().flatten().collect()
 }
+
+/// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand
+/// in [`super::outlined`]; the others say beside their struct that they are none.
+pub trait Outlined<B> {
+    /// Its outline; none of an operation that is no part of a forward or backward pass.
+    fn outline(&self) -> Option<Outline> {
+        None
+    }
+
+    /// The tensors of [`Outline::matrices`], in that order; without an outline, tensors of a pass that it
+    /// reads.
+    fn tensors(&self) -> Vec<&B> {
+        Vec::new()
+    }
+}

@@ -1,6 +1,6 @@
 //! What each operation touches: its outline and its tensors, in the outline's order.
 
-use super::outline::{Outline, SequenceAngles, WeightOrder};
+use super::outline::{Outline, Outlined, SequenceAngles, WeightOrder};
 use super::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, CopyPart, Embedding,
     EmbeddingBackward, Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput,
@@ -16,21 +16,6 @@ fn turned<B, I>(
     match rotary {
         Some(rotary) => SequenceAngles::of(rotary).map(|angles| outline(Some(angles))),
         None => Some(outline(None)),
-    }
-}
-
-/// What an operation touches, for [`crate::ops::traced`]. Operations of a forward or backward pass stand
-/// below; the others say beside their struct that they are none.
-pub trait Outlined<B> {
-    /// Its outline; none of an operation that is no part of a forward or backward pass.
-    fn outline(&self) -> Option<Outline> {
-        None
-    }
-
-    /// The tensors of [`Outline::matrices`], in that order; without an outline, tensors of a pass that it
-    /// reads.
-    fn tensors(&self) -> Vec<&B> {
-        Vec::new()
     }
 }
 

@@ -15,12 +15,18 @@ pub(super) const CPU_BITS: &[(&str, &str)] = &[
     ("qk_norm_grouped_rotary_backward", "8685ccb7c44ef2e77df13224094555318414f3b236ca833d35dd3ece4eba4cbc"),
 ];
 
+/// What turns the rows of a case, and the position of each.
+struct TurnedRows<'a, O: Ops> {
+    rotary: QkRotary<'a, O::Buf, O::Ids>,
+    positions: &'a [usize],
+}
+
 impl<O: Ops> Bench<'_, O> {
     pub(super) fn qk_norm(&mut self) {
         for (n, heads, head_size) in [(1, 1, 2), (7, 3, 18), (70, 12, 64), (33, 2, 80), (150, 5, 128)] {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
             let name = format!("{n} {heads} {head_size}");
-            self.plain("qk_norm", &name, n, Heads::new(heads, head_size));
+            self.passes("qk_norm", &name, n, Heads::new(heads, head_size), None);
         }
     }
 
@@ -29,61 +35,13 @@ impl<O: Ops> Bench<'_, O> {
         for (n, heads, kv_heads, head_size) in [(1, 2, 1, 8), (70, 12, 4, 64), (33, 3, 1, 80)] {
             let Some(head_size) = self.limits.head_size(head_size) else { continue };
             let heads = Heads { heads, kv_heads, head_size };
-            self.plain("qk_norm_grouped", &format!("{n} {heads:?}"), n, heads);
+            self.passes("qk_norm_grouped", &format!("{n} {heads:?}"), n, heads, None);
             let table = self.input_of(Role::F32, &rotary_table(n, head_size, 10_000.0)).buf;
             let at = RotaryAt::Sequences(Rows { batch: 1, seq: n });
             let rotary = QkRotary { table: &table, theta: 10_000.0, at };
             let positions: Vec<usize> = (0..n).collect();
-            self.turned("qk_norm_grouped_rotary", &format!("{n} {heads:?}"), heads, rotary, &positions);
-        }
-    }
-
-    /// Both passes of rows without positions.
-    fn plain(&mut self, what: &str, name: &str, n: usize, heads: Heads) {
-        let (wide, size) = (n * heads.qkv_channels(), heads.head_size);
-        let x = self.input(Role::Activation, wide, 2.0);
-        let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
-        let weights = [&q_weight.values[..], &k_weight.values];
-        let mut out = self.poisoned(Role::Activation, wide);
-        let mut rstd = self.poisoned(Role::F32, n * heads.of_queries_and_keys());
-        let op = QkNorm {
-            out: &mut out,
-            rstd: &mut rstd,
-            x: &x.buf,
-            q_weight: &q_weight.buf,
-            k_weight: &k_weight.buf,
-            rows: n,
-            heads,
-            rotary: None,
-        };
-        self.ops.qk_norm(op).unwrap();
-        let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
-        self.result(&format!("{what} {name}"), &out, want);
-        self.result(&format!("{what} rstd {name}"), &rstd, want_rstd);
-        for write in [Write::Set, Write::Add] {
-            let mut dqkv = self.input(Role::Activation, wide, 1.0);
-            let mut dq_weight = self.target(size, write);
-            let mut dk_weight = self.target(size, write);
-            let op = QkNormBackward {
-                dqkv: &mut dqkv.buf,
-                dq_weight: &mut dq_weight.buf,
-                dk_weight: &mut dk_weight.buf,
-                write,
-                x: &x.buf,
-                q_weight: &q_weight.buf,
-                k_weight: &k_weight.buf,
-                rstd: &rstd,
-                rows: n,
-                heads,
-                rotary: None,
-            };
-            self.ops.qk_norm_backward(op).unwrap();
-            let (want, [want_q, want_k]) =
-                reference::qk_norm_backward(&dqkv.values, &x.values, weights, heads);
-            let name = |of: &str| format!("{what}_backward {of} {name} {write:?}");
-            self.result(&name("dqkv"), &dqkv.buf, want);
-            self.result(&name("dq_weight"), &dq_weight.buf, sum(&dq_weight.values, &want_q));
-            self.result(&name("dk_weight"), &dk_weight.buf, sum(&dk_weight.values, &want_k));
+            let rows = Some(TurnedRows { rotary, positions: &positions });
+            self.passes("qk_norm_grouped_rotary", &format!("{n} {heads:?}"), n, heads, rows);
         }
     }
 
@@ -99,33 +57,27 @@ impl<O: Ops> Bench<'_, O> {
             let shape = Heads::new(heads, head_size);
             let table = self.input_of(Role::F32, &rotary_table(rows.seq + 3, head_size, theta)).buf;
             let positions: Vec<usize> = (0..rows.count()).map(|row| row % rows.seq).collect();
+            let n = rows.count();
+            let name = format!("{rows:?} {heads} {head_size}");
             let rotary = QkRotary { table: &table, theta, at: RotaryAt::Sequences(rows) };
-            self.turned(
-                "qk_norm_rotary",
-                &format!("{rows:?} {heads} {head_size}"),
-                shape,
-                rotary,
-                &positions,
-            );
-            let (listed, positions) = self.ids(rows.count(), rows.seq + 3);
-            let at = RotaryAt::Listed { positions: &listed, rows: rows.count() };
+            let turned = TurnedRows { rotary, positions: &positions };
+            self.passes("qk_norm_rotary", &name, n, shape, Some(turned));
+            let (listed, positions) = self.ids(n, rows.seq + 3);
             let positions: Vec<usize> = positions.into_iter().map(usize::from).collect();
-            let name = format!("listed {rows:?} {heads} {head_size}");
-            self.turned("qk_norm_rotary", &name, shape, QkRotary { table: &table, theta, at }, &positions);
+            let rotary = QkRotary { at: RotaryAt::Listed { positions: &listed, rows: n }, ..rotary };
+            let turned = TurnedRows { rotary, positions: &positions };
+            self.passes("qk_norm_rotary", &format!("listed {name}"), n, shape, Some(turned));
         }
     }
 
-    /// Both passes of rows at these positions.
-    fn turned(
-        &mut self,
-        what: &str,
-        name: &str,
-        heads: Heads,
-        rotary: QkRotary<'_, O::Buf, O::Ids>,
-        positions: &[usize],
-    ) {
-        let (n, size, theta, rotary) = (positions.len(), heads.head_size, rotary.theta, Some(rotary));
-        let wide = n * heads.qkv_channels();
+    /// Both passes of `n` rows, turned or not.
+    fn passes(&mut self, what: &str, name: &str, n: usize, heads: Heads, turned: Option<TurnedRows<'_, O>>) {
+        let (wide, size) = (n * heads.qkv_channels(), heads.head_size);
+        let rotary = turned.as_ref().map(|rows| rows.rotary);
+        let turn = |x: Vec<f64>, inverse: bool| match &turned {
+            Some(rows) => reference::rotary(&x, rows.positions, heads, rows.rotary.theta, inverse),
+            None => x,
+        };
         let x = self.input(Role::Activation, wide, 2.0);
         let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
         let weights = [&q_weight.values[..], &k_weight.values];
@@ -143,8 +95,7 @@ impl<O: Ops> Bench<'_, O> {
         };
         self.ops.qk_norm(op).unwrap();
         let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
-        let want = reference::rotary(&want, positions, heads, theta, false);
-        self.result(&format!("{what} {name}"), &out, want);
+        self.result(&format!("{what} {name}"), &out, turn(want, false));
         self.result(&format!("{what} rstd {name}"), &rstd, want_rstd);
         for write in [Write::Set, Write::Add] {
             let mut dqkv = self.input(Role::Activation, wide, 1.0);
@@ -164,7 +115,7 @@ impl<O: Ops> Bench<'_, O> {
                 rotary,
             };
             self.ops.qk_norm_backward(op).unwrap();
-            let dout = reference::rotary(&dqkv.values, positions, heads, theta, true);
+            let dout = turn(dqkv.values.clone(), true);
             let (want, [want_q, want_k]) = reference::qk_norm_backward(&dout, &x.values, weights, heads);
             let name = |of: &str| format!("{what}_backward {of} {name} {write:?}");
             self.result(&name("dqkv"), &dqkv.buf, want);

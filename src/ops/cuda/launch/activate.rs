@@ -1,12 +1,11 @@
 //! Launches of `activate.cu`: squared ReLU, SwiGLU and their gradients; GELU's go to `gelu.cu`.
 
-use super::super::Cuda;
 use super::super::args::{Act, In, Kernel, Out, bindings};
 use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::gelu;
 use crate::ops::op::activate::NOT_IN_PLACE;
-use crate::ops::{Activate, ActivateBackward, Nonlinearity, Perform, Result};
+use crate::ops::{Activate, ActivateBackward, Nonlinearity, Result};
 
 bindings! {
     "activate.cu" {
@@ -69,7 +68,7 @@ pub fn forward(k: &Kernels, op: Activate<'_, Buf>) -> Result<()> {
     unsafe { k.launch(OP, kernel, geometry(function, len as u64), &args) }
 }
 
-fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
+pub fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "activate_backward";
     let (inputs, outputs) = (op.inputs(), op.outputs());
     let ActivateBackward { dpre, dout, pre, function, rows, channels } = op;
@@ -96,26 +95,4 @@ fn backward(k: &Kernels, op: ActivateBackward<'_, Buf>) -> Result<()> {
     };
     // SAFETY: all lengths were checked; the kernel that runs without `dout` allows `dpre` in its place.
     unsafe { k.launch(OP, kernel, geometry(function, outputs as u64), &args) }
-}
-
-impl Perform<Activate<'_, Buf>> for Cuda {
-    fn perform(&mut self, op: Activate<'_, Buf>) -> Result<()> {
-        // GELU again, only where the forward pass rounded `pre` first, as this does.
-        let again = op.function != Nonlinearity::Gelu || self.options.fusion() == 0;
-        self.kernels.check("activate", again, || {
-            "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
-             computed again from what was stored\n  \
-             hint: set `memory.recompute` or `kernels.gelu_fusion` to 0"
-                .into()
-        })?;
-        self.written(op.out);
-        forward(&self.kernels, op)
-    }
-}
-
-impl Perform<ActivateBackward<'_, Buf>> for Cuda {
-    fn perform(&mut self, op: ActivateBackward<'_, Buf>) -> Result<()> {
-        self.written(op.dpre);
-        backward(&self.kernels, op)
-    }
 }
