@@ -2,8 +2,11 @@
 //! behind a bad stretch, in a mixture, in the mirror with its audits, in what counts tokens, in the lock, and
 //! what is refused.
 
+use std::time::Duration;
+
 use runner::proof::ledger;
 
+use crate::process::wait_until;
 use crate::support::{Lab, MIRROR, sets};
 
 const CI: &str = "experiments/ci.toml";
@@ -31,6 +34,8 @@ fn a_run_that_was_killed_ends_in_the_bits_of_the_whole_one_and_ranks_change_none
     let whole = lab.run(CI, &[&all[..], &["--name", "whole"]].concat()).root().to_owned();
     let mut run = lab.start("run", CI, &all);
     run.wait_for_rows(&lab, 7);
+    let manifest = lab.path("ci/checkpoints/step_00000005/manifest.json");
+    wait_until("the checkpoint of step 5", Duration::from_secs(60), || manifest.exists());
     run.kill();
     for other in ["batch.tokens_start=512", "batch.tokens_warmup_steps=13"] {
         let key = other.split('=').next().expect("a key");
