@@ -50,6 +50,12 @@ pub enum FormatError {
     #[error("{format} cannot hold this model: {parts}\n  hint: {hint}")]
     Blocks { format: &'static str, parts: String, hint: &'static str },
 
+    #[error(
+        "`{}`: {problem}\n  hint: text would become other tokens than the model has learned; `data.tokenizer`, \
+         \"gpt2\" or \"byte\", says which all the same (`--set data.tokenizer=gpt2`)", path.display()
+    )]
+    Tokenizer { path: PathBuf, problem: String },
+
     // ---- parameters ----
     #[error(
         "tensor `{tensor}` in `{}` holds {} at {index:?}, element {element} of {elements}\n  hint: its \

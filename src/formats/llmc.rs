@@ -31,6 +31,7 @@ pub(super) const READER: FormatReader = FormatReader {
     },
     sizes,
     read: |path| Ok(read(path)?.0),
+    tokenizer: |_| Ok(None),
     weights: |path| Ok(vec![path.to_owned()]),
 };
 

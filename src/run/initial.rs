@@ -16,7 +16,7 @@ use super::{device, find, lock};
 use crate::data::mixture;
 use crate::experiment::{
     self, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member, Model,
-    Sweep, settings_text,
+    Sweep, Tokenizer, settings_text,
 };
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
 use crate::ops::{Dtype, Ops};
@@ -432,6 +432,21 @@ impl InitModels for Models<'_> {
     fn sizes(&self, path: &Path) -> Result<Model, InitError> {
         let hint = || format!("`model.init` takes {}, or a checkpoint of a run", models_read());
         InitModel::open(path).and_then(|model| model.sizes()).map_err(|error| init_error(&error, &hint()))
+    }
+
+    fn tokenizer(&self, path: &Path) -> Result<Option<Tokenizer>, InitError> {
+        // What is wrong with a model is said where it is read.
+        let Ok(model) = InitModel::open(path) else { return Ok(None) };
+        match (model.sizes(), &model) {
+            (Err(_), _) => Ok(None),
+            (Ok(_), InitModel::Checkpoint(folder)) => {
+                Ok(experiment_of(folder).ok().map(|experiment| experiment.data.tokenizer))
+            }
+            (Ok(sizes), InitModel::Foreign(foreign)) => match foreign.tokenizer(sizes.vocab) {
+                Ok(tokenizer) => Ok(Some(tokenizer)),
+                Err(error) => Err(init_error(&error.into(), "set `data.tokenizer`")),
+            },
+        }
     }
 }
 

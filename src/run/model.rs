@@ -5,6 +5,7 @@ use std::path::Path;
 use super::error::{ProofRefusal, require_usage};
 use super::messages::{Message, Report};
 use super::{find, lock};
+use crate::data;
 use crate::experiment::{self, Experiment, Model, Tokenizer};
 use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
@@ -52,14 +53,20 @@ pub fn help() -> String {
 
 impl ModelArgument {
     /// The experiment, with the keys that are set over it. A model without a run has its own sizes, the
-    /// tokenizer that its vocabulary belongs to, and the embedded text for evaluation.
+    /// tokenizer of its files or that its vocabulary belongs to, and the embedded text for evaluation.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer is none of ours, and `set` names none.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
             ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
             ModelArgument::Foreign(foreign) => {
                 let (path, sizes) = (foreign.path(), foreign.sizes()?);
                 let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
-                let text = made_up(path, &sizes)?;
+                let given = experiment::is_set_over("data.tokenizer", set);
+                let tokenizer = (!given).then(|| foreign.tokenizer(sizes.vocab)).transpose()?;
+                let text = made_up(path, &sizes, tokenizer);
                 Ok(experiment::load_text(&name, &text, set)?.experiment)
             }
         }
@@ -121,28 +128,22 @@ pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) ->
     })
 }
 
-/// The experiment of a model without a run, as text.
-fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
-    let tokenizer = match Tokenizer::of_vocab(sizes.vocab) {
-        Some(Tokenizer::Byte) => "byte",
-        Some(Tokenizer::Gpt2) => "gpt2",
-        None => anyhow::bail!(
-            "`{}` has a vocabulary of {}, which no tokenizer fills",
-            path.display(),
-            sizes.vocab
-        ),
-    };
+/// The experiment of a model without a run, as text; without a tokenizer where another layer gives it.
+fn made_up(path: &Path, sizes: &Model, tokenizer: Option<Tokenizer>) -> String {
+    let tokenizer = tokenizer.map_or(String::new(), |tokenizer| {
+        format!("tokenizer = \"{}\"\n", data::Tokenizer::new(tokenizer).name())
+    });
     let Model { layers, heads, channels, context, vocab, .. } = *sizes;
     let path = toml::Value::from(&*path.to_string_lossy());
     let leaf = |key: &str| key.trim_start_matches("model.").to_owned();
     let parts: String =
         sizes.parts().into_iter().map(|(key, value)| format!("{} = {value}\n", leaf(key))).collect();
-    Ok(format!(
+    format!(
         "[model]\ninit = {path}\nlayers = {layers}\nheads = {heads}\nchannels = {channels}\n\
          context = {context}\nvocab = {vocab}\n{parts}\
-         [data]\ncorpus = \"kjv\"\ntokenizer = \"{tokenizer}\"\n\
+         [data]\ncorpus = \"kjv\"\n{tokenizer}\
          [schedule]\nsteps = 1\n"
-    ))
+    )
 }
 
 impl LoadedModel {

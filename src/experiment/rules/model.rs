@@ -57,6 +57,26 @@ impl Rules {
         }
     }
 
+    /// The tokenizer of the model to start from, unless a layer gives one.
+    pub(super) fn init_tokenizer(&mut self, models: &dyn InitModels) {
+        const KEY: &str = "data.tokenizer";
+        let given = self.origin(KEY).is_some_and(|origin| origin != Origin::Default);
+        let Some(path) = self.text("model.init").filter(|_| !given && self.truly_missing(&[KEY])) else {
+            return;
+        };
+        match models.tokenizer(Path::new(&path)) {
+            Ok(None) => {}
+            Ok(Some(tokenizer)) => {
+                self.derive(KEY, Value::serialize(tokenizer).expect("a word"), FROM_INIT);
+            }
+            Err(error) => {
+                let fault = self.clash(error.message, &["model.init"]);
+                self.layers.faulty.insert(KEY);
+                self.refuse(fault.hint(error.hint));
+            }
+        }
+    }
+
     /// Gives a key of what the blocks are made of a value, unless a layer does.
     fn derive_part(&mut self, key: &'static str, value: impl Into<Value>, why: &str) {
         let given = self.origin(key).is_some_and(|origin| origin != Origin::Default);
@@ -185,7 +205,17 @@ impl Rules {
                  tokens"
             );
             let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
-            self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
+            let hint = match self.text("model.init") {
+                None => "leave `model.vocab` out: it follows the tokenizer",
+                Some(_) if vocab >= 257 => {
+                    "the vocabulary is that of the model in `model.init`, and has room for the tokenizer \
+                     \"byte\" alone"
+                }
+                Some(_) => {
+                    "the vocabulary is that of the model in `model.init`, and has room for no tokenizer here"
+                }
+            };
+            self.refuse(fault.hint(hint.to_string()));
         }
     }
 

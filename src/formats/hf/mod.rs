@@ -47,6 +47,7 @@ pub(super) const READER: FormatReader = FormatReader {
     },
     sizes: |folder| config::sizes(&folder.join(CONFIG)),
     read,
+    tokenizer: tokenizer_files::found,
     weights: weights::files,
 };
 
