@@ -257,9 +257,8 @@ impl Rules {
 impl Rules {
     /// Numbers that fp32, which computes with them, can hold: a smaller cap would divide by zero.
     fn parts_of_logits(&mut self) {
-        for (key, least) in
-            [("model.logit_softcap", 1e-3), ("optimizer.z_loss", f64::from(f32::MIN_POSITIVE))]
-        {
+        // The least normal number of fp32, rounded up.
+        for (key, least) in [("model.logit_softcap", 1e-3), ("optimizer.z_loss", 1.2e-38)] {
             if let Some(value) = self.number(key).filter(|value| *value != 0.0 && *value < least) {
                 let message = format!("`{key}` = {value:?} is too small to compute with");
                 let fault = self.clash(message, &[key]);
@@ -303,9 +302,11 @@ impl Rules {
         let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) else {
             return;
         };
-        let (size, device) = (channels / heads, self.text("device.kind"));
-        let on_gpu = device.as_deref().is_some_and(|device| matches!(device, "cuda" | "mirror"));
-        if on_gpu && (rotary || qk_norm) && channels % heads == 0 && !size.is_multiple_of(8) {
+        let size = channels / heads;
+        // What CUDA and the mirror refuse with any blocks was said before.
+        let is_taken = channels.is_multiple_of(heads) && channels.is_multiple_of(8) && size <= CUDA_HEAD_SIZE;
+        let on_gpu = self.text("device.kind").as_deref() == Some("cuda");
+        if on_gpu && is_taken && (rotary || qk_norm) && !size.is_multiple_of(8) {
             let key = if rotary { "model.positions" } else { "model.qk_norm" };
             let message = format!("heads of {size} cannot run on CUDA with `{key}`: it takes multiples of 8");
             let fault = self.clash(message, &[key, "model.heads", "model.channels", "device.kind"]);

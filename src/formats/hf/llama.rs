@@ -51,12 +51,20 @@ impl Moved {
 
 /// What `model_type` is: of a model whose blocks one of the two can hold.
 pub fn model_type(model: &Model) -> Option<&'static str> {
-    let fits = model.norm == NormKind::Rmsnorm
-        && model.positions == PositionKind::Rotary
-        && model.activation == ActivationKind::Swiglu
-        && !model.bias
-        && model.logit_softcap == 0.0;
+    let fits = nearest(model).parts() == model.parts();
     fits.then_some(if model.qk_norm { "qwen3" } else { "llama" })
+}
+
+/// The model with the blocks that Llama or Qwen3 has instead, where it has others.
+pub fn nearest(model: &Model) -> Model {
+    Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        logit_softcap: 0.0,
+        ..model.clone()
+    }
 }
 
 /// All tensors of a model, in our order.
@@ -157,7 +165,7 @@ fn row_bytes(tensor: &Tensor) -> usize {
 /// The configuration of a model of this [`model_type`].
 pub fn config(model: &Model, kind: &str, precision: Precision, tokenizer: &Tokenizer) -> Value {
     let mut config = json!({
-        "architectures": [if kind == "qwen3" { "Qwen3ForCausalLM" } else { "LlamaForCausalLM" }],
+        "architectures": [super::architecture(model)],
         "attention_bias": false,
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.eot(),
