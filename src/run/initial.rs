@@ -11,7 +11,7 @@ use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
 use super::fit::{SavedState, Successor};
 use super::messages::Report;
-use super::model::require_made_with;
+use super::recorded::require_made_with;
 use super::{device, find, lock};
 use crate::data::mixture;
 use crate::experiment::{
@@ -22,6 +22,7 @@ use crate::formats::{ForeignModel, Parameters, models_read, require_finite, requ
 use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
+use crate::store::RunPaths;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
@@ -379,7 +380,7 @@ impl InitModel {
             InitModel::Checkpoint(folder) => {
                 let manifest = checkpoint::inspect(folder)?;
                 find::require_root_of(folder, &manifest)?;
-                require_made_with(&experiment_of(folder)?, &manifest)?;
+                require_made_with(&experiment_of(folder)?, &manifest, &RunPaths::new(run_of(folder)))?;
                 (root, manifest.state_root.to_string())
             }
         })
@@ -402,10 +403,14 @@ impl InitModel {
     }
 }
 
+/// The folder of the run that a checkpoint is of.
+fn run_of(folder: &Path) -> &Path {
+    folder.parent().and_then(Path::parent).unwrap_or(Path::new("."))
+}
+
 /// The experiment of the run that a checkpoint is of.
 fn experiment_of(folder: &Path) -> Result<Experiment, ExperimentError> {
-    let run = folder.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-    Ok(experiment::load_recorded(&run.join("experiment.toml"))?.experiment)
+    Ok(experiment::load_recorded(&run_of(folder).join("experiment.toml"))?.experiment)
 }
 
 /// Loads an experiment's file as [`experiment::load`] does. What `model.init` leaves open is the model's:

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use super::error::{ProofRefusal, require_usage};
+use super::error::require_usage;
+use super::find;
 use super::messages::{Message, Report};
-use super::{find, lock};
+use super::recorded::require_made_with;
 use crate::data;
 use crate::experiment::{self, Experiment, Model, Tokenizer};
 use crate::formats::{ForeignModel, models_read};
@@ -85,7 +86,7 @@ impl ModelArgument {
             ModelArgument::Run(paths) => {
                 let load = if ema { find::load_average } else { find::load_parameters };
                 let (manifest, state) = load(paths, step, report)?;
-                require_made_with(&experiment, &manifest)?;
+                require_made_with(&experiment, &manifest, paths)?;
                 Ok(LoadedModel { experiment, state, manifest: Some(manifest), ema })
             }
             ModelArgument::Foreign(foreign) => {
@@ -102,30 +103,6 @@ impl ModelArgument {
             }
         }
     }
-}
-
-/// Refuses an experiment with another model, or another tokenizer, than its checkpoint was made with: the
-/// parameters may fit all the same, as with another number of heads.
-pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) -> Result<(), ProofRefusal> {
-    let here = lock::resolved_numerics(experiment);
-    // Manifests of before say nothing of the model.
-    if !manifest.numerics.contains_key("model.layers") {
-        return Ok(());
-    }
-    // Of a key that one of them lacks, it has the default. What else begins with `model.` was found in files.
-    let is_key = |key: &&String| here.contains_key(*key) || experiment::keys().any(|known| known == *key);
-    let is_of_model = |key: &&String| (key.starts_with("model.") && is_key(key)) || *key == "data.tokenizer";
-    let mut keys = manifest.numerics.keys().chain(here.keys()).filter(is_of_model);
-    keys.find(|key| here.get(*key) != manifest.numerics.get(*key)).map_or(Ok(()), |key| {
-        let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
-        Err(ProofRefusal(format!(
-            "the checkpoint of step {} was made with `{key}` = {}, and its experiment has {}\n  hint: \
-             restore `experiment.toml` from a copy: `runner verify` says what was edited",
-            manifest.step,
-            of(manifest.numerics.get(key)),
-            of(here.get(key))
-        )))
-    })
 }
 
 /// The experiment of a model without a run, as text; without a tokenizer where another layer gives it.
