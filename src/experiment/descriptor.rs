@@ -50,6 +50,16 @@ pub enum GivenValue {
     Flag(bool),
 }
 
+impl std::fmt::Display for GivenValue {
+    /// As TOML has it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            GivenValue::Word(word) => write!(f, "{word:?}"),
+            GivenValue::Flag(flag) => write!(f, "{flag}"),
+        }
+    }
+}
+
 /// What `modern:dN` is made of.
 const MODERN: [(&str, GivenValue); 6] = [
     ("model.norm", GivenValue::Word("rmsnorm")),

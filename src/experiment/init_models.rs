@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::RUN_PREFIX;
 use super::model_keys::Model;
+use super::resolved::Tokenizer;
 
 /// Why a model gives no sizes: what is wrong with its file, and what to do.
 #[derive(Clone, Debug)]
@@ -21,6 +22,13 @@ pub trait InitModels {
 
     /// The sizes of the model in a file or folder.
     fn sizes(&self, path: &Path) -> Result<Model, InitError>;
+
+    /// The tokenizer of the model there; none where none can be told.
+    ///
+    /// # Errors
+    ///
+    /// It is none of ours.
+    fn tokenizer(&self, path: &Path) -> Result<Option<Tokenizer>, InitError>;
 }
 
 /// `run:NAME@STEP` of the folder of a checkpoint in a run's, as people know it: `run:SWEEP/001@STEP` of a
@@ -53,6 +61,10 @@ impl InitModels for NoModels {
             message: format!("the sizes of `{}` are not read here", path.display()),
             hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
         })
+    }
+
+    fn tokenizer(&self, _: &Path) -> Result<Option<Tokenizer>, InitError> {
+        Ok(None)
     }
 }
 

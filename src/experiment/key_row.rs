@@ -189,6 +189,8 @@ pub(super) const fn choice(name: &'static str, words: &'static [Word], default: 
 
 pub(super) const ABOVE_ZERO: (f64, f64, Open) = (0.0, f64::MAX, Open::Below);
 pub(super) const FROM_ZERO: (f64, f64, Open) = (0.0, f64::MAX, Open::Neither);
+/// For caps of logits: far above it, x is the difference of numbers so close that fp32 keeps little of it.
+pub(super) const TO_A_THOUSAND: (f64, f64, Open) = (0.0, 1e3, Open::Neither);
 /// For numbers that fp32 computes with, and that mean nothing above.
 pub(super) const TO_A_MILLION: (f64, f64, Open) = (0.0, 1e6, Open::Neither);
 pub(super) const FRACTION: (f64, f64, Open) = (0.0, 1.0, Open::Neither);

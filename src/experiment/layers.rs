@@ -175,6 +175,11 @@ fn sounds_like(key: &schema::KeyRow, word: &str) -> bool {
     key.name.replace('.', "_") == word || key.leaf() == word
 }
 
+/// Whether a variable sets this key.
+pub(super) fn sets(name: &str, key: &str) -> bool {
+    name.strip_prefix(PREFIX).is_some_and(|word| word.to_ascii_lowercase().replace("__", ".") == key)
+}
+
 /// Whether a variable says where files are or which device to use, which no fact about a run depends on.
 pub(super) fn says_where(name: &str) -> bool {
     let key = name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."));

@@ -144,6 +144,12 @@ pub fn load_recorded_here(path: &Path, sets: &[String]) -> Result<Loaded, Experi
     load_layers(&ExperimentText::Path(path), &variables, sets)
 }
 
+/// Whether `sets` or this process's environment give a key a value, over every file.
+pub fn is_set_over(key: &str, sets: &[String]) -> bool {
+    let of_set = sets.iter().any(|set| set.split_once('=').is_some_and(|(name, _)| name.trim() == key));
+    of_set || environment().iter().any(|(name, _)| name.to_str().is_some_and(|name| layers::sets(name, key)))
+}
+
 /// The variables of this process's environment that set keys.
 pub fn setting_variables() -> Vec<String> {
     let names = environment().into_iter().map(|(name, _)| name.to_string_lossy().into_owned());

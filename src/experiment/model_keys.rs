@@ -60,9 +60,8 @@ section! {
         /// Whether queries and keys go through an RMSNorm a head, before they are rotated (Dehghani et al.
         /// 2023), with weights of their own. Of `modern:dN` true. Default: false.
         pub qk_norm: bool,
-        /// Every logit x counts as `logit_softcap * tanh(x / logit_softcap)` (Gemma 2, 2024); at least 0.001,
-        /// or 0, which caps none.
-        /// Default: 0.0.
+        /// Every logit x counts as `logit_softcap * tanh(x / logit_softcap)` (Gemma 2, 2024); from 0.001 to
+        /// 1000, above which fp32 loses digits of x, or 0, which caps none. Default: 0.0.
         pub logit_softcap: f64,
     }
 }
@@ -134,10 +133,13 @@ impl Model {
 
     /// The keys of what the blocks are made of that are not GPT-2's, in words.
     pub fn other_parts(&self) -> String {
-        let gpt2 = Model::gpt2(1, 1, 1, 1, 1).parts();
-        let other = self.parts().into_iter().zip(gpt2).filter(|(ours, gpt2)| ours != gpt2);
-        let words: Vec<String> = other.map(|((key, value), _)| format!("`{key}` = {value}")).collect();
-        words.join(", ")
+        self.parts_beside(&Model::gpt2(1, 1, 1, 1, 1)).join(", ")
+    }
+
+    /// The keys of what the blocks are made of that are not those of `other`, each in words.
+    pub fn parts_beside(&self, other: &Model) -> Vec<String> {
+        let differing = self.parts().into_iter().zip(other.parts()).filter(|(ours, other)| ours != other);
+        differing.map(|((key, value), _)| format!("`{key}` = {value}")).collect()
     }
 
     /// What people call it: GPT-2, or what its blocks have that GPT-2's have not.

@@ -199,11 +199,11 @@ choice! {
 }
 
 impl Tokenizer {
-    /// The tokenizer that a vocabulary has room for.
+    /// The tokenizer that a vocabulary is of, by its size: GPT-2's may be padded to a multiple of 128.
     pub fn of_vocab(vocab: usize) -> Option<Tokenizer> {
         match vocab {
-            50257.. => Some(Tokenizer::Gpt2),
-            257.. => Some(Tokenizer::Byte),
+            50257..=50304 => Some(Tokenizer::Gpt2),
+            257 => Some(Tokenizer::Byte),
             _ => None,
         }
     }
@@ -230,7 +230,8 @@ section! {
         /// Token shards to evaluate on, in the same form. Default: none; then `eval.every` must be 0 unless
         /// there is a `corpus`, in `[data.mix]` perhaps.
         pub val: Vec<String>,
-        /// How text becomes tokens, and how many there are. Default: gpt2.
+        /// How text becomes tokens, and how many there are. Default: gpt2, and with `model.init` that model's
+        /// by its files or the size of its vocabulary; a model of other tokens is refused without this key.
         pub tokenizer: Tokenizer,
         /// Order of the training sequences. Default: shuffled.
         pub order: Order,

@@ -73,6 +73,7 @@ pub(super) fn resolve(
     let mut rules = Rules { layers, figment, merged, derived };
     rules.name(stem);
     rules.init(models);
+    rules.init_tokenizer(models);
     rules.model();
     rules.batch();
     rules.schedule();

@@ -11,7 +11,9 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::declare::Word;
 use super::diagnostics::nearest;
-use super::key_row::{ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, TO_A_MILLION, boolean, choice, ranged};
+use super::key_row::{
+    ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, TO_A_MILLION, TO_A_THOUSAND, boolean, choice, ranged,
+};
 pub(super) use super::key_row::{Bits, Default, KeyRow, Open, TOML_MAX, ValueKind, int, leaf_of, section_of};
 use super::model_keys::{ActivationKind, NormKind, PositionKind};
 use super::resolved::{
@@ -62,7 +64,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     boolean("model.bias", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.tied_head", true).touching(Bits::ReachedWhenSet).example("false"),
     boolean("model.qk_norm", false).touching(Bits::ReachedWhenSet).example("true"),
-    ranged("model.logit_softcap", TO_A_MILLION, 0.0).touching(Bits::ReachedWhenSet).example("30.0"),
+    ranged("model.logit_softcap", TO_A_THOUSAND, 0.0).touching(Bits::ReachedWhenSet).example("30.0"),
     //
     int("batch.micro", 1, 1 << 20, Default::Integer(4)).bits().unit("sequences").example("16"),
     int("batch.seq_len", 1, 1 << 20, Default::Ruled).bits().unit("tokens").example("1024"),

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::{Component, Path};
 
+use super::descriptor;
 use super::layers::{self, ExperimentText, Layer, LayerSource};
 use super::reference::{KeyReference, KeysReference, first_sentence};
 use super::schema::{self, Default};
@@ -13,7 +14,7 @@ use super::shipped::ShippedExperiment;
 /// that it extends, of those too.
 ///
 /// Each key stands under what it does. A key that is not set is a comment without a blank behind its `#`,
-/// with its default or else an example. Data are where they are to `from`: in `data` of the working folder.
+/// with its default, which may be the descriptor's, or else an example. Data are where they are to `from`: in `data` of the working folder.
 pub fn template(path: &Path, from: &ShippedExperiment) -> String {
     let layers = layers::read(&ExperimentText::Shipped(from), &[], &[]);
     let value = |key: &str| {
@@ -25,6 +26,8 @@ pub fn template(path: &Path, from: &ShippedExperiment) -> String {
         }
         found
     };
+    let descriptor = value("model.descriptor").unwrap_or_default();
+    let given = descriptor::parts(descriptor.trim_matches('"'));
     let mut out = head(path, from);
     let KeysReference(sections) = KeysReference::all();
     for section in sections {
@@ -42,7 +45,11 @@ pub fn template(path: &Path, from: &ShippedExperiment) -> String {
                 out.push_str(&comment(&format!("{}{words}.", first_sentence(key.meaning))));
                 let _ = match value([&name, key.leaf()].join(".").trim_start_matches('.')) {
                     Some(value) => writeln!(out, "{} = {value}", key.leaf()),
-                    None => writeln!(out, "#{} = {}", key.leaf(), unset(key)),
+                    None => {
+                        let part = given.iter().find(|(name, _)| *name == key.key);
+                        let unset = part.map_or_else(|| unset(key), |(_, part)| part.to_string());
+                        writeln!(out, "#{} = {unset}", key.leaf())
+                    }
                 };
             }
         }
@@ -133,6 +140,23 @@ mod tests {
             let keys: Vec<&str> = changed.iter().map(|(key, ..)| key.as_str()).collect();
             assert_eq!(keys, ["name"], "{name} from {}", from.name);
             assert!(text.lines().all(|line| line.chars().count() <= 110), "{text}");
+        }
+    }
+
+    #[test]
+    fn keys_that_the_descriptor_sets_stand_there_with_its_values() {
+        let line = |name: &str, key: &str| {
+            let from = SHIPPED.iter().find(|shipped| shipped.name == name).expect("it is shipped");
+            let text = template(Path::new("mine.toml"), from);
+            text.lines().find(|line| line.starts_with(&format!("#{key} = "))).expect("a comment").to_owned()
+        };
+        for (key, modern, gpt2) in [
+            ("norm", "\"rmsnorm\"", "\"layernorm\""),
+            ("bias", "false", "true"),
+            ("qk_norm", "true", "false"),
+        ] {
+            assert_eq!(line("modern_124m", key), format!("#{key} = {modern}"));
+            assert_eq!(line("gpt2_124m", key), format!("#{key} = {gpt2}"));
         }
     }
 

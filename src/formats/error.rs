@@ -48,7 +48,13 @@ pub enum FormatError {
     )]
     Part { path: PathBuf, key: &'static str, got: serde_json::Value, expected: serde_json::Value },
     #[error("{format} cannot hold this model: {parts}\n  hint: {hint}")]
-    Blocks { format: &'static str, parts: String, hint: &'static str },
+    Blocks { format: &'static str, parts: String, hint: String },
+
+    #[error(
+        "`{}`: {problem}\n  hint: text would become other tokens than the model has learned; `data.tokenizer`, \
+         \"gpt2\" or \"byte\", says which all the same (`--set data.tokenizer=gpt2`)", path.display()
+    )]
+    Tokenizer { path: PathBuf, problem: String },
 
     // ---- parameters ----
     #[error(

@@ -9,7 +9,7 @@ use super::parameters::{Parameters, Precision};
 use super::slsa::SlsaError;
 use super::tracker::TrackedRun;
 use crate::data::Tokenizer;
-use crate::experiment::{Model, SampleKeys};
+use crate::experiment::{self, Model, SampleKeys};
 
 /// A format that a run can be exported in.
 pub struct Format {
@@ -31,6 +31,9 @@ pub struct FormatReader {
     /// The model's sizes, from a header or configuration.
     pub sizes: fn(&Path) -> Result<Model>,
     pub read: fn(&Path) -> Result<Parameters>,
+    /// The tokenizer of the model's files; none where they say nothing of it. One that is none of ours is an
+    /// error.
+    pub tokenizer: fn(&Path) -> Result<Option<experiment::Tokenizer>>,
     /// The files whose bytes are the weights, always in the same order.
     pub weights: fn(&Path) -> Result<Vec<PathBuf>>,
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use super::content::Content;
 use super::error::{FormatError, Result};
 use super::format::FormatReader;
+use super::hf;
 use super::parameters::{Parameters, Precision};
 use super::parameters::{encoded, require_finite};
 use crate::experiment::{Model, largest};
@@ -31,6 +32,7 @@ pub(super) const READER: FormatReader = FormatReader {
     },
     sizes,
     read: |path| Ok(read(path)?.0),
+    tokenizer: |_| Ok(None),
     weights: |path| Ok(vec![path.to_owned()]),
 };
 
@@ -66,7 +68,12 @@ pub fn write(path: &Path, parameters: &Parameters, precision: Precision) -> Resu
     let (true, Some(ordered_specs), Some(ordered)) =
         (model.has_gpt2_blocks(), stacked(&specs), stacked(tensors))
     else {
-        let hint = "`runner export --format hf` writes some of them";
+        let hint = match hf::architecture(model) {
+            Some(name) => {
+                format!("it holds GPT-2's blocks alone; `--format hf` makes a `{name}` of this model")
+            }
+            None => "it holds GPT-2's blocks alone, and `--format hf` those of GPT-2, Llama and Qwen3".into(),
+        };
         return Err(FormatError::Blocks { format: "llm.c's `.bin`", parts: model.other_parts(), hint });
     };
     let element = precision.dtype().size();

@@ -33,7 +33,7 @@ pub use parameters::{Parameters, Precision, require_finite, require_sizes, value
 use sha2::{Digest, Sha256};
 
 use crate::data::digests::file_sha256;
-use crate::experiment::Model;
+use crate::experiment::{Model, Tokenizer};
 
 /// Every format, in the order of the help.
 pub static FORMATS: [Format; 5] = [
@@ -118,6 +118,24 @@ impl ForeignModel {
     /// The model's sizes, without its weights.
     pub fn sizes(&self) -> Result<Model> {
         (self.reader.sizes)(&self.path)
+    }
+
+    /// The tokenizer of its tokens, of which there are `vocab`: by its files, or else by that number.
+    ///
+    /// # Errors
+    ///
+    /// It is none of ours; files that cannot be read.
+    pub fn tokenizer(&self, vocab: usize) -> Result<Tokenizer> {
+        let by_size = || {
+            Tokenizer::of_vocab(vocab).ok_or_else(|| FormatError::Tokenizer {
+                path: self.path.clone(),
+                problem: format!(
+                    "its vocabulary of {vocab} is of no tokenizer here: that of bytes has 257 tokens, GPT-2's \
+                     50257, padded to 50304 at most"
+                ),
+            })
+        };
+        (self.reader.tokenizer)(&self.path)?.map_or_else(by_size, Ok)
     }
 
     /// The parameters, whose sizes must be those of `model`.

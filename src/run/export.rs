@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use super::find;
 use super::messages::{Message, Report};
-use super::model::require_made_with;
+use super::recorded::require_made_with;
 use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FormatError, Parameters, Precision, WriteModel};
@@ -46,7 +46,7 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
     let experiment = experiment::load_recorded(&run.experiment())?.experiment;
     let load = if ema { find::load_average } else { find::load_masters };
     let (manifest, state) = load(run, step, report)?;
-    require_made_with(&experiment, &manifest)?;
+    require_made_with(&experiment, &manifest, run)?;
     let average = if ema { "_ema" } else { "" };
     let name = format!("step_{:08}_{format}_{}{average}", manifest.step, precision.name());
     let folder = out.unwrap_or_else(|| run.folder().join("export").join(name));

@@ -13,17 +13,18 @@ use super::data::{Data, SHARDS, remembered};
 use super::error::UsageError;
 use super::fit::{SavedState, Successor};
 use super::messages::Report;
-use super::model::require_made_with;
+use super::recorded::require_made_with;
 use super::{device, find, lock};
 use crate::data::mixture;
 use crate::experiment::{
     self, BatchKeys, Declared, Experiment, ExperimentError, GuardKeys, InitError, InitModels, Loaded, Member,
-    Model, StepSequences, Sweep, settings_text,
+    Model, StepSequences, Sweep, Tokenizer, settings_text,
 };
 use crate::formats::{ForeignModel, Parameters, models_read, require_finite, require_sizes, values};
 use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
+use crate::store::RunPaths;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
@@ -397,7 +398,7 @@ impl InitModel {
             InitModel::Checkpoint(folder) => {
                 let manifest = checkpoint::inspect(folder)?;
                 find::require_root_of(folder, &manifest)?;
-                require_made_with(&experiment_of(folder)?, &manifest)?;
+                require_made_with(&experiment_of(folder)?, &manifest, &RunPaths::new(run_of(folder)))?;
                 (root, manifest.state_root.to_string())
             }
         })
@@ -420,10 +421,14 @@ impl InitModel {
     }
 }
 
+/// The folder of the run that a checkpoint is of.
+fn run_of(folder: &Path) -> &Path {
+    folder.parent().and_then(Path::parent).unwrap_or(Path::new("."))
+}
+
 /// The experiment of the run that a checkpoint is of.
 fn experiment_of(folder: &Path) -> Result<Experiment, ExperimentError> {
-    let run = folder.parent().and_then(Path::parent).unwrap_or(Path::new("."));
-    Ok(experiment::load_recorded(&run.join("experiment.toml"))?.experiment)
+    Ok(experiment::load_recorded(&run_of(folder).join("experiment.toml"))?.experiment)
 }
 
 /// Loads an experiment's file as [`experiment::load`] does. What `model.init` leaves open is the model's:
@@ -450,6 +455,21 @@ impl InitModels for Models<'_> {
     fn sizes(&self, path: &Path) -> Result<Model, InitError> {
         let hint = || format!("`model.init` takes {}, or a checkpoint of a run", models_read());
         InitModel::open(path).and_then(|model| model.sizes()).map_err(|error| init_error(&error, &hint()))
+    }
+
+    fn tokenizer(&self, path: &Path) -> Result<Option<Tokenizer>, InitError> {
+        // What is wrong with a model is said where it is read.
+        let Ok(model) = InitModel::open(path) else { return Ok(None) };
+        match (model.sizes(), &model) {
+            (Err(_), _) => Ok(None),
+            (Ok(_), InitModel::Checkpoint(folder)) => {
+                Ok(experiment_of(folder).ok().map(|experiment| experiment.data.tokenizer))
+            }
+            (Ok(sizes), InitModel::Foreign(foreign)) => match foreign.tokenizer(sizes.vocab) {
+                Ok(tokenizer) => Ok(Some(tokenizer)),
+                Err(error) => Err(init_error(&error.into(), "set `data.tokenizer`")),
+            },
+        }
     }
 }
 

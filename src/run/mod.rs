@@ -6,6 +6,7 @@
 //! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
 //!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
 //!   checkpoint, and [`fit`] a saved state with what goes on with it.
+//! * [`recorded`] holds an experiment against a run's lock and checkpoints.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run, [`copies`] what is elsewhere;
 //!   [`stop`], [`ending`] and [`alerts`] its end.
 //! * [`find`] finds the run that an argument names, [`branches`] the runs that start from it, and [`model`]
@@ -40,6 +41,7 @@ pub mod open;
 pub mod parent;
 pub mod prepare;
 pub mod ranks;
+pub mod recorded;
 pub mod resume;
 pub mod sample;
 pub mod sensors;

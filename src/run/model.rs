@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use super::error::{ProofRefusal, require_usage};
+use super::error::require_usage;
+use super::find;
 use super::messages::{Message, Report};
-use super::{find, lock};
+use super::recorded::require_made_with;
+use crate::data;
 use crate::experiment::{self, Experiment, Model, Tokenizer};
 use crate::formats::{ForeignModel, models_read};
 use crate::store::{Manifest, RunPaths, Tensor};
@@ -52,14 +54,20 @@ pub fn help() -> String {
 
 impl ModelArgument {
     /// The experiment, with the keys that are set over it. A model without a run has its own sizes, the
-    /// tokenizer that its vocabulary belongs to, and the embedded text for evaluation.
+    /// tokenizer of its files or that its vocabulary belongs to, and the embedded text for evaluation.
+    ///
+    /// # Errors
+    ///
+    /// The tokenizer is none of ours, and `set` names none.
     pub fn experiment(&self, set: &[String]) -> anyhow::Result<Experiment> {
         match self {
             ModelArgument::Run(paths) => Ok(experiment::load(&paths.experiment(), set)?.experiment),
             ModelArgument::Foreign(foreign) => {
                 let (path, sizes) = (foreign.path(), foreign.sizes()?);
                 let name = path.file_stem().map_or_else(|| "model".into(), |stem| stem.to_string_lossy());
-                let text = made_up(path, &sizes)?;
+                let given = experiment::is_set_over("data.tokenizer", set);
+                let tokenizer = (!given).then(|| foreign.tokenizer(sizes.vocab)).transpose()?;
+                let text = made_up(path, &sizes, tokenizer);
                 Ok(experiment::load_text(&name, &text, set)?.experiment)
             }
         }
@@ -78,7 +86,7 @@ impl ModelArgument {
             ModelArgument::Run(paths) => {
                 let load = if ema { find::load_average } else { find::load_parameters };
                 let (manifest, state) = load(paths, step, report)?;
-                require_made_with(&experiment, &manifest)?;
+                require_made_with(&experiment, &manifest, paths)?;
                 Ok(LoadedModel { experiment, state, manifest: Some(manifest), ema })
             }
             ModelArgument::Foreign(foreign) => {
@@ -97,52 +105,22 @@ impl ModelArgument {
     }
 }
 
-/// Refuses an experiment with another model, or another tokenizer, than its checkpoint was made with: the
-/// parameters may fit all the same, as with another number of heads.
-pub(super) fn require_made_with(experiment: &Experiment, manifest: &Manifest) -> Result<(), ProofRefusal> {
-    let here = lock::resolved_numerics(experiment);
-    // Manifests of before say nothing of the model.
-    if !manifest.numerics.contains_key("model.layers") {
-        return Ok(());
-    }
-    // Of a key that one of them lacks, it has the default. What else begins with `model.` was found in files.
-    let is_key = |key: &&String| here.contains_key(*key) || experiment::keys().any(|known| known == *key);
-    let is_of_model = |key: &&String| (key.starts_with("model.") && is_key(key)) || *key == "data.tokenizer";
-    let mut keys = manifest.numerics.keys().chain(here.keys()).filter(is_of_model);
-    keys.find(|key| here.get(*key) != manifest.numerics.get(*key)).map_or(Ok(()), |key| {
-        let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
-        Err(ProofRefusal(format!(
-            "the checkpoint of step {} was made with `{key}` = {}, and its experiment has {}\n  hint: \
-             restore `experiment.toml` from a copy: `runner verify` says what was edited",
-            manifest.step,
-            of(manifest.numerics.get(key)),
-            of(here.get(key))
-        )))
-    })
-}
-
-/// The experiment of a model without a run, as text.
-fn made_up(path: &Path, sizes: &Model) -> anyhow::Result<String> {
-    let tokenizer = match Tokenizer::of_vocab(sizes.vocab) {
-        Some(Tokenizer::Byte) => "byte",
-        Some(Tokenizer::Gpt2) => "gpt2",
-        None => anyhow::bail!(
-            "`{}` has a vocabulary of {}, which no tokenizer fills",
-            path.display(),
-            sizes.vocab
-        ),
-    };
+/// The experiment of a model without a run, as text; without a tokenizer where another layer gives it.
+fn made_up(path: &Path, sizes: &Model, tokenizer: Option<Tokenizer>) -> String {
+    let tokenizer = tokenizer.map_or(String::new(), |tokenizer| {
+        format!("tokenizer = \"{}\"\n", data::Tokenizer::new(tokenizer).name())
+    });
     let Model { layers, heads, channels, context, vocab, .. } = *sizes;
     let path = toml::Value::from(&*path.to_string_lossy());
     let leaf = |key: &str| key.trim_start_matches("model.").to_owned();
     let parts: String =
         sizes.parts().into_iter().map(|(key, value)| format!("{} = {value}\n", leaf(key))).collect();
-    Ok(format!(
+    format!(
         "[model]\ninit = {path}\nlayers = {layers}\nheads = {heads}\nchannels = {channels}\n\
          context = {context}\nvocab = {vocab}\n{parts}\
-         [data]\ncorpus = \"kjv\"\ntokenizer = \"{tokenizer}\"\n\
+         [data]\ncorpus = \"kjv\"\n{tokenizer}\
          [schedule]\nsteps = 1\n"
-    ))
+    )
 }
 
 impl LoadedModel {

@@ -9,9 +9,10 @@ use super::expected::Expected;
 use super::find::state_file;
 use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
-use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic, plain};
+use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic};
 use super::messages::{Message, Report};
-use crate::experiment::{self, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
+use super::recorded::{self, origin, other_value};
+use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, Note, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
@@ -271,7 +272,8 @@ fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
 /// reads.
 ///
 /// # Errors
-/// A checkpoint cannot be read, or the run does not match `expected`.
+/// A checkpoint cannot be read; the lock is not that of the run's last checkpoint and ledger, or of the
+/// experiment; or the run does not match `expected`.
 pub fn finished(
     paths: &RunPaths,
     loaded: &Loaded,
@@ -280,24 +282,33 @@ pub fn finished(
 ) -> anyhow::Result<Option<Hash>> {
     // What is wrong with a lock is said when the run goes on.
     let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
-    let steps = loaded.experiment.schedule.steps;
-    if lock.outputs.get("step") != Some(&steps.to_string()) || other_value(&lock, loaded).is_some() {
+    if lock.outputs.is_empty() {
         return Ok(None);
     }
     let (found, broken) = store::newest_whole(&paths.checkpoints())?;
     // What is wrong with a ledger is said when the run goes on.
     let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(None) };
-    if entry::not_finite_at_end(&entries).is_some() {
+    let experiment = &loaded.experiment;
+    if let Some((manifest, _)) = &found {
+        require_lock_of(manifest, &lock, log.head(), experiment)?;
+    }
+    let ended = lock.outputs.get("step") == Some(&experiment.schedule.steps.to_string());
+    if !ended || other_value(&lock, loaded).is_some() || entry::not_finite_at_end(&entries).is_some() {
         return Ok(None);
+    }
+    let changed = recorded::numerics(loaded, &lock);
+    if !changed.is_empty() {
+        return Err(ProofRefusal(format!(
+            "the experiment is not what the lock of this run holds (lock and experiment):{}\n  hint: the run \
+             has ended, and no step is left for a change; one of the two was edited: restore it from a copy",
+            list(&changed)
+        ))
+        .into());
     }
     let are_as_in_lock = |outputs: &Table| {
         let changed = differences(&lock.outputs, outputs);
         changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
     };
-    // A lock that was edited: what differs is said when the run goes on.
-    if found.as_ref().is_some_and(|(manifest, _)| manifest.numerics != lock.numerics) {
-        return Ok(None);
-    }
     let root = match found {
         Some((manifest, _)) => are_as_in_lock(&outputs(&manifest, log.head())).then_some(manifest.state_root),
         // Who deletes every checkpoint of a finished run means to: the lock has what came out.
@@ -314,6 +325,36 @@ pub fn finished(
         expected.require_outputs(&lock.outputs, report)?;
     }
     Ok(Some(root))
+}
+
+/// Refuses a lock with outputs that is not of the run's newest checkpoint, `manifest`, and of its ledger, which
+/// ends at `head`: going on would write it anew, and hide that it was edited. A run without its last
+/// checkpoint, or without the ledger's last entry where it measures its last weights, makes these again.
+fn require_lock_of(
+    manifest: &Manifest,
+    lock: &Lock,
+    head: Head,
+    experiment: &Experiment,
+) -> Result<(), ProofRefusal> {
+    let ended_at = lock.outputs.get("step").and_then(|step| step.parse::<u64>().ok());
+    if ended_at.is_some_and(|step| manifest.step < step) && manifest.step < experiment.schedule.steps {
+        return Ok(());
+    }
+    let is_cut = experiment.eval.every > 0 && head.size <= manifest.ledger.size;
+    let mut changed = differences(&manifest.numerics, &lock.numerics);
+    let outputs = differences(&outputs(manifest, head), &lock.outputs).into_iter();
+    // The lock of an older program says nothing of the ledger's end.
+    changed.extend(outputs.filter(|of| !is_of_the_end(&of.key) || (of.is.is_some() && !is_cut)));
+    if changed.is_empty() {
+        return Ok(());
+    }
+    Err(ProofRefusal(format!(
+        "the lock of this run is not that of its checkpoint of step {} (checkpoint and lock):{}\n  hint: the \
+         run has ended, and its lock was edited since, or its ledger: restore it from a copy; `runner verify` \
+         says more",
+        manifest.step,
+        list(&changed)
+    )))
 }
 
 /// Refuses to train a run that was done from its start again: its ledger would be deleted for that.
@@ -334,16 +375,6 @@ pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
 pub fn steps_made(paths: &RunPaths) -> u64 {
     let end = ledger::read_end(&paths.ledger(), 1);
     end.and_then(|end| end.entries.last().map(|last| last.step + 1)).unwrap_or(0)
-}
-
-/// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older
-/// program lacks keys, which then had what is their default now.
-fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
-    let known = |key: &str, value: &serde_json::Value| {
-        is_recorded(key) && (lock.config.contains_key(key) || !is_default(key, value))
-    };
-    let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
-    values.find(|(key, value)| origin(lock, key, value).is_none()).map(|(key, value)| (key, plain(&value)))
 }
 
 /// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with,
@@ -377,12 +408,6 @@ pub fn keep_origins(loaded: &mut Loaded, paths: &RunPaths) {
     if let Some((name, _)) = own.strip_prefix("# ").and_then(|text| text.split_once(", resolved: ")) {
         loaded.path = name.into();
     }
-}
-
-/// The origin of a key in a lock's table, where the key has this value there.
-pub fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
-    let rest = lock.config.get(key)?.strip_prefix(&plain(value))?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
 }
 
 impl Changed {

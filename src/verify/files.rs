@@ -402,11 +402,14 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
             checks.skipped("this machine", format!("it cannot make these bits: {why}{hint}"));
         }
         Ok(DeviceFacts { mut numerics, .. }) => {
-            numerics.extend(
-                lock::resolved_numerics(&loaded.experiment)
-                    .into_iter()
-                    .filter(|(key, _)| key != "device.kind"),
-            );
+            // Keys of the experiment are compared with the lock where no machine matters.
+            let values = experiment::flatten(&loaded.experiment);
+            let is_setting = |key: &str| {
+                let known = values.contains_key(key) || experiment::keys().any(|known| known == key);
+                known && key != "device.kind"
+            };
+            let versions = lock::resolved_numerics(&loaded.experiment).into_iter();
+            numerics.extend(versions.filter(|(key, _)| key != "device.kind" && !is_setting(key)));
             numerics.insert("train.numerics_version".into(), train::NUMERICS_VERSION.to_string());
             match initial::read(&loaded.experiment, Some(&lock.numerics), true) {
                 Ok(initial) => initial::pin(initial.as_ref(), &mut numerics),
@@ -420,7 +423,7 @@ fn machine(loaded: &Loaded, lock: Option<&Lock>, checks: &mut Checks<'_>) {
             let compared = |table: &Table| -> Table {
                 table
                     .iter()
-                    .filter(|(key, _)| known(key) && *key != "precision.compute" && !is_data(key))
+                    .filter(|(key, _)| known(key) && !is_setting(key) && !is_data(key))
                     .map(|(k, v)| (k.clone(), v.clone()))
                     .collect()
             };

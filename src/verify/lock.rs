@@ -4,14 +4,14 @@
 //! itself. The digests of evaluation data in `environment` are compared with the data, in [`super::files`].
 
 use super::Checks;
-use crate::experiment::{self, Compute, DeviceKind, Experiment, Loaded, Origin};
+use crate::experiment::{self, DeviceKind, Experiment, Loaded};
 use crate::proof::ledger::{NOT_FINITE, Note};
-use crate::proof::lock::{Difference, Lock, Table, differences};
+use crate::proof::lock::{Difference, Lock, differences};
 use crate::proof::{Action, Entry, Head, LockError, entry};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
 use crate::run::locked::is_mirrored;
-use crate::run::{ProofRefusal, lock, resume};
+use crate::run::{ProofRefusal, lock, recorded, resume};
 use crate::store::{Manifest, RunPaths};
 
 /// What to add to a message that the experiment's device is not here.
@@ -155,7 +155,7 @@ pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], drift: &Drift, check
 /// The experiment in the folder has the keys of the lock's `config` and `numerics`, and the name that each
 /// checkpoint has. It is compared as the run wrote it, without the environment of this process.
 pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest], checks: &mut Checks<'_>) {
-    let changed = settings(recorded, lock);
+    let changed = recorded::settings(recorded, lock);
     let name = &recorded.experiment.name;
     let other = manifests.iter().find(|manifest| manifest.experiment != *name);
     match (changed.is_empty(), other) {
@@ -185,7 +185,7 @@ pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest],
 /// The first that differs, by key; a file that cannot be read.
 pub fn require_experiment(paths: &RunPaths) -> anyhow::Result<()> {
     let recorded = experiment::load_recorded(&paths.experiment())?;
-    let changed = settings(&recorded, &Lock::read(&paths.lock_file()).map_err(refuse_lock)?);
+    let changed = recorded::settings(&recorded, &Lock::read(&paths.lock_file()).map_err(refuse_lock)?);
     match changed.is_empty() {
         true => Ok(()),
         false => Err(ProofRefusal(format!(
@@ -196,35 +196,6 @@ pub fn require_experiment(paths: &RunPaths) -> anyhow::Result<()> {
         ))
         .into()),
     }
-}
-
-/// Keys of the experiment whose values the lock has otherwise. A key that the lock does not know was added by
-/// a newer program, if it has its default.
-fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
-    let Loaded { experiment, origins, .. } = recorded;
-    let values = experiment::flatten(experiment);
-    let of = |table: &Table, key: &String, value: &str| {
-        let is_new = !table.contains_key(key) && matches!(origins.get(key), None | Some(Origin::Default));
-        (!is_new).then(|| Difference {
-            key: key.clone(),
-            was: table.get(key).cloned(),
-            is: Some(value.to_owned()),
-        })
-    };
-    let config = values
-        .iter()
-        .filter(|(key, value)| experiment::is_recorded(key) && resume::origin(lock, key, value).is_none())
-        .filter_map(|(key, value)| of(&lock.config, key, &lock::plain(value)));
-    let removed = lock.config.iter().filter(|(key, _)| !values.contains_key(*key));
-    let removed = removed.map(|(key, was)| Difference { key: key.clone(), was: Some(was.clone()), is: None });
-    let numerics = lock::resolved_numerics(experiment);
-    let auto = experiment.precision.compute == Compute::Auto;
-    let numerics = numerics
-        .iter()
-        .filter(|(key, value)| lock.numerics.get(*key) != Some(value))
-        .filter(|(key, _)| *key != "device.kind" && !(auto && *key == "precision.compute"))
-        .filter_map(|(key, value)| of(&lock.numerics, key, value));
-    config.chain(removed).chain(numerics).collect()
 }
 
 /// The outputs in the lock are those of the newest checkpoint and of the ledger's end.

@@ -312,3 +312,60 @@ fn a_file_or_folder_of_the_same_name_does_not_hide_a_run() {
     std::fs::create_dir(here.join("tuned")).expect("a folder");
     assert_eq!(show("tuned").stdout, alone.stdout);
 }
+
+#[test]
+fn a_model_of_other_tokens_is_refused_unless_the_tokenizer_is_named() {
+    let lab = Lab::new();
+    let folder = copy(&lab, "hf_good");
+    let write = |name: &str, content: &str| std::fs::write(folder.join(name), content).expect("writable");
+    let experiment = lab.path("unnamed.toml");
+    let unnamed = format!(
+        "[model]\ninit = '{}'\n[data]\ncorpus = 'kjv'\n[batch]\nmicro = 2\nseq_len = 64\n\
+         [schedule]\nsteps = 2\n[eval]\nevery = 0\n[device]\nkind = 'cpu'\n",
+        folder.display()
+    );
+    std::fs::write(&experiment, unnamed).expect("writable");
+    let train = |more: &[&str]| lab.run(text(&experiment), more);
+    let refused = |says: &str| {
+        let hint = "--set data.tokenizer=gpt2";
+        for finished in [sample(&lab, text(&folder), &[]), eval(&lab, text(&folder), &["--json"])] {
+            finished.assert_fails(1, &[says, hint]);
+            assert_eq!(finished.stdout, "");
+        }
+        train(&[]).assert_fails(2, &[says, hint]);
+        assert!(!lab.path("unnamed").exists(), "a folder was made");
+        let named = eval(&lab, text(&folder), &["--set", "data.tokenizer=byte"]);
+        named.assert_says(&["val_loss", LOSS]);
+    };
+    write("tokenizer_config.json", r#"{"tokenizer_class": "LlamaTokenizer"}"#);
+    refused("its `tokenizer_config.json` says \"LlamaTokenizer\", which is not GPT-2's");
+    write("tokenizer.json", r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#);
+    refused("its `tokenizer.json` has 1 tokens, which are not GPT-2's");
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(folder.join(name)).expect("removable");
+    }
+    // The vocabulary of bytes alone says which tokenizer it is, in training too.
+    eval(&lab, text(&folder), &[]).assert_says(&["val_loss", LOSS]);
+    train(&[]).root();
+    let resolved = std::fs::read_to_string(lab.path("unnamed/experiment.toml")).expect("resolved");
+    let line = resolved.lines().find(|line| line.starts_with("tokenizer = ")).expect("a tokenizer");
+    assert!(line.contains("\"byte\"") && line.ends_with("# from model.init"), "{line}");
+    let too_many = train(&["--name", "many", "--set", "data.tokenizer=gpt2"]);
+    too_many
+        .assert_fails(2, &["a vocabulary of 257 is too small", "has room for the tokenizer \"byte\" alone"]);
+
+    // One of another size is known by the files of an export, and by nothing else.
+    let wide = ["model.vocab=300", "schedule.steps=1", "schedule.warmup_steps=0"];
+    let wide: Vec<&str> = wide.iter().flat_map(|set| ["--set", *set]).collect();
+    lab.run("experiments/ci.toml", &wide).root();
+    let exported = lab.verb("export", "ci", &["--format", "hf"]);
+    exported.assert_says(&["hf_fp32"]);
+    let exported = PathBuf::from(exported.stdout.trim());
+    eval(&lab, text(&exported), &[]).assert_says(&["val_loss"]);
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        std::fs::remove_file(exported.join(name)).expect("removable");
+    }
+    let says = ["its vocabulary of 300 is of no tokenizer here", "--set data.tokenizer"];
+    eval(&lab, text(&exported), &[]).assert_fails(1, &says);
+    eval(&lab, text(&exported), &["--set", "data.tokenizer=byte"]).assert_says(&["val_loss"]);
+}

@@ -4,7 +4,12 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use runner::proof::Lock;
+use runner::proof::lock::Table;
+
 use crate::support::Lab;
+use crate::verify::copy;
+use crate::verify_claims::reseal;
 
 const CI: &str = "experiments/ci.toml";
 
@@ -78,4 +83,57 @@ fn a_key_that_is_set_on_resume_leaves_the_origins_of_all_others() {
         assert!(changed.iter().any(|(_, is)| is.contains("3") && is.contains("--set")), "{changed:?}");
         assert!(after.contains("experiments/ci.toml:"), "{after}");
     }
+}
+
+#[test]
+fn a_finished_run_whose_lock_or_experiment_was_edited_is_refused_and_stays_as_it_is() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    type In = fn(&mut Lock) -> &mut Table;
+    type Edits<'a> = &'a [(In, &'a str, &'a str)];
+    let (numerics, config, outputs): (In, In, In) =
+        (|lock| &mut lock.numerics, |lock| &mut lock.config, |lock| &mut lock.outputs);
+    let cases: &[(&str, Edits, &str)] = &[
+        ("numerics", &[(numerics, "optimizer.beta1", "0.8")], "`optimizer.beta1` was 0.9, is 0.8"),
+        ("added", &[(numerics, "model.norm", "rmsnorm")], "`model.norm` was not set, is rmsnorm"),
+        (
+            "both",
+            &[(numerics, "optimizer.beta1", "0.8"), (config, "optimizer.beta1", "0.8 (default)")],
+            "`optimizer.beta1` was 0.9, is 0.8",
+        ),
+        ("root", &[(outputs, "state_root", "00")], "is 00"),
+        ("before", &[(outputs, "step", "9")], "`step` was 20, is 9"),
+        ("behind", &[(outputs, "step", "30")], "`step` was 20, is 30"),
+        ("no_step", &[(outputs, "step", "x")], "`step` was 20, is x"),
+        ("longer", &[(outputs, "end_size", "30")], "`end_size` was 21, is 30"),
+        ("other_end", &[(outputs, "end_root", "00")], "`end_root` was "),
+    ];
+    let refused = |name: &str, says: &str| {
+        let before = files(&lab.path(name));
+        lab.resume(name, &[]).assert_fails(5, &[says, "hint:", "restore it from a copy"]);
+        assert!(files(&lab.path(name)) == before, "{name}: a file was changed");
+    };
+    for (name, edits, says) in cases {
+        copy(&lab.path("ci"), &lab.path(name));
+        reseal(&lab.path(name), |lock| {
+            edits
+                .iter()
+                .for_each(|(table, key, value)| drop(table(lock).insert((*key).into(), (*value).into())));
+        });
+        if *name == "both" {
+            let experiment = lab.path(name).join("experiment.toml");
+            let text = std::fs::read_to_string(&experiment).expect("an experiment");
+            std::fs::write(&experiment, text.replacen("beta1 = 0.9", "beta1 = 0.8", 1)).expect("writable");
+        }
+        refused(name, says);
+    }
+    // The experiment with the table of origins, and no more.
+    copy(&lab.path("ci"), &lab.path("origins"));
+    let experiment = lab.path("origins/experiment.toml");
+    let text = std::fs::read_to_string(&experiment).expect("an experiment");
+    std::fs::write(&experiment, text.replacen("beta1 = 0.9", "beta1 = 0.8", 1)).expect("writable");
+    reseal(&lab.path("origins"), |lock| {
+        lock.config.insert("optimizer.beta1".into(), "0.8 (default)".into());
+    });
+    refused("origins", "`optimizer.beta1` was 0.9, is 0.8");
 }

@@ -66,6 +66,65 @@ fn a_lock_that_was_sealed_again_is_held_to_experiment_ledger_and_checkpoints() {
     assert_finds(&lab, "name", &[], &["it is called `ci`; the checkpoint of step 10 is of `other`"]);
 }
 
+/// Which of a run's three records of its model was edited does not matter, and neither do two of them.
+#[test]
+fn a_model_that_is_edited_in_any_of_a_runs_records_is_found_wherever_it_is_read() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let fresh = |name: &str| {
+        copy(&lab.path("ci"), &lab.path(name));
+        lab.path(name)
+    };
+    let edit = |run: &Path, from: &str, to: &str| {
+        let path = run.join("experiment.toml");
+        let text = std::fs::read_to_string(&path).expect("an experiment");
+        assert!(text.contains(from), "{text}");
+        std::fs::write(&path, text.replacen(from, to, 1)).expect("writable");
+    };
+    let forge = |run: &Path, key: &str, value: &str| {
+        for (_, folder) in store::list(&run.join("checkpoints")).expect("some") {
+            let (manifest, state) = store::load(&folder).expect("whole");
+            let mut numerics = manifest.numerics.clone();
+            numerics.insert(key.into(), value.into());
+            let forged = Facts { numerics, ..facts(&manifest) };
+            store::save(&run.join("checkpoints"), &state, &forged).expect("saved");
+        }
+    };
+    let refused = |name: &str, says: &str| {
+        for (verb, more) in [
+            ("eval", &["--set", "eval.val_tokens=128"][..]),
+            ("sample", &["--tokens", "2"]),
+            ("export", &["--format", "hf"]),
+        ] {
+            lab.verb(verb, name, more).assert_fails(5, &[says, "hint: restore `experiment.toml`"]);
+        }
+        let init = format!("model.init=run:{name}");
+        let branch = lab.run(CI, &["--name", "branch", "--set", &init]);
+        assert!(branch.code != Some(0) && branch.stderr.contains(says), "{}", branch.stderr);
+    };
+    for (key, value) in [("model.heads", "4"), ("model.norm", "rmsnorm"), ("data.tokenizer", "gpt2")] {
+        let name = format!("lock_{}", key.replace('.', "_"));
+        reseal(&fresh(&name), |lock| drop(lock.numerics.insert(key.into(), value.into())));
+        refused(&name, &format!("the lock of its run holds `{key}` = {value}, and its experiment has "));
+        let verified = lab.verify(&name, &[]);
+        assert!(verified.stdout.contains(&format!("`{key}` was {value}, is ")), "{}", verified.stdout);
+        assert!(!verified.stdout.contains("cannot make these bits"), "{}", verified.stdout);
+    }
+    for (key, value, from, to) in [
+        ("model.heads", "4", "heads = 2", "heads = 4"),
+        ("model.norm", "rmsnorm", "norm = \"layernorm\"", "norm = \"rmsnorm\""),
+    ] {
+        let name = format!("honest_{}", key.replace('.', "_"));
+        let run = fresh(&name);
+        edit(&run, from, to);
+        forge(&run, key, value);
+        refused(&name, &format!("the lock of its run holds `{key}` = "));
+    }
+    // Without a lock, the checkpoints alone say what the model is.
+    std::fs::remove_file(fresh("lockless").join("lock.toml")).expect("removable");
+    lab.verb("eval", "lockless", &["--set", "eval.val_tokens=128"]).assert_says(&["val_loss"]);
+}
+
 #[test]
 fn the_environment_changes_nothing_that_is_said_of_a_run_and_an_edit_by_it_is_recorded() {
     let lab = Lab::new();

@@ -57,6 +57,26 @@ impl Rules {
         }
     }
 
+    /// The tokenizer of the model to start from, unless a layer gives one.
+    pub(super) fn init_tokenizer(&mut self, models: &dyn InitModels) {
+        const KEY: &str = "data.tokenizer";
+        let given = self.origin(KEY).is_some_and(|origin| origin != Origin::Default);
+        let Some(path) = self.text("model.init").filter(|_| !given && self.truly_missing(&[KEY])) else {
+            return;
+        };
+        match models.tokenizer(Path::new(&path)) {
+            Ok(None) => {}
+            Ok(Some(tokenizer)) => {
+                self.derive(KEY, Value::serialize(tokenizer).expect("a word"), FROM_INIT);
+            }
+            Err(error) => {
+                let fault = self.clash(error.message, &["model.init"]);
+                self.layers.faulty.insert(KEY);
+                self.refuse(fault.hint(error.hint));
+            }
+        }
+    }
+
     /// Gives a key of what the blocks are made of a value, unless a layer does.
     fn derive_part(&mut self, key: &'static str, value: impl Into<Value>, why: &str) {
         let given = self.origin(key).is_some_and(|origin| origin != Origin::Default);
@@ -185,7 +205,17 @@ impl Rules {
                  tokens"
             );
             let fault = self.clash(message, &["model.vocab", "data.tokenizer"]);
-            self.refuse(fault.hint("leave `model.vocab` out: it follows the tokenizer".to_string()));
+            let hint = match self.text("model.init") {
+                None => "leave `model.vocab` out: it follows the tokenizer",
+                Some(_) if vocab >= 257 => {
+                    "the vocabulary is that of the model in `model.init`, and has room for the tokenizer \
+                     \"byte\" alone"
+                }
+                Some(_) => {
+                    "the vocabulary is that of the model in `model.init`, and has room for no tokenizer here"
+                }
+            };
+            self.refuse(fault.hint(hint.to_string()));
         }
     }
 
@@ -227,9 +257,8 @@ impl Rules {
 impl Rules {
     /// Numbers that fp32, which computes with them, can hold: a smaller cap would divide by zero.
     fn parts_of_logits(&mut self) {
-        for (key, least) in
-            [("model.logit_softcap", 1e-3), ("optimizer.z_loss", f64::from(f32::MIN_POSITIVE))]
-        {
+        // The least normal number of fp32, rounded up.
+        for (key, least) in [("model.logit_softcap", 1e-3), ("optimizer.z_loss", 1.2e-38)] {
             if let Some(value) = self.number(key).filter(|value| *value != 0.0 && *value < least) {
                 let message = format!("`{key}` = {value:?} is too small to compute with");
                 let fault = self.clash(message, &[key]);
@@ -273,9 +302,11 @@ impl Rules {
         let (Some(channels), Some(heads)) = (self.int("model.channels"), self.int("model.heads")) else {
             return;
         };
-        let (size, device) = (channels / heads, self.text("device.kind"));
-        let on_gpu = device.as_deref().is_some_and(|device| matches!(device, "cuda" | "mirror"));
-        if on_gpu && (rotary || qk_norm) && channels % heads == 0 && !size.is_multiple_of(8) {
+        let size = channels / heads;
+        // What CUDA and the mirror refuse with any blocks was said before.
+        let is_taken = channels.is_multiple_of(heads) && channels.is_multiple_of(8) && size <= CUDA_HEAD_SIZE;
+        let on_gpu = self.text("device.kind").as_deref() == Some("cuda");
+        if on_gpu && is_taken && (rotary || qk_norm) && !size.is_multiple_of(8) {
             let key = if rotary { "model.positions" } else { "model.qk_norm" };
             let message = format!("heads of {size} cannot run on CUDA with `{key}`: it takes multiples of 8");
             let fault = self.clash(message, &[key, "model.heads", "model.channels", "device.kind"]);

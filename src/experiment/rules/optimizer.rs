@@ -9,7 +9,7 @@ const FACTORS: [&str; 4] =
 impl Rules {
     pub(super) fn optimizer(&mut self) {
         self.rates();
-        self.momentum_warmup();
+        self.momentum();
     }
 
     /// There is a group for each factor, and the product is a number that is computed with.
@@ -33,17 +33,33 @@ impl Rules {
                      computed with"
                 );
                 let fault = self.clash(message, &[key, "schedule.learning_rate"]);
-                self.refuse(fault);
+                let hint = "0 leaves these parameters as they are; any other factor must keep the rate from \
+                            1.5e-45 to 3.4e38";
+                self.refuse(fault.hint(hint.to_string()));
             }
+        }
+        // A tied classifier is one of the tables.
+        let head = (self.boolean("model.tied_head") != Some(true)).then_some(FACTORS[1]);
+        let groups = FACTORS.into_iter().filter(|key| *key != FACTORS[1]).chain(head);
+        if groups.clone().all(|key| self.number(key) == Some(0.0)) {
+            let groups: Vec<&str> = groups.collect();
+            let fault = self.clash("nothing would learn: every `optimizer.rate_*` is 0".to_string(), &groups);
+            self.refuse(fault.hint("set one of them above 0".to_string()));
         }
     }
 
-    /// A warm-up of the momentum has a momentum, and its first value has a warm-up.
-    fn momentum_warmup(&mut self) {
+    /// A momentum has an optimizer with one, its warm-up too, and its first value has a warm-up.
+    fn momentum(&mut self) {
         const WARMUP: &str = "optimizer.momentum_warmup_steps";
         const START: &str = "optimizer.momentum_start";
         const KIND: &str = "optimizer.kind";
+        const MOMENTUM: &str = "optimizer.momentum";
         let (Some(warmup), Some(kind)) = (self.int(WARMUP), self.text(KIND)) else { return };
+        if kind != "muon" && self.number(MOMENTUM).is_some_and(|momentum| momentum != 0.95) {
+            let message = format!("`{MOMENTUM}` does nothing: it is Muon's, and `{KIND}` is \"{kind}\"");
+            let fault = self.clash(message, &[MOMENTUM, KIND]);
+            self.refuse(fault.hint(format!("leave it out, or set `{KIND}` to \"muon\"")));
+        }
         if warmup > 0 && kind != "muon" {
             let message = format!("`{WARMUP}` does nothing: it is Muon's, and `{KIND}` is \"{kind}\"");
             let fault = self.clash(message, &[WARMUP, KIND]);

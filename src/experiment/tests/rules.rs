@@ -103,6 +103,45 @@ fn every_rule_between_keys_is_kept() {
             "`optimizer.momentum_warmup_steps` does nothing: it is Muon's, and `optimizer.kind` is \"adamw\"",
         ),
         (
+            &["optimizer.momentum=0.9"],
+            "`optimizer.momentum` does nothing: it is Muon's, and `optimizer.kind` is \"adamw\"",
+        ),
+        (
+            &["optimizer.rate_tables=0", "optimizer.rate_vectors=0", "optimizer.rate_matrices=0"],
+            "nothing would learn: every `optimizer.rate_*` is 0",
+        ),
+        (&["model.logit_softcap=1000.5"], "`model.logit_softcap` is 1000.5, which is out of range"),
+        (
+            &[
+                "model.layers=1",
+                "model.heads=1",
+                "model.channels=63",
+                "device.kind=mirror",
+                "model.qk_norm=true",
+            ],
+            "63 channels in heads of 63 have no mirror: it has heads of 64 and 128, as Hopper's kernels do",
+        ),
+        (
+            &[
+                "model.layers=1",
+                "model.heads=1",
+                "model.channels=63",
+                "device.kind=cuda",
+                "model.qk_norm=true",
+            ],
+            "63 channels in heads of 63 cannot run on CUDA: it takes multiples of 8 in heads of at most 128",
+        ),
+        (
+            &[
+                "model.layers=1",
+                "model.heads=8",
+                "model.channels=504",
+                "device.kind=cuda",
+                "model.qk_norm=true",
+            ],
+            "heads of 63 cannot run on CUDA with `model.qk_norm`: it takes multiples of 8",
+        ),
+        (
             &["optimizer.momentum_start=0.5"],
             "`optimizer.momentum_start` does nothing: the momentum of Muon has no warm-up",
         ),
@@ -157,7 +196,10 @@ fn what_the_rules_allow_loads() {
         &["optimizer.rate_head=2", "model.tied_head=false"],
         &["optimizer.rate_head=1", "optimizer.rate_tables=10", "optimizer.rate_vectors=0"],
         &["optimizer.kind=muon", "optimizer.momentum_warmup_steps=300", "optimizer.momentum_start=0.7"],
-        &["optimizer.momentum_start=0.85"],
+        &["optimizer.momentum_start=0.85", "optimizer.momentum=0.95"],
+        &["optimizer.kind=muon", "optimizer.momentum=0.9"],
+        &["optimizer.rate_tables=0", "optimizer.rate_vectors=0", "optimizer.rate_matrices=1"],
+        &["model.logit_softcap=1000"],
     ] {
         small_with(sets).unwrap_or_else(|error| panic!("{sets:?}\n{error}"));
     }

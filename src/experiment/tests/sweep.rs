@@ -192,6 +192,10 @@ impl InitModels for Trunks {
         let model = small_with(&[]).expect("whole").experiment.model;
         Ok(Model { layers: step.parse().expect("a number"), ..model })
     }
+
+    fn tokenizer(&self, _: &Path) -> Result<Option<Tokenizer>, InitError> {
+        Ok(None)
+    }
 }
 
 #[test]

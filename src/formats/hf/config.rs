@@ -34,8 +34,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
         Some("gpt2") => {}
         Some("llama" | "qwen3") => return llama::sizes(&config).map_err(bad),
         _ => {
-            let expected = "expected \"gpt2\", \"llama\" or \"qwen3\"";
-            return Err(bad(format!("`model_type` is {}, {expected}", config["model_type"])));
+            let model_type = values::shown(&config, "model_type");
+            return Err(bad(format!("{model_type}, expected \"gpt2\", \"llama\" or \"qwen3\"")));
         }
     }
     let size = |key: &str, ours: &str| values::size(&config, key, ours).map_err(bad);
@@ -45,8 +45,24 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
     if !channels.is_multiple_of(model.heads) {
         return Err(bad(format!("`n_head` is {}, which does not divide `n_embd`, {channels}", model.heads)));
     }
+    require_one_size(&config).map_err(bad)?;
     require_gpt2(&config, channels).map_err(bad)?;
     Ok(model)
+}
+
+/// Refuses a size of GPT-2 that is given under two names, with two values: `transformers` takes the other.
+fn require_one_size(config: &Value) -> Result<(), String> {
+    const ALIASES: [(&str, &str); 5] = [
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("hidden_size", "n_embd"),
+        ("max_position_embeddings", "n_positions"),
+        ("n_ctx", "n_positions"),
+    ];
+    let other = |(alias, key): &(&str, &str)| config.get(alias).is_some_and(|value| *value != config[key]);
+    ALIASES.into_iter().find(other).map_or(Ok(()), |(alias, key)| {
+        Err(format!("`{alias}` is {}, and `{key}` {}: they are one size", config[alias], config[key]))
+    })
 }
 
 /// Refuses a configuration with a key that makes it compute something else than GPT-2 with `channels`. Where
@@ -54,7 +70,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
 fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
     let wide = (4 * channels) as u64;
     let empty = |value: &Value| value.as_object().is_some_and(serde_json::Map::is_empty);
-    let keys: [ExpectedValue; 10] = [
+    let keys: [ExpectedValue; 12] = [
         ("activation_function", &|v| v == "gelu_new" || v == "gelu_pytorch_tanh", "\"gelu_new\"".into()),
         ("layer_norm_epsilon", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("n_inner", &|v| v.is_null() || v.as_u64() == Some(wide), "null or four times `n_embd`".into()),
@@ -63,7 +79,9 @@ fn require_gpt2(config: &Value, channels: usize) -> Result<(), String> {
         ("reorder_and_upcast_attn", &|v| v == false, "false".into()),
         ("tie_word_embeddings", &|v| v == true, "true".into()),
         ("add_cross_attention", &|v| v == false, "false".into()),
+        ("is_causal", &|v| v == true, "true".into()),
         ("pruned_heads", &empty, "{}".into()),
+        ("per_layer_config", &|v| v.is_null() || empty(v), "null".into()),
         ("quantization_config", &Value::is_null, "null".into()),
     ];
     values::require(config, &keys, "this model computes something else than GPT-2")
@@ -151,6 +169,12 @@ mod tests {
             ("tie_word_embeddings", json!(false), "expected true"),
             ("reorder_and_upcast_attn", json!(true), "`reorder_and_upcast_attn` is true, expected false"),
             ("add_cross_attention", json!(true), "expected false"),
+            ("is_causal", json!(false), "`is_causal` is false, expected true"),
+            ("num_hidden_layers", json!(6), "`num_hidden_layers` is 6, and `n_layer` 12: they are one size"),
+            ("num_attention_heads", json!(6), "`num_attention_heads` is 6, and `n_head` 12"),
+            ("hidden_size", json!(null), "`hidden_size` is null, and `n_embd` 768"),
+            ("max_position_embeddings", json!(16), "`max_position_embeddings` is 16, and `n_positions` 1024"),
+            ("n_ctx", json!(512), "`n_ctx` is 512, and `n_positions` 1024"),
             ("pruned_heads", json!({"0": [1]}), "`pruned_heads` is {\"0\":[1]}, expected {}"),
             ("quantization_config", json!({"bits": 8}), "`quantization_config` is {\"bits\":8}"),
             ("activation_function", json!(null), "`activation_function` is null"),
@@ -162,6 +186,13 @@ mod tests {
         ] {
             let got = refusal(|config| config[key] = value.clone());
             assert!(got.contains(says), "{key} {value}: {got}");
+        }
+        let missing = refusal(|config| _ = config.as_object_mut().expect("an object").remove("n_layer"));
+        assert!(missing.contains("`n_layer` is missing, expected a whole number"), "{missing}");
+        for (key, same) in [("hidden_size", 768), ("num_hidden_layers", 12), ("is_causal", 1)] {
+            let same = if key == "is_causal" { json!(true) } else { json!(same) };
+            let read = refusal(|config| config[key] = same.clone());
+            assert!(read.contains("layers: 12, heads: 12"), "{key}: {read}");
         }
         let none = sizes(Path::new("/nowhere/config.json")).expect_err("nothing there").to_string();
         assert!(none.contains("cannot read `/nowhere/config.json`"), "{none}");

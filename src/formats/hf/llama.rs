@@ -51,12 +51,20 @@ impl Moved {
 
 /// What `model_type` is: of a model whose blocks one of the two can hold.
 pub fn model_type(model: &Model) -> Option<&'static str> {
-    let fits = model.norm == NormKind::Rmsnorm
-        && model.positions == PositionKind::Rotary
-        && model.activation == ActivationKind::Swiglu
-        && !model.bias
-        && model.logit_softcap == 0.0;
+    let fits = nearest(model).parts() == model.parts();
     fits.then_some(if model.qk_norm { "qwen3" } else { "llama" })
+}
+
+/// The model with the blocks that Llama or Qwen3 has instead, where it has others.
+pub fn nearest(model: &Model) -> Model {
+    Model {
+        norm: NormKind::Rmsnorm,
+        positions: PositionKind::Rotary,
+        activation: ActivationKind::Swiglu,
+        bias: false,
+        logit_softcap: 0.0,
+        ..model.clone()
+    }
 }
 
 /// All tensors of a model, in our order.
@@ -157,7 +165,7 @@ fn row_bytes(tensor: &Tensor) -> usize {
 /// The configuration of a model of this [`model_type`].
 pub fn config(model: &Model, kind: &str, precision: Precision, tokenizer: &Tokenizer) -> Value {
     let mut config = json!({
-        "architectures": [if kind == "qwen3" { "Qwen3ForCausalLM" } else { "LlamaForCausalLM" }],
+        "architectures": [super::architecture(model)],
         "attention_bias": false,
         "attention_dropout": 0.0,
         "bos_token_id": tokenizer.eot(),
@@ -239,48 +247,82 @@ pub fn sizes(config: &Value) -> Result<Model, String> {
     Ok(model)
 }
 
-/// The base of the angles, in either place.
+/// The base of the angles. Every place that gives one must give the same: versions of `transformers` differ
+/// in where they look.
+///
+/// # Errors
+///
+/// Places that differ, a number that fp32 cannot hold, and whatever scales positions or turns but a part of a
+/// head.
 fn theta(config: &Value) -> Result<f64, String> {
-    let places = [("rope_theta", config.get("rope_theta")), {
-        let parameters = config.get("rope_parameters").filter(|parameters| !parameters.is_null());
-        ("rope_parameters.rope_theta", parameters.map(|parameters| &parameters["rope_theta"]))
-    }];
-    let mut theta = None;
+    let mut places = vec![("rope_theta".to_owned(), config.get("rope_theta"))];
+    for name in ["rope_scaling", "rope_parameters"] {
+        let Some(parameters) = config.get(name).filter(|parameters| !parameters.is_null()) else { continue };
+        require_plain_rotation(name, parameters)?;
+        places.push((format!("{name}.rope_theta"), parameters.get("rope_theta")));
+    }
+    let mut theta: Option<f64> = None;
     for (key, value) in places.into_iter().filter_map(|(key, value)| Some((key, value?))) {
-        match value.as_f64() {
-            Some(found) if found > 1.0 && theta.is_none_or(|theta| theta == found) => theta = Some(found),
-            Some(found) if found > 1.0 => {
-                return Err(format!("`rope_theta` is given as {} and as {found}", theta.unwrap_or(found)));
-            }
-            _ => return Err(format!("`{key}` is {value}, expected a number above 1")),
+        let fits = |found: &f64| (*found as f32).is_finite() && *found as f32 > 1.0;
+        let Some(found) = value.as_f64().filter(fits) else {
+            return Err(format!("`{key}` is {value}, expected a number above 1 that 32 bits can hold"));
+        };
+        if let Some(other) = theta.filter(|theta| *theta != found) {
+            return Err(format!("`rope_theta` is given as {other} and, by `{key}`, as {found}"));
         }
+        theta = Some(found);
     }
     Ok(theta.unwrap_or(10_000.0))
 }
+
+/// Refuses parameters of rotary positions, those of the key `name`, that are not of the plain ones.
+fn require_plain_rotation(name: &str, parameters: &Value) -> Result<(), String> {
+    let Some(object) = parameters.as_object() else {
+        return Err(format!("`{name}` is {parameters}, expected null or an object"));
+    };
+    for (key, value) in object {
+        let expected = match key.as_str() {
+            "rope_type" | "type" if value != "default" => "\"default\"",
+            "partial_rotary_factor" if value.as_f64() != Some(1.0) => "1.0",
+            "rope_type" | "type" | "partial_rotary_factor" | "rope_theta" => continue,
+            _ => "no such key",
+        };
+        return Err(format!("`{name}.{key}` is {value}, expected {expected}: {ONLY_THIS}"));
+    }
+    Ok(())
+}
+
+/// Why a value is refused.
+const ONLY_THIS: &str = "nothing else is computed here";
 
 /// Refuses a configuration with a key that makes it compute something else than `model`. Where the file has
 /// no such key, its value is the one expected.
 fn require(config: &Value, model: &Model) -> Result<(), String> {
     let number = |value: &Value, expected: usize| value.as_u64() == Some(expected as u64);
-    let no_rope = |v: &Value| v.is_null() || v["rope_type"].as_str().is_none_or(|kind| kind == "default");
+    let whole = |v: &Value| v.is_null() || v.as_f64() == Some(1.0);
+    let full =
+        |v: &Value| v.is_null() || v.as_array().is_some_and(|l| l.iter().all(|l| l == "full_attention"));
+    let none = |v: &Value| v.is_null() || v.as_object().is_some_and(serde_json::Map::is_empty);
     let f = model.mlp_channels();
-    let keys: [ExpectedValue; 10] = [
+    let keys: [ExpectedValue; 12] = [
         ("hidden_act", &|v| v == "silu", "\"silu\"".into()),
         ("rms_norm_eps", &|v| v.as_f64() == Some(1e-5), "1e-5".into()),
         ("intermediate_size", &|v| number(v, f), format!("{f}, 8/3 of `hidden_size` in multiples of 64")),
         ("head_dim", &|v| v.is_null() || number(v, model.head_size()), "`hidden_size` by heads".into()),
         ("attention_bias", &|v| v == false, "false".into()),
         ("mlp_bias", &|v| v == false, "false".into()),
-        ("rope_scaling", &no_rope, "null".into()),
-        ("rope_parameters", &no_rope, "those of plain rotary embeddings".into()),
+        ("partial_rotary_factor", &whole, "1.0".into()),
+        ("is_causal", &|v| v == true, "true".into()),
         ("use_sliding_window", &|v| v == false, "false".into()),
+        ("layer_types", &full, "\"full_attention\" of every layer".into()),
+        ("per_layer_config", &none, "null".into()),
         ("quantization_config", &Value::is_null, "null".into()),
     ];
     // What `transformers` takes where these are missing is something else.
     for key in ["rms_norm_eps", "intermediate_size"] {
         if config.get(key).is_none() {
-            return Err(format!("`{key}` is null, expected a number"));
+            return Err(format!("`{key}` is missing, expected a number"));
         }
     }
-    values::require(config, &keys, "nothing else is computed here")
+    values::require(config, &keys, ONLY_THIS)
 }

@@ -47,6 +47,7 @@ pub(super) const READER: FormatReader = FormatReader {
     },
     sizes: |folder| config::sizes(&folder.join(CONFIG)),
     read,
+    tokenizer: tokenizer_files::found,
     weights: weights::files,
 };
 
@@ -54,12 +55,7 @@ pub(super) const READER: FormatReader = FormatReader {
 pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
     let Export { parameters: Parameters { model, tensors }, precision, tokenizer, sample, origin } = export;
     let pretty = |value: Value| format!("{value:#}\n").into_bytes();
-    let configuration = config::of(&model, precision, &tokenizer).ok_or_else(|| FormatError::Blocks {
-        format: "a Hugging Face folder",
-        parts: model.other_parts(),
-        hint: "GPT-2's own blocks are exported as `GPT2LMHeadModel`; \"rmsnorm\", \"rotary\" and \"swiglu\" \
-               without biases as `LlamaForCausalLM`, with `qk_norm` as `Qwen3ForCausalLM`",
-    })?;
+    let configuration = config::of(&model, precision, &tokenizer).ok_or_else(|| no_architecture(&model))?;
     let mut files = vec![
         (CONFIG, pretty(configuration)),
         ("generation_config.json", pretty(generation_config(&tokenizer, sample))),
@@ -79,6 +75,30 @@ pub fn write(folder: &Path, export: Export<'_>) -> Result<()> {
     metadata.insert("format".into(), "pt".into());
     safetensors::write(&folder.join(WEIGHTS), &theirs, &metadata)?;
     Ok(())
+}
+
+/// The architecture that holds a model's blocks; none of blocks that none has.
+pub fn architecture(model: &Model) -> Option<&'static str> {
+    match llama::model_type(model) {
+        Some("qwen3") => Some("Qwen3ForCausalLM"),
+        Some(_) => Some("LlamaForCausalLM"),
+        None => model.has_gpt2_blocks().then_some("GPT2LMHeadModel"),
+    }
+}
+
+/// Refuses a model of blocks that no architecture has, by the keys in which it is not of the nearest.
+fn no_architecture(model: &Model) -> FormatError {
+    let gpt2 = Model::gpt2(1, 1, 1, 1, 1);
+    let llama = llama::nearest(model);
+    let nearest = [gpt2, llama].into_iter().min_by_key(|other| model.parts_beside(other).len());
+    let nearest = nearest.expect("there are two");
+    let name = architecture(&nearest).expect("it is of one");
+    let trained = nearest.parts_beside(model).join(", ");
+    FormatError::Blocks {
+        format: "a Hugging Face folder",
+        parts: model.parts_beside(&nearest).join(", "),
+        hint: format!("the nearest is `{name}`: a model trained with {trained} is exported as one"),
+    }
 }
 
 /// Reads the parameters of a folder that [`write`] made, or another of these architectures: OpenAI's, or what

@@ -223,10 +223,10 @@ fn a_llama_that_computes_something_else_is_refused() {
         read(folder.path()).map_or_else(|error| error.to_string(), |back| format!("{:?}", back.model))
     };
     type Change = fn(&mut Value);
-    let cases: [(Change, &str); 15] = [
+    let cases: [(Change, &str); 33] = [
         (|c| c["hidden_act"] = json!("gelu"), "`hidden_act` is \"gelu\", expected \"silu\""),
         (|c| c["rms_norm_eps"] = json!(1e-6), "`rms_norm_eps` is 1e-6, expected 1e-5"),
-        (|c| _ = c.as_object_mut().unwrap().remove("rms_norm_eps"), "`rms_norm_eps` is null"),
+        (|c| _ = c.as_object_mut().unwrap().remove("rms_norm_eps"), "`rms_norm_eps` is missing"),
         (|c| c["num_key_value_heads"] = json!(1), "k_proj.weight` has the shape [8, 8], expected [4, 8]"),
         (|c| c["num_key_value_heads"] = json!(3), "`num_key_value_heads` is 3, which does not divide"),
         (|c| c["num_key_value_heads"] = json!(0), "`num_key_value_heads` is 0, expected a whole number"),
@@ -234,9 +234,42 @@ fn a_llama_that_computes_something_else_is_refused() {
         (|c| c["num_attention_heads"] = json!(8), "a head has 1 channels, expected an even number"),
         (|c| c["head_dim"] = json!(8), "`head_dim` is 8"),
         (|c| c["attention_bias"] = json!(true), "`attention_bias` is true, expected false"),
-        (|c| c["rope_scaling"] = json!({"rope_type": "yarn"}), "`rope_scaling` is"),
-        (|c| c["rope_parameters"]["rope_type"] = json!("llama3"), "`rope_parameters` is"),
-        (|c| c["rope_theta"] = json!(7.0), "`rope_theta` is given as 7 and as 500.5"),
+        (|c| c["rope_scaling"] = json!({"rope_type": "yarn"}), "`rope_scaling.rope_type` is \"yarn\""),
+        (|c| c["rope_scaling"] = json!({"type": "linear", "factor": 8.0}), "`rope_scaling.factor` is 8.0"),
+        (|c| c["rope_scaling"] = json!({"type": "linear"}), "`rope_scaling.type` is \"linear\", expected"),
+        (
+            |c| c["rope_scaling"] = json!({"rope_type": "default", "type": "linear"}),
+            "`rope_scaling.type` is \"linear\", expected \"default\"",
+        ),
+        (|c| c["rope_scaling"] = json!({"rope_type": 5}), "`rope_scaling.rope_type` is 5"),
+        (|c| c["rope_scaling"] = json!({"rope_type": null}), "`rope_scaling.rope_type` is null"),
+        (|c| c["rope_scaling"] = json!("linear"), "`rope_scaling` is \"linear\", expected null or an object"),
+        (|c| c["rope_scaling"] = json!([]), "`rope_scaling` is [], expected null or an object"),
+        (
+            |c| c["rope_scaling"] = json!({"rope_theta": 9.0}),
+            "as 500.5 and, by `rope_scaling.rope_theta`, as 9",
+        ),
+        (|c| c["rope_scaling"] = json!({"mrope_section": [1]}), "`rope_scaling.mrope_section` is [1]"),
+        (|c| c["rope_parameters"]["rope_type"] = json!("llama3"), "`rope_parameters.rope_type` is"),
+        (|c| c["rope_parameters"]["type"] = json!("linear"), "`rope_parameters.type` is \"linear\""),
+        (|c| c["rope_parameters"]["attention_factor"] = json!(3.0), "`rope_parameters.attention_factor` is"),
+        (
+            |c| c["rope_parameters"]["partial_rotary_factor"] = json!(0.5),
+            "`rope_parameters.partial_rotary_factor` is 0.5, expected 1.0",
+        ),
+        (|c| c["rope_parameters"] = json!("x"), "`rope_parameters` is \"x\", expected null or an object"),
+        (|c| c["partial_rotary_factor"] = json!(0.5), "`partial_rotary_factor` is 0.5, expected 1.0"),
+        (
+            |c| c["rope_theta"] = json!(1e300),
+            "`rope_theta` is 1e+300, expected a number above 1 that 32 bits",
+        ),
+        (|c| c["is_causal"] = json!(false), "`is_causal` is false, expected true"),
+        (|c| c["layer_types"] = json!(["full_attention", "sliding_attention"]), "`layer_types` is [\"full"),
+        (|c| c["per_layer_config"] = json!({"0": {"rms_norm_eps": 1.0}}), "`per_layer_config` is"),
+        (
+            |c| c["rope_theta"] = json!(7.0),
+            "`rope_theta` is given as 7 and, by `rope_parameters.rope_theta`, as 500.5",
+        ),
         (|c| c["tie_word_embeddings"] = json!(false), "`lm_head.weight` is missing"),
         (|c| c["model_type"] = json!("qwen3"), "q_norm.weight` is missing"),
     ];
@@ -245,18 +278,58 @@ fn a_llama_that_computes_something_else_is_refused() {
         assert!(got.contains(says), "{says}: {got}");
     }
     // As older and newer versions of `transformers` write it.
-    let read_back = refusal(&|c| _ = c.as_object_mut().unwrap().remove("rope_parameters"));
-    assert!(read_back.contains("rope_theta: 500.5"), "{read_back}");
-    let read_back = refusal(&|c| _ = c.as_object_mut().unwrap().remove("rope_theta"));
-    assert!(read_back.contains("rope_theta: 500.5"), "{read_back}");
+    let theirs: [Change; 9] = [
+        |c| _ = c.as_object_mut().unwrap().remove("rope_parameters"),
+        |c| _ = c.as_object_mut().unwrap().remove("rope_theta"),
+        |c| c["rope_parameters"] = json!({"rope_type": "default"}),
+        |c| c["rope_parameters"] = json!({"rope_theta": 500.5, "partial_rotary_factor": 1.0}),
+        |c| c["rope_parameters"] = json!({}),
+        |c| c["rope_scaling"] = json!({}),
+        |c| c["rope_scaling"] = json!(null),
+        |c| c["rope_scaling"] = json!({"type": "default", "rope_type": "default", "rope_theta": 500.5}),
+        |c| {
+            c["layer_types"] = json!(["full_attention", "full_attention"]);
+            c["is_causal"] = json!(true);
+        },
+    ];
+    for (number, change) in theirs.into_iter().enumerate() {
+        let read_back = refusal(&change);
+        assert!(read_back.contains("rope_theta: 500.5"), "{number}: {read_back}");
+    }
 }
 
 #[test]
-fn blocks_that_no_architecture_has_are_refused_by_key() {
-    for model in [
-        Model { norm: NormKind::Rmsnorm, ..Model::gpt2(1, 1, 8, 5, 11) },
-        Model { tied_head: false, ..Model::gpt2(1, 1, 8, 5, 11) },
-    ] {
+fn blocks_that_no_architecture_has_are_refused_by_the_keys_that_stand_in_the_way() {
+    let gpt2 = Model::gpt2(1, 1, 8, 5, 11);
+    let [.., qwen3] = &llamas()[..] else { panic!("there are some") };
+    let cases: [(Model, &str); 5] = [
+        (
+            Model { norm: NormKind::Rmsnorm, ..gpt2.clone() },
+            ": `model.norm` = \"rmsnorm\"\n  hint: the nearest is `GPT2LMHeadModel`: a model trained with \
+             `model.norm` = \"layernorm\" is",
+        ),
+        (
+            Model { tied_head: false, ..gpt2.clone() },
+            ": `model.tied_head` = false\n  hint: the nearest is `GPT2LMHeadModel`: a model trained with \
+             `model.tied_head` = true is",
+        ),
+        (
+            Model { logit_softcap: 30.0, ..gpt2 },
+            ": `model.logit_softcap` = 30.0\n  hint: the nearest is `GPT2LMHeadModel`: a model trained with \
+             `model.logit_softcap` = 0.0 is",
+        ),
+        (
+            Model { logit_softcap: 30.0, ..qwen3.clone() },
+            ": `model.logit_softcap` = 30.0\n  hint: the nearest is `Qwen3ForCausalLM`: a model trained with \
+             `model.logit_softcap` = 0.0 is",
+        ),
+        (
+            Model { activation: ActivationKind::Relu2, bias: true, ..llamas().remove(2) },
+            ": `model.activation` = \"relu2\", `model.bias` = true\n  hint: the nearest is \
+             `LlamaForCausalLM`: a model trained with `model.activation` = \"swiglu\", `model.bias` = false is",
+        ),
+    ];
+    for (model, says) in cases {
         let folder = tempfile::tempdir().expect("a folder");
         let tokenizer = Tokenizer::new(experiment::Tokenizer::Byte);
         let export = Export {
@@ -267,14 +340,7 @@ fn blocks_that_no_architecture_has_are_refused_by_key() {
             origin: BTreeMap::new(),
         };
         let refused = write(folder.path(), export).expect_err("refused").to_string();
-        let (key, _) = model
-            .parts()
-            .into_iter()
-            .zip(Model::gpt2(1, 1, 1, 1, 1).parts())
-            .find(|(a, b)| a != b)
-            .unwrap()
-            .0;
-        assert!(refused.contains(key) && refused.contains("Qwen3ForCausalLM"), "{refused}");
+        assert!(refused.contains(says), "{says}\n{refused}");
         assert!(fs::read_dir(folder.path()).expect("there").next().is_none(), "nothing is left");
     }
 }

@@ -7,15 +7,22 @@
 //! tiktoken keeps ranks, Hugging Face the pairs that were merged. A pair follows from the ranks: encoding the
 //! token's own bytes with the lower ranks alone leaves two parts, which are what was merged.
 //!
+//! [`found`] reads them back: the tokens and their numbers must be ours.
+//!
 //! One difference remains: `<|endoftext|>` inside a text is markup to Hugging Face and plain text to us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::data::Tokenizer;
 use crate::data::tokenizer::END_OF_TEXT;
-use crate::experiment::Model;
+use crate::experiment::{self, Model};
+use crate::formats::content::require_file;
+use crate::formats::{FormatError, Result};
+use crate::proof::json::parse as parse_json;
 
 /// Names and contents of the files.
 pub fn files(tokenizer: &Tokenizer, model: &Model) -> Vec<(&'static str, Vec<u8>)> {
@@ -115,6 +122,87 @@ fn character(byte: u8) -> char {
     char::from_u32(0x100 + before).expect("68 characters from U+0100 on exist")
 }
 
+/// Files of tokenizers of other kinds than ours.
+const OTHER_FILES: [&str; 6] = [
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.txt",
+    "tekken.json",
+    "qwen.tiktoken",
+];
+/// What `tokenizer_class` may be where no file has the tokens: GPT-2's, or any.
+const CLASSES: [&str; 4] =
+    ["GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"];
+
+/// The tokenizer that a folder's files are of; none where they do not say. Tokens behind the last of ours may
+/// have been added.
+///
+/// # Errors
+///
+/// It is none of ours, or a file cannot be read.
+pub fn found(folder: &Path) -> Result<Option<experiment::Tokenizer>> {
+    let other = |problem: String| Err(FormatError::Tokenizer { path: folder.into(), problem });
+    for name in ["tokenizer.json", "vocab.json"] {
+        let Some(file) = read(&folder.join(name))? else { continue };
+        let tokens = if name == "vocab.json" { numbered(&file) } else { all_tokens(&file) };
+        let kinds = [experiment::Tokenizer::Gpt2, experiment::Tokenizer::Byte];
+        return match kinds.into_iter().find(|kind| are_of(&tokens, &Tokenizer::new(*kind))) {
+            Some(kind) => Ok(Some(kind)),
+            None => other(format!("its `{name}` has {} tokens, which are not GPT-2's", tokens.len())),
+        };
+    }
+    if let Some(name) = OTHER_FILES.into_iter().find(|name| folder.join(name).exists()) {
+        return other(format!("its tokenizer is in `{name}`, and so not GPT-2's"));
+    }
+    let class = read(&folder.join("tokenizer_config.json"))?.map(|config| config["tokenizer_class"].clone());
+    match class.as_ref().and_then(Value::as_str) {
+        Some(class) if !CLASSES.contains(&class) => {
+            other(format!("its `tokenizer_config.json` says \"{class}\", which is not GPT-2's"))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// A JSON file; none where there is none.
+fn read(path: &Path) -> Result<Option<Value>> {
+    if !path.exists() {
+        return Ok(None);
+    }
+    require_file(path)?;
+    let bytes = fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
+    let bad =
+        |error: serde_json::Error| FormatError::Config { path: path.into(), problem: error.to_string() };
+    parse_json(&bytes).map(Some).map_err(bad)
+}
+
+/// Numbers and tokens of a map from token to number.
+fn numbered(vocab: &Value) -> BTreeSet<(u64, &str)> {
+    let tokens = vocab.as_object().into_iter().flatten();
+    tokens.filter_map(|(token, number)| Some((number.as_u64()?, token.as_str()))).collect()
+}
+
+/// Those of a `tokenizer.json`; of another model than a byte-pair encoding, none.
+fn all_tokens(file: &Value) -> BTreeSet<(u64, &str)> {
+    let model = &file["model"];
+    if !(model["type"].is_null() || model["type"] == "BPE") {
+        return BTreeSet::new();
+    }
+    let added = file["added_tokens"].as_array().into_iter().flatten();
+    let added = added.filter_map(|token| Some((token["id"].as_u64()?, token["content"].as_str()?)));
+    numbered(&model["vocab"]).into_iter().chain(added).collect()
+}
+
+/// Whether the first tokens are just those of a tokenizer.
+fn are_of(tokens: &BTreeSet<(u64, &str)>, tokenizer: &Tokenizer) -> bool {
+    let eot = tokenizer.eot();
+    let text =
+        |id: u16| if id == eot { END_OF_TEXT.into() } else { printable(&tokenizer.decode_bytes(&[id])) };
+    let first = tokens.iter().take_while(|(number, _)| *number <= u64::from(eot));
+    first.clone().count() == tokenizer.vocab()
+        && first.zip(0..=eot).all(|((number, token), id)| *number == u64::from(id) && *token == text(id))
+}
+
 #[cfg(test)]
 mod tests {
     use sha2::{Digest, Sha256};
@@ -128,6 +216,60 @@ mod tests {
 
     fn file(kind: experiment::Tokenizer, name: &str) -> Option<Vec<u8>> {
         files(&Tokenizer::new(kind), &model()).into_iter().find(|(n, _)| *n == name).map(|(_, bytes)| bytes)
+    }
+
+    /// What is found in a folder with these files.
+    fn found_in(files: &[(&str, Vec<u8>)]) -> std::result::Result<Option<experiment::Tokenizer>, String> {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (name, bytes) in files {
+            fs::write(folder.path().join(name), bytes).expect("writable");
+        }
+        found(folder.path()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn files_of_our_tokenizers_are_known_and_others_are_refused() {
+        use experiment::Tokenizer::{Byte, Gpt2};
+        for kind in [Gpt2, Byte] {
+            let written = files(&Tokenizer::new(kind), &model());
+            assert_eq!(found_in(&written), Ok(Some(kind)));
+        }
+        let of = |name: &str| (name.to_owned(), file(Gpt2, name).expect("there"));
+        let (vocab, fast) = (of("vocab.json"), of("tokenizer.json"));
+        assert_eq!(found_in(&[("vocab.json", vocab.1.clone())]), Ok(Some(Gpt2)));
+        let changed = |change: &dyn Fn(&mut Value)| {
+            let mut file: Value = serde_json::from_slice(&fast.1).expect("JSON");
+            change(&mut file);
+            found_in(&[("tokenizer.json", file.to_string().into_bytes())])
+        };
+        let pad = json!({"id": 50_257, "content": "<pad>"});
+        let added = changed(&|file| file["added_tokens"].as_array_mut().expect("a list").push(pad.clone()));
+        assert_eq!(added, Ok(Some(Gpt2)), "a token behind ours");
+        type Change = fn(&mut Value);
+        let cases: [(Change, &str); 3] = [
+            (|file| file["model"]["vocab"] = json!({"a": 0}), "has 2 tokens, which are not GPT-2's"),
+            (|file| file["model"]["type"] = json!("Unigram"), "has 0 tokens"),
+            (
+                |file| {
+                    file["model"]["vocab"]["a"] = json!(65);
+                    file["model"]["vocab"]["b"] = json!(64);
+                },
+                "has 50257 tokens, which are not GPT-2's",
+            ),
+        ];
+        for (change, says) in cases {
+            let refused = changed(&change).expect_err("another tokenizer");
+            assert!(refused.contains(says) && refused.contains("--set data.tokenizer"), "{refused}");
+        }
+        let class = |class: &str| {
+            found_in(&[("tokenizer_config.json", json!({"tokenizer_class": class}).to_string().into_bytes())])
+        };
+        assert_eq!((class("GPT2Tokenizer"), found_in(&[])), (Ok(None), Ok(None)));
+        assert!(class("LlamaTokenizer").expect_err("another").contains("says \"LlamaTokenizer\""));
+        let sentences = found_in(&[("tokenizer.model", vec![10])]).expect_err("another");
+        assert!(sentences.contains("its tokenizer is in `tokenizer.model`"), "{sentences}");
+        let damaged = found_in(&[("tokenizer.json", b"{".to_vec())]).expect_err("damaged");
+        assert!(damaged.contains("tokenizer.json`: EOF"), "{damaged}");
     }
 
     #[test]

@@ -12,7 +12,15 @@ use crate::experiment::largest;
 pub fn size(config: &Value, key: &str, ours: &str) -> Result<usize, String> {
     match config[key].as_u64() {
         Some(size) if (1..=largest(ours)).contains(&size) => Ok(size as usize),
-        _ => Err(format!("`{key}` is {}, expected a whole number from 1 to {}", config[key], largest(ours))),
+        _ => Err(format!("{}, expected a whole number from 1 to {}", shown(config, key), largest(ours))),
+    }
+}
+
+/// A key with what it is, for messages: `n_head` is -3, or is missing.
+pub fn shown(config: &Value, key: &str) -> String {
+    match config.get(key) {
+        Some(value) => format!("`{key}` is {value}"),
+        None => format!("`{key}` is missing"),
     }
 }
 

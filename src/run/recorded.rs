@@ -1,0 +1,117 @@
+//! An experiment against what was recorded of a run: its lock, and the manifests of its checkpoints.
+
+use super::error::{ProofRefusal, refuse_lock};
+use super::lock;
+use crate::experiment::{self, Compute, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
+use crate::proof::LockError;
+use crate::proof::lock::{Difference, Lock, Table};
+use crate::store::{Manifest, RunPaths};
+
+/// The origin of a key in a lock's table, where the key has this value there.
+pub fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
+    let rest = lock.config.get(key)?.strip_prefix(&lock::plain(value))?;
+    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
+}
+
+/// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older
+/// program lacks keys, which then had what is their default now.
+pub fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
+    let known = |key: &str, value: &serde_json::Value| {
+        is_recorded(key) && (lock.config.contains_key(key) || !is_default(key, value))
+    };
+    let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
+    let other = values.find(|(key, value)| origin(lock, key, value).is_none());
+    other.map(|(key, value)| (key, lock::plain(&value)))
+}
+
+/// Keys of the experiment whose values the lock has otherwise. A key that the lock does not know was added by
+/// a newer program, if it has its default.
+pub fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
+    let values = flatten(&recorded.experiment);
+    let config = values
+        .iter()
+        .filter(|(key, value)| is_recorded(key) && origin(lock, key, value).is_none())
+        .filter_map(|(key, value)| difference(recorded, &lock.config, key, &lock::plain(value)));
+    let removed = lock.config.iter().filter(|(key, _)| !values.contains_key(*key));
+    let removed = removed.map(|(key, was)| Difference { key: key.clone(), was: Some(was.clone()), is: None });
+    config.chain(removed).chain(numerics(recorded, lock)).collect()
+}
+
+/// Those of them that reach the bits, by the lock's numerics.
+pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
+    let experiment = &recorded.experiment;
+    let auto = experiment.precision.compute == Compute::Auto;
+    let here = lock::resolved_numerics(experiment);
+    // Of a key that numerics leave out, the experiment has the default.
+    let values = flatten(experiment);
+    let left_out =
+        lock.numerics.iter().filter(|(key, _)| !here.contains_key(*key)).filter_map(|(key, was)| {
+            let is = lock::plain(values.get(key)?);
+            (is != *was).then(|| Difference { key: key.clone(), was: Some(was.clone()), is: Some(is) })
+        });
+    let other = here
+        .iter()
+        .filter(|(key, value)| lock.numerics.get(*key) != Some(value))
+        .filter(|(key, _)| *key != "device.kind" && !(auto && *key == "precision.compute"))
+        .filter_map(|(key, value)| difference(recorded, &lock.numerics, key, value));
+    other.chain(left_out.collect::<Vec<_>>()).collect()
+}
+
+/// That the experiment has `value` of a key, and `table` another; none of a new key at its default.
+fn difference(recorded: &Loaded, table: &Table, key: &str, value: &str) -> Option<Difference> {
+    let is_new =
+        !table.contains_key(key) && matches!(recorded.origins.get(key), None | Some(Origin::Default));
+    (!is_new).then(|| Difference {
+        key: key.to_owned(),
+        was: table.get(key).cloned(),
+        is: Some(value.to_owned()),
+    })
+}
+
+/// Whether a name in numerics is a key of an experiment, and not a fact that was found in files or on a device.
+fn is_key(key: &str, here: &Table) -> bool {
+    here.contains_key(key) || experiment::keys().any(|known| known == key)
+}
+
+/// Refuses an experiment with another model, or another tokenizer, than its checkpoint was made with or the
+/// lock in its folder holds: the parameters may fit all the same, as with another number of heads.
+///
+/// # Errors
+/// The first key that differs; a lock that is damaged.
+pub(super) fn require_made_with(
+    experiment: &Experiment,
+    manifest: &Manifest,
+    paths: &RunPaths,
+) -> anyhow::Result<()> {
+    let of_checkpoint = format!("the checkpoint of step {} was made with", manifest.step);
+    require_model(experiment, &manifest.numerics, &of_checkpoint)?;
+    let lock = match Lock::read(&paths.lock_file()) {
+        Ok(lock) => lock,
+        // Without one, the checkpoint alone says what the model is.
+        Err(LockError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(damaged) => return Err(refuse_lock(damaged)),
+    };
+    Ok(require_model(experiment, &lock.numerics, "the lock of its run holds")?)
+}
+
+/// Refuses an experiment with another model or tokenizer than `numerics`, which `what` says the origin of.
+fn require_model(experiment: &Experiment, numerics: &Table, what: &str) -> Result<(), ProofRefusal> {
+    let here = lock::resolved_numerics(experiment);
+    // Those of before say nothing of the model.
+    if !numerics.contains_key("model.layers") {
+        return Ok(());
+    }
+    // Of a key that one of them lacks, it has the default.
+    let is_of_model =
+        |key: &&String| (key.starts_with("model.") && is_key(key, &here)) || *key == "data.tokenizer";
+    let mut keys = numerics.keys().chain(here.keys()).filter(is_of_model);
+    keys.find(|key| here.get(*key) != numerics.get(*key)).map_or(Ok(()), |key| {
+        let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
+        Err(ProofRefusal(format!(
+            "{what} `{key}` = {}, and its experiment has {}\n  hint: restore `experiment.toml`, or `lock.toml`, \
+             from a copy: `runner verify` says what was edited",
+            of(numerics.get(key)),
+            of(here.get(key))
+        )))
+    })
+}
