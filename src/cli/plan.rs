@@ -211,7 +211,8 @@ impl PlanText<'_> {
             units::count(work.tokens)
         )?;
         if let Some(seq_len) = work.first_seq_len {
-            writeln!(out, "  pieces of {} tokens at first", units::thousands(seq_len as u64))?;
+            let plural = if seq_len == 1 { "" } else { "s" };
+            writeln!(out, "  pieces of {} token{plural} at first", units::thousands(seq_len as u64))?;
         }
         let each = if self.0.device.count > 1 { " on each GPU" } else { "" };
         let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };

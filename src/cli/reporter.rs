@@ -207,7 +207,7 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
             "data: {} training tokens, {} steps of {}, {} to validate on{sources}",
             units::thousands(summary.train_tokens),
             units::thousands(experiment.schedule.steps),
-            units::thousands_to(experiment.tokens_of(0), experiment.batch.tokens),
+            units::thousands_to(experiment.tokens_of(0), experiment.largest_step_tokens()),
             units::thousands(summary.val_tokens),
         ),
         format!(

@@ -175,17 +175,15 @@ fn sounds_like(key: &schema::KeyRow, word: &str) -> bool {
     key.name.replace('.', "_") == word || key.leaf() == word
 }
 
-/// Whether a variable sets this key.
-pub(super) fn sets(name: &str, key: &str) -> bool {
-    name.strip_prefix(PREFIX).is_some_and(|word| word.to_ascii_lowercase().replace("__", ".") == key)
+/// The key that a variable of this name would set, if there is one.
+pub(super) fn key_of(name: &str) -> Option<String> {
+    name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."))
 }
 
 /// Whether a variable says where files are or which device to use, which no fact about a run depends on.
 pub(super) fn says_where(name: &str) -> bool {
-    let key = name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."));
-    key.is_some_and(|key| {
-        schema::key(&key).is_some() && (schema::names_files(&key) || key.starts_with("device."))
-    })
+    let key = key_of(name).filter(|key| schema::key(key).is_some());
+    key.is_some_and(|key| schema::names_files(&key) || key.starts_with("device."))
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.

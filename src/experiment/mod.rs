@@ -147,7 +147,10 @@ pub fn load_recorded_here(path: &Path, sets: &[String]) -> Result<Loaded, Experi
 /// Whether `sets` or this process's environment give a key a value, over every file.
 pub fn is_set_over(key: &str, sets: &[String]) -> bool {
     let of_set = sets.iter().any(|set| set.split_once('=').is_some_and(|(name, _)| name.trim() == key));
-    of_set || environment().iter().any(|(name, _)| name.to_str().is_some_and(|name| layers::sets(name, key)))
+    of_set
+        || environment()
+            .iter()
+            .any(|(name, _)| name.to_str().and_then(layers::key_of).as_deref() == Some(key))
 }
 
 /// The variables of this process's environment that set keys.

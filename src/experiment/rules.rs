@@ -315,12 +315,17 @@ impl Rules {
                 .note(
                     "a worker adds its micro-batches up before anything is divided, so it holds its whole \
                      gradient until then",
-                )
-                .hint(format!(
+                );
+            // More workers would leave no smaller step to a warm-up.
+            let warms_up = self.int("batch.tokens_warmup_steps").is_some_and(|steps| steps > 0);
+            let fault = fault.hint(match warms_up {
+                true => "set `parallel.zero` to 1: with 2 no batch warms up".to_string(),
+                false => format!(
                     "set `parallel.zero` to 1; more workers would change the bits, `parallel.workers` = {} \
                      fits",
                     workers * (tokens / unit)
-                ));
+                ),
+            });
             self.refuse(fault);
         } else {
             self.warmups(unit);

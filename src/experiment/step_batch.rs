@@ -146,6 +146,31 @@ impl Experiment {
         self.sequences_before(step).saturating_mul(self.batch.seq_len as u64)
     }
 
+    /// Tokens of the largest step: the last.
+    pub fn largest_step_tokens(&self) -> u64 {
+        self.tokens_of(self.schedule.steps.saturating_sub(1))
+    }
+
+    /// Warm-ups that go on beyond the last step, one line each.
+    pub fn unfinished_warmups(&self) -> Vec<String> {
+        let (steps, last) = (self.schedule.steps, self.schedule.steps.saturating_sub(1));
+        let line = |key: &str, value: u64, of_last: u64, target: u64, what: &str| {
+            (of_last < target).then(|| {
+                format!(
+                    "`batch.{key}` = {value} outlasts the {steps} steps: the last has {what} {of_last} \
+                     tokens and not of {target}"
+                )
+            })
+        };
+        let BatchKeys { tokens, tokens_warmup_steps, seq_len, seq_len_warmup_steps, .. } = self.batch;
+        let pieces = self.batch.seq_len_of(last) as u64;
+        let of_tokens =
+            line("tokens_warmup_steps", tokens_warmup_steps, self.tokens_of(last), tokens, "a batch of");
+        let of_pieces =
+            line("seq_len_warmup_steps", seq_len_warmup_steps, pieces, seq_len as u64, "sequences of");
+        of_tokens.into_iter().chain(of_pieces).collect()
+    }
+
     /// What the gradient of a token's loss is multiplied by in a step: one over the step's tokens.
     pub fn loss_scale(&self, step: u64) -> f32 {
         (1.0 / self.tokens_of(step) as f64) as f32

@@ -82,6 +82,11 @@ pub fn require_sizes(of: &Model, model: &Model, path: &Path) -> Result<()> {
     }
     for ((key, got), (_, expected)) in of.parts().into_iter().zip(model.parts()) {
         if got != expected {
+            // A number for each, also where it is that of the heads.
+            let [got, expected] = match key {
+                "model.kv_heads" => [of.kv_heads().into(), model.kv_heads().into()],
+                _ => [got, expected],
+            };
             return Err(FormatError::Part { path: path.into(), key, got, expected });
         }
     }

@@ -175,11 +175,11 @@ impl TrainingWork {
             let tokens = experiment.tokens_before(steps.end) - experiment.tokens_before(steps.start);
             flops_per_token(&experiment.model, seq_len) * tokens as f64
         });
-        let largest = experiment.batch.tokens / experiment.batch.seq_len as u64;
+        let largest = experiment.largest_step_tokens() / experiment.batch.seq_len as u64;
         let at_once = experiment.batch.micro as u64 * share.devices;
         TrainingWork {
             steps,
-            tokens_per_step: experiment.batch.tokens,
+            tokens_per_step: experiment.largest_step_tokens(),
             first_step_tokens: experiment.tokens_of(0),
             first_seq_len: Some(experiment.batch.seq_len_of(0))
                 .filter(|first| *first < experiment.batch.seq_len),
@@ -209,6 +209,7 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
             "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
         ));
     }
+    notes.extend(experiment.unfinished_warmups());
     notes.extend(data.passed_over.clone());
     if let Some(problem) = &data.problem {
         notes.push(format!("a run would be refused: {problem}"));

@@ -241,8 +241,9 @@ pub fn in_full(run: &RunSummary) -> String {
     if let (Some(speed), Some(step_ms)) = (figure("tokens_per_s"), figure("step_ms")) {
         let mfu = figure("mfu").map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
         line("speed", format!("{} tok/s, {step_ms:.1} ms a step{mfu}", units::thousands(speed as u64)));
-        if let (State::Running, Some(steps)) = (run.state, run.steps) {
-            line("time left", units::duration(steps.saturating_sub(run.step) as f64 * step_ms / 1e3));
+        // In tokens: the steps of a warm-up have fewer.
+        if let (State::Running, Some(all)) = (run.state, run.all_tokens.filter(|_| speed > 0.0)) {
+            line("time left", units::duration(all.saturating_sub(run.tokens) as f64 / speed));
         }
     }
     match contents::bytes_in(&run.folder) {

@@ -90,6 +90,7 @@ impl Data {
     pub fn remarks(&self, manifest: &DataManifest, experiment: &Experiment) -> Vec<String> {
         let (seq_len, wanted) = (experiment.batch.seq_len, experiment.eval.val_tokens);
         let mut remarks = manifest.remarks(&self.train, self.val.as_deref(), &self.tokenizer, seq_len);
+        remarks.extend(experiment.unfinished_warmups());
         remarks.extend(data::sources::shared_text(&experiment.data));
         remarks.extend(self.validation.as_ref().and_then(|set| set.shortfall(wanted)));
         let held_out = self.validation.as_ref().zip(self.val.as_ref());

@@ -157,7 +157,7 @@ fn what_does_not_go_together_is_refused_by_key() {
     refused(&["optimizer.z_loss=1e-60"], &["`optimizer.z_loss` = 1e-60 is too small"]);
     refused(
         &["model.kv_heads=2", "model.heads=3", "model.channels=96"],
-        &["`model.kv_heads` = 2 does not divide `model.heads` = 3", "choose one of 1, or 0"],
+        &["`model.kv_heads` = 2 does not divide `model.heads` = 3", "choose 1, or 0"],
     );
     refused(&["model.norm=batchnorm"], &["model.norm", "layernorm", "rmsnorm"]);
     refused(&["model.activation=silu"], &["model.activation", "swiglu"]);

@@ -280,7 +280,12 @@ impl Rules {
             let fault = self.clash(message, &["model.kv_heads", "model.heads", "model.descriptor"]);
             let divisors = (1..heads).filter(|divisor| heads % divisor == 0).map(|d| d.to_string());
             let divisors: Vec<String> = divisors.collect();
-            self.refuse(fault.hint(format!("choose one of {}, or 0, which is {heads}", divisors.join(", "))));
+            let choice = match &divisors[..] {
+                [] => "leave it out, or".to_string(),
+                [one] => format!("choose {one}, or"),
+                many => format!("choose one of {}, or", many.join(", ")),
+            };
+            self.refuse(fault.hint(format!("{choice} 0, which is {heads}")));
         } else if let (Some("cuda"), Some(channels)) =
             (self.text("device.kind").as_deref(), self.int("model.channels"))
             && !(2 * kv_heads * (channels / heads)).is_multiple_of(8)

@@ -58,6 +58,13 @@ impl Rules {
                 self.refuse(fault.hint(format!("set `{}` to the steps of a warm-up", of.steps)));
                 None
             }
+            // None, which has one spelling.
+            _ if start == target => {
+                let why = format!("starts at `{}`", of.target);
+                self.derive(of.start, 0u64, &*why);
+                self.derive(of.steps, 0u64, &*why);
+                None
+            }
             _ if start > target => {
                 let message = format!(
                     "`{}` = {start} is above `{}` = {target}: a warm-up goes up",
