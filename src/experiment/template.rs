@@ -14,7 +14,8 @@ use super::shipped::ShippedExperiment;
 /// that it extends, of those too.
 ///
 /// Each key stands under what it does. A key that is not set is a comment without a blank behind its `#`,
-/// with its default, which may be the descriptor's, or else an example. Data are where they are to `from`: in `data` of the working folder.
+/// with its default, which may be the descriptor's, or else an example. Data are where they are to `from`: in
+/// `data` of the working folder.
 pub fn template(path: &Path, from: &ShippedExperiment) -> String {
     let layers = layers::read(&ExperimentText::Shipped(from), &[], &[]);
     let value = |key: &str| {

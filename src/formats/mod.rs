@@ -130,8 +130,8 @@ impl ForeignModel {
             Tokenizer::of_vocab(vocab).ok_or_else(|| FormatError::Tokenizer {
                 path: self.path.clone(),
                 problem: format!(
-                    "its vocabulary of {vocab} is of no tokenizer here: that of bytes has 257 tokens, GPT-2's \
-                     50257, padded to 50304 at most"
+                    "its vocabulary of {vocab} is of no tokenizer here: that of bytes has 257 tokens, \
+                     GPT-2's 50257, padded to 50304 at most"
                 ),
             })
         };

@@ -68,7 +68,8 @@ fn difference(recorded: &Loaded, table: &Table, key: &str, value: &str) -> Optio
     })
 }
 
-/// Whether a name in numerics is a key of an experiment, and not a fact that was found in files or on a device.
+/// Whether a name in numerics is a key of an experiment, and not a fact that was found in files or on a
+/// device.
 fn is_key(key: &str, here: &Table) -> bool {
     here.contains_key(key) || experiment::keys().any(|known| known == key)
 }
@@ -108,8 +109,8 @@ fn require_model(experiment: &Experiment, numerics: &Table, what: &str) -> Resul
     keys.find(|key| here.get(*key) != numerics.get(*key)).map_or(Ok(()), |key| {
         let of = |value: Option<&String>| value.map_or("the default", String::as_str).to_owned();
         Err(ProofRefusal(format!(
-            "{what} `{key}` = {}, and its experiment has {}\n  hint: restore `experiment.toml`, or `lock.toml`, \
-             from a copy: `runner verify` says what was edited",
+            "{what} `{key}` = {}, and its experiment has {}\n  hint: restore `experiment.toml`, or \
+             `lock.toml`, from a copy: `runner verify` says what was edited",
             of(numerics.get(key)),
             of(here.get(key))
         )))

@@ -327,8 +327,8 @@ pub fn finished(
     Ok(Some(root))
 }
 
-/// Refuses a lock with outputs that is not of the run's newest checkpoint, `manifest`, and of its ledger, which
-/// ends at `head`: going on would write it anew, and hide that it was edited. A run without its last
+/// Refuses a lock with outputs that is not of the run's newest checkpoint, `manifest`, and of its ledger,
+/// which ends at `head`: going on would write it anew, and hide that it was edited. A run without its last
 /// checkpoint, or without the ledger's last entry where it measures its last weights, makes these again.
 fn require_lock_of(
     manifest: &Manifest,
@@ -350,8 +350,8 @@ fn require_lock_of(
     }
     Err(ProofRefusal(format!(
         "the lock of this run is not that of its checkpoint of step {} (checkpoint and lock):{}\n  hint: the \
-         run has ended, and its lock was edited since, or its ledger: restore it from a copy; `runner verify` \
-         says more",
+         run has ended, and its lock was edited since, or its ledger: restore it from a copy; \
+         `runner verify` says more",
         manifest.step,
         list(&changed)
     )))

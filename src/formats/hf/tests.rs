@@ -326,7 +326,8 @@ fn blocks_that_no_architecture_has_are_refused_by_the_keys_that_stand_in_the_way
         (
             Model { activation: ActivationKind::Relu2, bias: true, ..llamas().remove(2) },
             ": `model.activation` = \"relu2\", `model.bias` = true\n  hint: the nearest is \
-             `LlamaForCausalLM`: a model trained with `model.activation` = \"swiglu\", `model.bias` = false is",
+             `LlamaForCausalLM`: a model trained with `model.activation` = \"swiglu\", `model.bias` = false \
+             is",
         ),
     ];
     for (model, says) in cases {
