@@ -52,7 +52,8 @@ pub enum FormatError {
 
     #[error(
         "`{}`: {problem}\n  hint: text would become other tokens than the model has learned; \
-         `data.tokenizer`, \"gpt2\" or \"byte\", says which all the same (`--set data.tokenizer=gpt2`)", path.display()
+         `data.tokenizer`, \"gpt2\" or \"byte\", says which all the same (`--set data.tokenizer=gpt2`)",
+        path.display()
     )]
     Tokenizer { path: PathBuf, problem: String },
 

@@ -4,8 +4,8 @@
     OMP_NUM_THREADS=2 python tests/pytorch/cpu_step.py [d6|d12|quickstart] [--compile]
 
 d12, the default, has the shapes of llm.c's train_gpt2.c: B 4, T 64, the vocabulary padded to 50304; d6 the
-same but for its sizes; quickstart those of `experiments/quickstart.toml`. With --compile the compiled model is
-timed as well as the plain one.
+same but for its sizes; quickstart those of `experiments/quickstart.toml`. With --compile the compiled model
+is timed as well as the plain one.
 """
 
 import argparse
