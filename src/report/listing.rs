@@ -324,7 +324,7 @@ mod tests {
                 hellaswag: Some(0.51),
                 hellaswag_acc_norm: Some(0.55),
                 step_ms: Some(2500.0),
-                tokens_per_s: Some(419_137.0),
+                tokens_per_s: Some(419_430.4),
                 mfu: Some(0.52),
                 ..MetricsRow::new(0, 0, Action::Update)
             }]),
