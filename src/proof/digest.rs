@@ -8,7 +8,7 @@
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
-use super::hash::{Hash, LEAF, TENSOR};
+use super::hash::{AT_ONCE, Hash, LEAF, TENSOR};
 use super::tree::{Frontier, tree_root};
 
 /// Bytes a leaf covers; the last leaf of a tensor may cover fewer, never none.
@@ -26,9 +26,21 @@ pub fn leaf(chunk: &[u8]) -> Hash {
 
 /// Merkle root of a tensor's bytes, hashed on all threads of the current rayon pool.
 pub fn merkle_root(bytes: &[u8]) -> Hash {
-    let subtree = |block: &[u8]| tree_root(&block.chunks(LEAF_BYTES).map(leaf).collect::<Vec<_>>());
+    let subtree = |block: &[u8]| tree_root(&leaves(block));
     let roots: Vec<Hash> = bytes.par_chunks(TASK_LEAVES * LEAF_BYTES).map(subtree).collect();
     tree_root(&roots)
+}
+
+/// [`leaf`] of every 4096 bytes.
+fn leaves(bytes: &[u8]) -> Vec<Hash> {
+    let mut leaves = Vec::with_capacity(bytes.len().div_ceil(LEAF_BYTES));
+    let mut groups = bytes.chunks_exact(AT_ONCE * LEAF_BYTES);
+    for group in &mut groups {
+        let chunks = std::array::from_fn(|i| &group[i * LEAF_BYTES..][..LEAF_BYTES]);
+        leaves.extend(LEAF.hash_each::<AT_ONCE>(chunks));
+    }
+    leaves.extend(groups.remainder().chunks(LEAF_BYTES).map(leaf));
+    leaves
 }
 
 /// [`merkle_root`] for bytes that arrive in pieces of any length.

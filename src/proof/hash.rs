@@ -6,7 +6,7 @@
 use std::{fmt, str::FromStr, sync::LazyLock};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
-use sha2::{Digest, Sha256};
+use sha2::{Digest, Sha256, block_api::compress256};
 
 /// 32 bytes of SHA-256, written as 64 lowercase hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -67,28 +67,93 @@ impl<'de> Deserialize<'de> for Hash {
     }
 }
 
-/// A tag's SHA-256 state: `SHA256(name) ‖ SHA256(name)` already absorbed.
-pub(super) struct Tag(LazyLock<Sha256>);
+/// Messages that [`Tag::hash_each`] is given where there are many.
+pub(super) const AT_ONCE: usize = 2;
+
+/// Bytes of a block of SHA-256.
+const BLOCK: usize = 64;
+
+/// SHA-256 after a tag: `SHA256(name) ‖ SHA256(name)`, one block, already absorbed.
+pub(crate) struct Tag(LazyLock<Tagged>);
+
+struct Tagged {
+    hasher: Sha256,
+    /// The same as words.
+    state: [u32; 8],
+}
 
 impl Tag {
-    /// A tag as a static. `new` must absorb [`tagged`] of the tag's name.
-    const fn new(new: fn() -> Sha256) -> Tag {
+    /// A tag as a static. `new` must be [`tagged`] of the tag's name.
+    const fn new(new: fn() -> Tagged) -> Tag {
         Tag(LazyLock::new(new))
     }
 
     /// A hasher that has read the tag and goes on from there.
     pub(super) fn hasher(&self) -> Sha256 {
-        Sha256::clone(&self.0)
+        self.0.hasher.clone()
+    }
+
+    /// The words of SHA-256's state after the tag.
+    pub(crate) fn state(&self) -> [u32; 8] {
+        self.0.state
+    }
+
+    /// The tagged hash of each of the messages, which have one length of whole blocks.
+    ///
+    /// Rounds of one message wait for each other longer than a core is busy with them. Blocks of the messages
+    /// in turn let it work on two at a time.
+    pub(super) fn hash_each<const N: usize>(&self, messages: [&[u8]; N]) -> [Hash; N] {
+        let blocks = messages.map(|message| {
+            let (blocks, rest) = message.as_chunks::<BLOCK>();
+            assert!(rest.is_empty(), "a message of {} bytes is not of whole blocks", message.len());
+            blocks
+        });
+        let mut states = [self.state(); N];
+        for at in 0..blocks[0].len() {
+            for (state, blocks) in states.iter_mut().zip(blocks) {
+                compress256(state, &blocks[at..=at]);
+            }
+        }
+        let end = [padding(BLOCK + messages[0].len())];
+        states.map(|mut state| {
+            compress256(&mut state, &end);
+            let mut hash = [0; 32];
+            hash.as_chunks_mut().0.iter_mut().zip(state).for_each(|(to, word)| *to = word.to_be_bytes());
+            Hash(hash)
+        })
     }
 }
 
-fn tagged(name: &str) -> Sha256 {
-    let once = Sha256::digest(name.as_bytes());
-    Sha256::new().chain_update(once).chain_update(once)
+/// What follows a message of `len` bytes, a whole number of blocks: a one bit, zeros, its length in bits
+/// (FIPS 180-4, 5.1.1).
+fn padding(len: usize) -> [u8; BLOCK] {
+    let mut block = [0; BLOCK];
+    block[0] = 0x80;
+    block[BLOCK - 8..].copy_from_slice(&(8 * len as u64).to_be_bytes());
+    block
 }
 
-pub(super) static LEAF: Tag = Tag::new(|| tagged("runner/leaf/v1"));
-pub(super) static NODE: Tag = Tag::new(|| tagged("runner/node/v1"));
+fn tagged(name: &str) -> Tagged {
+    // FIPS 180-4, 5.3.3.
+    let mut state = [
+        0x6a09_e667,
+        0xbb67_ae85,
+        0x3c6e_f372,
+        0xa54f_f53a,
+        0x510e_527f,
+        0x9b05_688c,
+        0x1f83_d9ab,
+        0x5be0_cd19,
+    ];
+    let once: [u8; 32] = Sha256::digest(name).into();
+    let mut block = [0; BLOCK];
+    block.as_chunks_mut().0.fill(once);
+    compress256(&mut state, &[block]);
+    Tagged { hasher: Sha256::new().chain_update(block), state }
+}
+
+pub(crate) static LEAF: Tag = Tag::new(|| tagged("runner/leaf/v1"));
+pub(crate) static NODE: Tag = Tag::new(|| tagged("runner/node/v1"));
 pub(super) static TENSOR: Tag = Tag::new(|| tagged("runner/tensor/v1"));
 pub(super) static STEP: Tag = Tag::new(|| tagged("runner/step/v1"));
 pub(super) static LOCK: Tag = Tag::new(|| tagged("runner/lock/v1"));
@@ -111,6 +176,18 @@ mod tests {
             include_str!("../../docs/digest.md")
                 .contains(&format!("`  \"format\": \"runner/checkpoint/v1\",` | `{seal}`"))
         );
+    }
+
+    #[test]
+    fn tagged_hashes_are_those_of_the_tag_twice_hashed_before_the_message() {
+        let bytes: Vec<u8> = (0..4 * 640u32).map(|i| (i * i >> 3) as u8).collect();
+        for len in [0, 64, 128, 640] {
+            let messages = [0, 1, 2, 3].map(|i| &bytes[i * 640..][..len]);
+            let once = Sha256::digest("runner/leaf/v1");
+            let expected = messages.map(|message| Hash::of(&[&once[..], &once[..], message].concat()));
+            assert_eq!(LEAF.hash_each(messages), expected, "{len} bytes");
+            assert_eq!(LEAF.hash_each([messages[2]]), [expected[2]], "{len} bytes, alone");
+        }
     }
 
     #[test]

@@ -7,29 +7,41 @@
 
 use std::ops::Range;
 
-use sha2::Digest;
-
-use super::hash::{Hash, NODE};
+use super::hash::{AT_ONCE, Hash, NODE};
 
 /// `SHA256(tag("runner/node/v1") ‖ left ‖ right)`.
 pub fn node(left: &Hash, right: &Hash) -> Hash {
-    Hash(NODE.hasher().chain_update(left.0).chain_update(right.0).finalize().into())
+    let [node] = NODE.hash_each([&pair(left, right)]);
+    node
+}
+
+fn pair(left: &Hash, right: &Hash) -> [u8; 64] {
+    let mut pair = [0; 64];
+    pair.as_chunks_mut().0.copy_from_slice(&[left.0, right.0]);
+    pair
 }
 
 /// Root of the tree with these leaves; `SHA256("")` without any.
 pub fn tree_root(leaves: &[Hash]) -> Hash {
     let mut level = leaves.to_vec();
     while level.len() > 1 {
-        let half = level.len().div_ceil(2);
-        for i in 0..half {
-            level[i] = match level.get(2 * i + 1) {
-                Some(right) => node(&level[2 * i], right),
-                None => level[2 * i],
-            };
-        }
-        level.truncate(half);
+        level = parents(&level);
     }
     level.first().copied().unwrap_or_else(empty_root)
+}
+
+/// The nodes over a level of the tree.
+fn parents(level: &[Hash]) -> Vec<Hash> {
+    let mut parents = Vec::with_capacity(level.len().div_ceil(2));
+    let (fours, rest) = level.as_chunks::<{ 2 * AT_ONCE }>();
+    for four in fours {
+        let pairs: [[u8; 64]; AT_ONCE] = std::array::from_fn(|i| pair(&four[2 * i], &four[2 * i + 1]));
+        parents.extend(NODE.hash_each(pairs.each_ref().map(|pair| &pair[..])));
+    }
+    let (pairs, odd) = rest.as_chunks::<2>();
+    parents.extend(pairs.iter().map(|[left, right]| node(left, right)));
+    parents.extend(odd);
+    parents
 }
 
 /// Root of a tree without leaves: `SHA256("")`.

@@ -1,10 +1,9 @@
 //! Launches of `digest.cu`: SHA-256 Merkle trees over many tensors at once.
 
-use sha2::{Digest, Sha256};
-
 use super::super::args::{Element, In, Out, U8, bindings};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::Result;
+use crate::proof::hash;
 
 bindings! {
     "digest.cu" {
@@ -48,31 +47,6 @@ pub const GROUP: u64 = 512;
 pub const MOST_LEVELS: u64 = 4;
 const OP: &str = "merkle_roots";
 
-/// Tags of the state digest, as `docs/digest.md` specifies them.
-const LEAF_TAG: &str = "runner/leaf/v1";
-const NODE_TAG: &str = "runner/node/v1";
-
-/// SHA-256's state after the block `SHA256(tag) ‖ SHA256(tag)`.
-fn after_tag(tag: &str) -> [u32; 8] {
-    // FIPS 180-4, 5.3.3.
-    let mut state = [
-        0x6a09_e667,
-        0xbb67_ae85,
-        0x3c6e_f372,
-        0xa54f_f53a,
-        0x510e_527f,
-        0x9b05_688c,
-        0x1f83_d9ab,
-        0x5be0_cd19,
-    ];
-    let hash: [u8; 32] = Sha256::digest(tag).into();
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(&hash);
-    block[32..].copy_from_slice(&hash);
-    sha2::block_api::compress256(&mut state, &[block]);
-    state
-}
-
 /// # Safety
 /// `table` holds `count` rows of live tensors, `leaves` leaves in all; `digests` has room for as many.
 pub unsafe fn leaves(k: &Kernels, table: u64, count: u32, digests: u64, leaves: u64) -> Result<()> {
@@ -81,7 +55,7 @@ pub unsafe fn leaves(k: &Kernels, table: u64, count: u32, digests: u64, leaves: 
         digests: Out::at(digests),
         leaves,
         count,
-        after_tag: after_tag(LEAF_TAG),
+        after_tag: hash::LEAF.state(),
         unused: 0,
     };
     // SAFETY: the caller's promise.
@@ -104,27 +78,9 @@ pub unsafe fn nodes(
         source: In::at(source),
         target: Out::at(target),
         count,
-        after_tag: after_tag(NODE_TAG),
+        after_tag: hash::NODE.state(),
         bytes_out: u32::from(last),
     };
     // SAFETY: the caller's promise.
     unsafe { k.launch(OP, &NODES, Geometry::new(groups, 256), &args) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_after_a_tag_goes_on_to_the_tagged_hash() {
-        let mut state = after_tag(LEAF_TAG);
-        // The padding block of a message of one block: 0x80, zeros, 512 bits.
-        let mut padding = [0; 64];
-        padding[0] = 0x80;
-        padding[62] = 2;
-        sha2::block_api::compress256(&mut state, &[padding]);
-        let once = Sha256::digest(LEAF_TAG);
-        let whole = Sha256::new().chain_update(once).chain_update(once).finalize();
-        assert_eq!(state.map(u32::to_be_bytes).concat(), whole[..]);
-    }
 }
