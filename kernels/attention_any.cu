@@ -154,7 +154,7 @@ extern "C" __global__ void __launch_bounds__(128)
     store_row(args.dqkv + head.q + row * head.qkv_stride, sum, args.scale, args.head_size);
 }
 
-extern "C" __global__ void __launch_bounds__(128)
+extern "C" __global__ void __launch_bounds__(128, 6)
     attention_any_key(const __grid_constant__ AttentionAnyBackwardArgs args) {
     const u32 lane = threadIdx.x % 32, row = blockIdx.x * 4 + threadIdx.x / 32;
     if (row >= args.tokens) return;
