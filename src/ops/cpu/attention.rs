@@ -5,6 +5,7 @@
 //! partial sums in a tree. Only the log-sum-exp of a row is kept: the backward pass computes `P`
 //! again. Within a tile of 6 queries later keys enter as `0 * v`, which changes nothing finite.
 
+use pulp::Simd;
 use rayon::prelude::*;
 
 use super::super::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
@@ -12,17 +13,15 @@ use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
 use super::engine::{Engine, blocks};
-use super::gemm::{
-    RightOperand, Strided, StridedMut, accumulate, pack, run_tiled, strips, strips_mut, transpose, width,
-};
+use super::gemm::StridedMut;
 use super::math::{exp, ln};
 use super::simd::{Isa, Vectored, dot, largest, run_vectors, sum_of};
-use pulp::Simd;
+use super::tile::{
+    PackedLeft, RightOperand, Strided, TILE, accumulate, pack, run_tiled, strips, strips_mut, width,
+};
 
 /// Queries worked on together.
 const QUERIES: usize = 48;
-/// Rows of a register tile: queries that share the number of keys read.
-const TILE: usize = 6;
 /// Key and channel counts are rounded up to this in scratch: the widest panel.
 const PAD: usize = 64;
 
@@ -297,8 +296,8 @@ impl Vectored for GroupBackward<'_, '_> {
                 causal_product::<S, NV>(simd, sums, ds_rows, rows, first, keys, head_size);
                 write_rows::<S, NV>(&mut dq[first..seen], sums, |_, sum| sum);
 
-                transpose(p_across, QUERIES, p, sizes.tokens, rows, seen);
-                transpose(ds_across, QUERIES, ds, sizes.tokens, rows, seen);
+                let p_across = PackedLeft::new(p_across, p, sizes.tokens, rows, seen);
+                let ds_across = PackedLeft::new(ds_across, ds, sizes.tokens, rows, seen);
                 let douts = RightOperand::Rows { data: dout, stride: channels };
                 pack_all::<S, NV>(query_panels, RightOperand::Rows { data: query, stride }, rows, head_size);
                 pack_all::<S, NV>(dout_panels, douts, rows, head_size);
@@ -324,7 +323,7 @@ fn pack_all<S: Simd, const NV: usize>(
     let width = width::<S, NV>();
     for (panel, packed) in packed.chunks_exact_mut(depth * width).enumerate().take(columns.div_ceil(width)) {
         let column = panel * width;
-        pack(packed, width, right, 0, depth, column, width.min(columns - column));
+        pack::<S, NV>(packed, right, 0, depth, column, width.min(columns - column));
     }
 }
 
@@ -346,12 +345,12 @@ fn product<S: Simd, const NV: usize>(
     panels: Panels<'_>,
 ) {
     let StridedMut { data: to, stride: to_stride, columns } = to;
-    let (Strided { data: a, stride }, Panels { data: panels, depth }) = (a, panels);
+    let Panels { data: panels, depth } = panels;
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[..rows * width];
         sums.fill(0.0);
-        accumulate(simd, strips_mut::<S, NV>(sums), rows, a, stride, strips::<S, NV>(packed));
+        accumulate(simd, strips_mut::<S, NV>(sums), rows, a, strips::<S, NV>(packed));
         for (row, sums) in sums.chunks_exact(width).enumerate() {
             to[row * to_stride + panel * width..][..width].copy_from_slice(sums);
         }
@@ -379,7 +378,8 @@ fn causal_product<S: Simd, const NV: usize>(
             let height = TILE.min(rows - row);
             let seen = first + row + height;
             let sums = strips_mut::<S, NV>(&mut sums[row * width..(row + height) * width]);
-            accumulate(simd, sums, height, &a[row * stride..], stride, &packed[..seen]);
+            let a = Strided { data: &a[row * stride..], stride };
+            accumulate(simd, sums, height, a, &packed[..seen]);
         }
     }
 }
@@ -391,7 +391,7 @@ fn add_product<S: Simd, const NV: usize>(
     sums: &mut [f32],
     tokens: usize,
     seen: usize,
-    across: &[f32],
+    across: PackedLeft<'_>,
     panels: Panels<'_>,
     columns: usize,
 ) {
@@ -399,7 +399,7 @@ fn add_product<S: Simd, const NV: usize>(
     let width = width::<S, NV>();
     for (panel, packed) in panels.chunks_exact(depth * width).enumerate().take(columns.div_ceil(width)) {
         let sums = &mut sums[panel * tokens * width..][..seen * width];
-        accumulate(simd, strips_mut::<S, NV>(sums), seen, across, QUERIES, strips::<S, NV>(packed));
+        accumulate(simd, strips_mut::<S, NV>(sums), seen, across, strips::<S, NV>(packed));
     }
 }
 

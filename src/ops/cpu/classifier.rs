@@ -9,10 +9,11 @@ use super::super::{Classifier, ClassifierLoss, LogitTerms, Perform, Result, Voca
 use super::buffer::Buffer;
 use super::checks::{tokens, view, view_mut};
 use super::engine::Engine;
-use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
-use super::linear::{OuterProduct, ROW_CHUNK, backward_weight, packed_len};
+use super::gemm::{self, Finish, StridedMut};
+use super::linear::{OuterProduct, ROW_CHUNK, backward_weight};
 use super::math::{exp, ln, softcap};
 use super::simd::{largest, sum_of, vectorize};
+use super::tile::{RightOperand, Strided};
 use super::{Cpu, Ids};
 
 /// The constants of a call.
@@ -37,28 +38,9 @@ pub struct ClassifierOutputs<'a> {
     pub write: Write,
 }
 
-/// Memory that lives between calls.
-#[derive(Default)]
-pub struct ClassifierScratch {
-    logits: Buffer,
-    pub packed: Buffer,
-}
-
-impl ClassifierScratch {
-    /// Floats of (logits, packed operand) for chunks of up to `n` rows.
-    pub fn lens(n: usize, channels: usize, vocab: Vocab) -> (usize, usize) {
-        (n.min(ROW_CHUNK) * vocab.padded, packed_len(channels))
-    }
-
-    #[cfg(test)]
-    pub fn len(&self) -> usize {
-        self.logits.len() + self.packed.len()
-    }
-
-    pub fn reserve(&mut self, logits: usize, packed: usize) {
-        self.logits.reserve(logits);
-        self.packed.reserve(packed);
-    }
+/// Floats of logits that a call on `n` rows needs.
+pub fn logits_len(n: usize, vocab: Vocab) -> usize {
+    n.min(ROW_CHUNK) * vocab.padded
 }
 
 /// Losses of all rows and, if asked, the gradient of `scale * sum of losses`.
@@ -66,7 +48,7 @@ impl ClassifierScratch {
 /// The gradient of `wte` is a left fold over chunks of [`ROW_CHUNK`] rows.
 pub fn run(
     engine: &Engine,
-    scratch: &mut ClassifierScratch,
+    logits: &mut Buffer,
     losses: &mut [f32],
     problem: ClassifierInputs<'_>,
     mut gradient: Option<ClassifierOutputs<'_>>,
@@ -76,11 +58,11 @@ pub fn run(
     if let Some(ClassifierOutputs { dwte, write: Write::Set, .. }) = &mut gradient {
         dwte[vocab.used * channels..].fill(0.0);
     }
-    scratch.logits.reserve(n.min(ROW_CHUNK) * vocab.padded);
+    logits.reserve(logits_len(n, vocab));
     for first in (0..n).step_by(ROW_CHUNK) {
         let rows = ROW_CHUNK.min(n - first);
         let x = &x[first * channels..(first + rows) * channels];
-        let logits = &mut scratch.logits.as_mut_slice()[..rows * vocab.padded];
+        let logits = &mut logits.as_mut_slice()[..rows * vocab.padded];
         gemm::multiply(
             engine,
             StridedMut { data: logits, stride: vocab.padded, columns: vocab.used },
@@ -120,7 +102,7 @@ pub fn run(
             let write = if first == 0 { *write } else { Write::Add };
             let dwte = &mut dwte[..vocab.used * channels];
             let operands = OuterProduct { dout: logits, stride: vocab.padded, x, rows, c_in: channels };
-            backward_weight(engine, dwte, operands, write, &mut scratch.packed);
+            backward_weight(engine, dwte, operands, write);
         }
     }
 }
@@ -196,7 +178,7 @@ impl Perform<ClassifierLoss<'_, Buffer, Ids>> for Cpu {
             vocab,
             terms,
         };
-        run(&self.engine, &mut self.scratch, losses, problem, None);
+        run(&self.engine, &mut self.logits, losses, problem, None);
         Ok(())
     }
 }
@@ -221,7 +203,7 @@ impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
             scale: op.scale,
             write: op.write,
         };
-        run(&self.engine, &mut self.scratch, losses, problem, Some(gradient));
+        run(&self.engine, &mut self.logits, losses, problem, Some(gradient));
         Ok(())
     }
 }

@@ -6,7 +6,7 @@ use super::super::op::{operations, perform};
 use super::super::{DeviceError, Dtype, Ops, Result, Role, ScratchShape};
 use super::buffer::Buffer;
 use super::checks::{DEVICE, available_bytes, failed, view, view_mut, whole_floats};
-use super::{Cpu, optimizer, shared_scratch, thread_scratch};
+use super::{Cpu, logits_len, optimizer, thread_scratch};
 
 /// Token ids in memory.
 pub struct Ids(pub(in crate::ops) Vec<u16>);
@@ -61,8 +61,7 @@ impl Ops for Cpu {
     }
 
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
-        let (logits, packed) = shared_scratch(shape);
-        self.scratch.reserve(logits, packed);
+        self.logits.reserve(logits_len(shape));
         self.engine.reserve_scratch(thread_scratch(shape));
         Ok(())
     }

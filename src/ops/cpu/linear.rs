@@ -10,8 +10,9 @@ use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{failed, view, view_mut};
 use super::engine::Engine;
-use super::gemm::{self, Finish, RightOperand, Strided, StridedMut};
+use super::gemm::{self, Chunked, Finish, StridedMut};
 use super::simd::vectorize;
+use super::tile::{RightOperand, Strided};
 use crate::ops::op::linear::NO_ROOM;
 
 /// Rows of a batch whose outer products are summed in one chain: the sum over the batch is a left
@@ -58,27 +59,10 @@ pub struct OuterProduct<'a> {
 }
 
 /// `dweight (+)= doutᵀ x`: a left fold over chunks of [`ROW_CHUNK`] rows, each one chain from zero.
-pub fn backward_weight(
-    engine: &Engine,
-    dweight: &mut [f32],
-    operands: OuterProduct<'_>,
-    write: Write,
-    packed: &mut Buffer,
-) {
-    let OuterProduct { dout, stride, x, rows: n, c_in } = operands;
-    packed.reserve(packed_len(c_in));
-    for first in (0..n).step_by(ROW_CHUNK) {
-        let rows = ROW_CHUNK.min(n - first);
-        let finish = if first == 0 && write == Write::Set { Finish::Set } else { Finish::Add };
-        let left = Strided { data: &dout[first * stride..], stride };
-        let right = Strided { data: &x[first * c_in..], stride: c_in };
-        gemm::multiply_outer(engine, dweight, left, right, rows, finish, packed.as_mut_slice());
-    }
-}
-
-/// Floats that [`backward_weight`] packs `x` into.
-pub fn packed_len(c_in: usize) -> usize {
-    ROW_CHUNK * c_in.next_multiple_of(64)
+pub fn backward_weight(engine: &Engine, dweight: &mut [f32], operands: OuterProduct<'_>, write: Write) {
+    let OuterProduct { dout, stride, x, rows, c_in } = operands;
+    let (left, right) = (Strided { data: dout, stride }, Strided { data: x, stride: c_in });
+    gemm::multiply_outer(engine, dweight, left, right, Chunked { steps: rows, chunk: ROW_CHUNK }, write);
 }
 
 /// `dbias (+)= column sums of dout`: each column one chain of additions in order of rows, from zero.
@@ -173,7 +157,7 @@ impl Perform<LinearBackwardWeight<'_, Buffer>> for Cpu {
             c_in: shape.c_in,
         };
         let dweight = view_mut(OP, "dweight", dweight, shape.weight())?;
-        backward_weight(&self.engine, dweight, operands, write, &mut self.scratch.packed);
+        backward_weight(&self.engine, dweight, operands, write);
         if let Some(dbias) = dbias {
             let dbias = view_mut(OP, "dbias", dbias, shape.c_out)?;
             backward_bias(&self.engine, dbias, operands.dout, write);

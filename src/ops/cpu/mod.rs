@@ -5,7 +5,7 @@
 //! the shape and written at its function. [`NUMERICS_VERSION`] changes whenever such an order, a
 //! polynomial or a chunk length changes.
 //!
-//! * [`gemm`]: matrix products; [`attention`] and [`classifier`] are built on its tiles; [`decode`] does
+//! * [`tile`]: register tiles, which [`attention`] is built on; [`gemm`]: matrix products; [`decode`] does
 //!   without.
 //! * [`simd`]: one kernel body for every vector width; [`math`]: exponential, GELU, SwiGLU.
 //! * [`engine`]: threads and scratch; [`buffer`]: aligned memory.
@@ -35,6 +35,7 @@ pub(in crate::ops) mod rotary;
 pub(in crate::ops) mod simd;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use std::sync::Arc;
 
@@ -50,7 +51,8 @@ pub const NUMERICS_VERSION: u32 = 1;
 /// A CPU with its threads.
 pub struct Cpu {
     engine: Engine,
-    scratch: classifier::ClassifierScratch,
+    /// Of the classifier's last rows; kept between calls.
+    logits: Buffer,
     by_token: embedding::ByToken,
 }
 
@@ -58,7 +60,7 @@ impl Cpu {
     /// Bytes of scratch held now.
     #[cfg(test)]
     fn held_scratch_bytes(&mut self) -> u64 {
-        4 * (self.scratch.len() + self.engine.scratch_len()) as u64
+        4 * (self.logits.len() + self.engine.scratch_len()) as u64
     }
 
     /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
@@ -67,11 +69,7 @@ impl Cpu {
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
     pub fn new(device: &DeviceKeys) -> Result<Cpu> {
         let engine = Engine::open(device)?;
-        Ok(Cpu {
-            engine,
-            scratch: classifier::ClassifierScratch::default(),
-            by_token: embedding::ByToken::default(),
-        })
+        Ok(Cpu { engine, logits: Buffer::default(), by_token: embedding::ByToken::default() })
     }
 
     /// Threads that share the work.
@@ -88,25 +86,14 @@ impl Cpu {
 
 /// Scratch of the CPU device for micro-batches of up to `shape`, by name, in bytes.
 pub fn scratch_bytes(shape: &ScratchShape, threads: usize) -> Vec<(String, u64)> {
-    let (logits, packed) = shared_scratch(shape);
-    [("logits", logits), ("packed operand", packed), ("threads", threads * thread_scratch(shape))]
+    [("logits", logits_len(shape)), ("threads", threads * thread_scratch(shape))]
         .into_iter()
         .map(|(name, floats)| (name.to_owned(), 4 * floats as u64))
         .collect()
 }
 
-/// Floats of (logits, packed operand).
-fn shared_scratch(shape: &ScratchShape) -> (usize, usize) {
-    let (logits, packed) =
-        classifier::ClassifierScratch::lens(shape.rows.count(), shape.channels, shape.vocab);
-    (
-        logits,
-        if shape.backward {
-            packed.max(linear::packed_len(shape.mlp.channels.max(shape.channels)))
-        } else {
-            0
-        },
-    )
+fn logits_len(shape: &ScratchShape) -> usize {
+    classifier::logits_len(shape.rows.count(), shape.vocab)
 }
 
 /// Floats of each thread's scratch.
