@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn tagged_hashes_are_those_of_the_tag_twice_hashed_before_the_message() {
-        let bytes: Vec<u8> = (0..4 * 640u32).map(|i| (i * i >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..4 * 640u32).map(|i| ((i * i) >> 3) as u8).collect();
         for len in [0, 64, 128, 640] {
             let messages = [0, 1, 2, 3].map(|i| &bytes[i * 640..][..len]);
             let once = Sha256::digest("runner/leaf/v1");

@@ -14,8 +14,8 @@ use super::super::Write;
 use super::engine::{Engine, blocks};
 use super::simd::Vectored;
 use super::tile::{
-    PackedLeft, RightOperand, Strided, Strip, Sums, TILE, accumulate, pack, run_tiled, strips, strips_mut,
-    width,
+    PackedLeft, RightOperand, Strided, Strip, TILE, TileSums, accumulate, pack, run_tiled, strips,
+    strips_mut, width,
 };
 
 /// Steps of `k` a packed panel holds: 64 KiB a panel of 64 columns, a sixteenth of Zen 4's L2.
@@ -193,7 +193,7 @@ impl GemmTask<'_, '_> {
     }
 }
 
-/// Sums over the last steps, which end in some columns of the output.
+/// TileSums over the last steps, which end in some columns of the output.
 struct LastSums<'a, 'b, S: Simd, const NV: usize> {
     /// By the steps before, if there were any.
     begun: Option<&'a [Strip<S, NV>]>,
@@ -205,7 +205,7 @@ struct LastSums<'a, 'b, S: Simd, const NV: usize> {
     column: usize,
 }
 
-impl<S: Simd, const NV: usize> Sums<S, NV> for LastSums<'_, '_, S, NV> {
+impl<S: Simd, const NV: usize> TileSums<S, NV> for LastSums<'_, '_, S, NV> {
     #[inline(always)]
     fn start(&self, simd: S, row: usize) -> Strip<S, NV> {
         match self.begun {

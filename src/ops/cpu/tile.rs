@@ -107,7 +107,7 @@ fn pack_eight(packed: &mut [f32], width: usize, rows: [&[f32]; 8], depth: usize)
 }
 
 /// The left operand of register tiles.
-pub trait Left: Copy {
+pub trait LeftOperand: Copy {
     /// `sums[i] + A[row + i] B`: one fused multiply-add an element and step of the panel `B`.
     fn tile<S: Simd, const MR: usize, const NV: usize>(
         self,
@@ -119,7 +119,7 @@ pub trait Left: Copy {
 }
 
 /// Where the sums of a row come from and go to.
-pub trait Sums<S: Simd, const NV: usize> {
+pub trait TileSums<S: Simd, const NV: usize> {
     fn start(&self, simd: S, row: usize) -> Strip<S, NV>;
     fn end(&mut self, simd: S, row: usize, sums: Strip<S, NV>);
 }
@@ -128,9 +128,9 @@ pub trait Sums<S: Simd, const NV: usize> {
 #[inline(always)]
 pub fn accumulate<S: Simd, const NV: usize>(
     simd: S,
-    sums: &mut (impl Sums<S, NV> + ?Sized),
+    sums: &mut (impl TileSums<S, NV> + ?Sized),
     rows: usize,
-    left: impl Left,
+    left: impl LeftOperand,
     panel: &[Strip<S, NV>],
 ) {
     for row in (0..rows).step_by(TILE) {
@@ -148,9 +148,9 @@ pub fn accumulate<S: Simd, const NV: usize>(
 #[inline(always)]
 fn accumulate_tile<S: Simd, const MR: usize, const NV: usize>(
     simd: S,
-    sums: &mut (impl Sums<S, NV> + ?Sized),
+    sums: &mut (impl TileSums<S, NV> + ?Sized),
     row: usize,
-    left: impl Left,
+    left: impl LeftOperand,
     panel: &[Strip<S, NV>],
 ) {
     let mut tile = [[simd.splat_f32s(0.0); NV]; MR];
@@ -163,8 +163,8 @@ fn accumulate_tile<S: Simd, const MR: usize, const NV: usize>(
     }
 }
 
-/// Sums that go on where they are.
-impl<S: Simd, const NV: usize> Sums<S, NV> for [Strip<S, NV>] {
+/// TileSums that go on where they are.
+impl<S: Simd, const NV: usize> TileSums<S, NV> for [Strip<S, NV>] {
     #[inline(always)]
     fn start(&self, _: S, row: usize) -> Strip<S, NV> {
         self[row]
@@ -199,7 +199,7 @@ pub struct Strided<'a> {
     pub stride: usize,
 }
 
-impl Left for Strided<'_> {
+impl LeftOperand for Strided<'_> {
     #[inline(always)]
     fn tile<S: Simd, const MR: usize, const NV: usize>(
         self,
@@ -279,7 +279,7 @@ impl<'a> PackedLeft<'a> {
     }
 }
 
-impl Left for PackedLeft<'_> {
+impl LeftOperand for PackedLeft<'_> {
     #[inline(always)]
     fn tile<S: Simd, const MR: usize, const NV: usize>(
         self,
