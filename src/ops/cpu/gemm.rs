@@ -193,7 +193,7 @@ impl GemmTask<'_, '_> {
     }
 }
 
-/// TileSums over the last steps, which end in some columns of the output.
+/// Sums over the last steps, which end in some columns of the output.
 struct LastSums<'a, 'b, S: Simd, const NV: usize> {
     /// By the steps before, if there were any.
     begun: Option<&'a [Strip<S, NV>]>,
