@@ -124,7 +124,10 @@ struct Noted<'a> {
 impl Read for Noted<'_> {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         let read = self.stream.read(into)?;
-        lock(self.last).seen = self.clock.now();
+        // The end of a connection, which this rank may have cut itself, is none.
+        if read > 0 {
+            lock(self.last).seen = self.clock.now();
+        }
         Ok(read)
     }
 }

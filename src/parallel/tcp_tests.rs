@@ -154,6 +154,32 @@ fn a_rank_that_falls_silent_is_named_also_when_its_peers_wait_in_a_call_of_the_d
     );
 }
 
+/// Of one that fell silent and was cut off by this rank, its silence is told, not that it lives.
+#[test]
+fn the_end_of_a_connection_is_no_sign_of_life() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let mut peer = TcpStream::connect(listener.local_addr().expect("bound")).expect("it listens");
+    let clock = Clock::new(SOON);
+    let last = Mutex::new(Sign {
+        operation: "test".into(),
+        step: 0,
+        seen: Duration::ZERO,
+        waiting: None,
+        progress: 0,
+        since: Duration::ZERO,
+        ended: false,
+    });
+    let stream = listener.accept().expect("a peer").0;
+    let mut noted = Noted { stream, last: &last, clock: &clock };
+    peer.write_all(&[7]).expect("connected");
+    assert_eq!(noted.read(&mut [0; 8]).expect("a byte"), 1);
+    let seen = lock(&last).seen;
+    assert!(seen > Duration::ZERO);
+    drop(peer);
+    assert_eq!(noted.read(&mut [0; 8]).expect("the end"), 0);
+    assert_eq!(lock(&last).seen, seen);
+}
+
 #[test]
 fn ranks_that_are_all_stuck_in_calls_of_their_devices_end() {
     let texts = stuck(2, Duration::from_millis(400), |_| {});

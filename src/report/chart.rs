@@ -126,7 +126,7 @@ impl FigurePage<'_> {
 
     /// Published levels of a panel, with their names.
     fn level_values(&self, kind: PanelKind) -> Vec<(f64, &'static str)> {
-        let value = |reference: &&'static super::run_data::Reference| match kind {
+        let value = |reference: &super::run_data::Reference| match kind {
             PanelKind::Loss => reference.val_loss.map(|loss| (loss, reference.name)),
             PanelKind::Hellaswag => Some((reference.hellaswag, reference.name)),
             _ => None,

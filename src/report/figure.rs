@@ -34,7 +34,7 @@ pub struct FigurePage<'a> {
     /// Of the groups that the lines are means of; empty where each line is a run.
     pub(super) bands: Vec<Bands>,
     /// Published levels to compare with.
-    pub(super) levels: Vec<&'static Reference>,
+    pub(super) levels: Vec<Reference>,
     pub(super) options: &'a PlotOptions,
     pub(super) across: Horizontal,
     pub(super) colors: &'static Colors,
@@ -123,11 +123,11 @@ impl<'a> FigurePage<'a> {
             return Err(ReportError::NoRuns);
         }
         let runs = lines.iter().flat_map(|line| line.runs);
-        let chosen: Vec<&'static Reference> = match &options.baselines {
+        let chosen: Vec<Reference> = match &options.baselines {
             Baselines::Comparable => runs.filter_map(|run| run.model.as_ref()).flat_map(references).collect(),
             Baselines::Chosen(sizes) => sizes.iter().flat_map(|size| size.references()).collect(),
         };
-        let mut levels: Vec<&'static Reference> = Vec::new();
+        let mut levels: Vec<Reference> = Vec::new();
         let scored = curves.iter().any(|run| !run.hellaswag.is_empty());
         for reference in chosen {
             if (scored || reference.val_loss.is_some()) && !levels.contains(&reference) {

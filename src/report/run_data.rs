@@ -42,8 +42,10 @@ pub struct ModelFacts {
     pub channels: usize,
     /// GPT-2's tokens: a loss in nats a token is comparable only between equal tokenizers.
     pub gpt2_tokens: bool,
-    /// Trained on embedded text, not on shards: its validation loss says nothing about web text.
+    /// Trained on embedded text, not on shards.
     pub embedded_corpus: bool,
+    /// Validates on FineWeb, by the name of its shards: losses of other text are not comparable.
+    pub fineweb: bool,
     /// Parameters, padded rows of the vocabulary included, and floating-point operations a token: where the
     /// sizes that they follow from are known.
     pub parameters: Option<u64>,
@@ -175,6 +177,7 @@ impl ModelFacts {
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
+            fineweb: text("data", "val").is_some_and(|names| names.to_ascii_lowercase().contains("fineweb")),
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
             // A file of an older program has not all keys, and no warm-up.
@@ -274,7 +277,7 @@ fn name_of(path: &Path) -> String {
 }
 
 /// A published number for a model of some size, drawn as a level across a panel.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reference {
     pub name: &'static str,
     /// Loss of OpenAI's checkpoint on FineWeb's validation shard, nats a token.
@@ -308,7 +311,7 @@ pub enum Size {
 
 impl Size {
     /// GPT-2's and GPT-3's numbers of this size.
-    pub fn references(self) -> impl Iterator<Item = &'static Reference> {
+    pub fn references(self) -> impl Iterator<Item = Reference> {
         let (layers, channels) = match self {
             Size::M124 => (12, 768),
             Size::M350 => (24, 1024),
@@ -319,17 +322,21 @@ impl Size {
     }
 }
 
-/// The published numbers that a run may be compared with: same size, same tokens, text from shards.
-pub fn references(model: &ModelFacts) -> impl Iterator<Item = &'static Reference> {
+/// The published numbers that a run may be compared with: same size, same tokens, text from shards, and for
+/// the loss FineWeb's.
+pub fn references(model: &ModelFacts) -> impl Iterator<Item = Reference> {
     let comparable = model.gpt2_tokens && !model.embedded_corpus;
-    of_size(model.layers, model.channels).filter(move |_| comparable)
+    let fineweb = model.fineweb;
+    of_size(model.layers, model.channels)
+        .filter(move |_| comparable)
+        .map(move |level| Reference { val_loss: level.val_loss.filter(|_| fineweb), ..level })
 }
 
-fn of_size(layers: usize, channels: usize) -> impl Iterator<Item = &'static Reference> {
+fn of_size(layers: usize, channels: usize) -> impl Iterator<Item = Reference> {
     REFERENCES
         .iter()
         .filter(move |(l, c, _)| (*l, *c) == (layers, channels))
-        .map(|(_, _, reference)| reference)
+        .map(|(_, _, reference)| *reference)
 }
 
 #[cfg(test)]
@@ -347,10 +354,13 @@ mod tests {
     #[test]
     fn only_a_run_of_that_size_and_tokenizer_on_shards_gets_reference_lines() {
         let folder = tempfile::tempdir().unwrap();
-        let names = |model: &str, data: &str| -> Vec<&str> {
+        let levels = |model: &str, data: &str| -> Vec<Reference> {
             experiment(folder.path(), model, data);
             let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
-            references(&facts).map(|reference| reference.name).collect()
+            references(&facts).collect()
+        };
+        let names = |model: &str, data: &str| -> Vec<&str> {
+            levels(model, data).iter().map(|reference| reference.name).collect()
         };
         let d12 = "descriptor = 'd12'\nlayers = 12\nchannels = 768";
         assert_eq!(names(d12, "tokenizer = 'gpt2'"), ["GPT-2 124M", "GPT-3 125M"]);
@@ -358,6 +368,9 @@ mod tests {
         assert_eq!(names(d12, "tokenizer = 'gpt2'\ncorpus = 'kjv'"), [""; 0]);
         assert_eq!(names("layers = 6\nchannels = 384", "tokenizer = 'gpt2'"), [""; 0]);
         assert_eq!(names("layers = 24\nchannels = 1536", "tokenizer = 'gpt2'"), ["GPT-3 760M"]);
+        let loss = |val: &str| levels(d12, &format!("tokenizer = 'gpt2'\nval = '{val}'"))[0].val_loss;
+        assert_eq!(loss("../data/edu_fineweb_val_*.bin"), Some(3.424958));
+        assert_eq!(loss("books_val_*.bin"), None);
     }
 
     /// In the file of a run whose model has a name, its sizes are comments.

@@ -60,6 +60,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         channels,
         gpt2_tokens: hellaswag,
         embedded_corpus: !hellaswag,
+        fineweb: hellaswag,
         parameters: None,
         flops_per_token: Some(if hellaswag { 8.0e8 } else { 5.5e6 }),
         pieces: None,

@@ -56,7 +56,8 @@ fn a_command_that_fails_is_said_and_changes_nothing() {
 #[test]
 fn a_run_that_is_stopped_or_refused_has_it_run() {
     let lab = Lab::new();
-    let longer = ["--set", "schedule.steps=100000", "--set", "eval.every=0", "--set", "sample.every=0"];
+    let longer =
+        ["--set", "schedule.steps=100000", "--set", "checkpoint.keep_last=1", "--set", "eval.every=0"];
     let mut run = Running::start("a run", &mut alerting(&lab, WRITE, &longer));
     run.wait_for_rows(&lab, 2);
     run.signal("TERM");
@@ -76,7 +77,8 @@ fn a_run_that_is_stopped_or_refused_has_it_run() {
 fn rank_0_has_it_run_for_another_that_is_killed_and_the_parent_for_rank_0() {
     for (killed, says) in [(1, "rank 1 on"), (0, "rank 0 was killed by a signal")] {
         let lab = Lab::new();
-        let ranks = ["--ranks", "2", "--set", "parallel.workers=2", "--set", "schedule.steps=100000"];
+        let longer = ["--set", "schedule.steps=100000", "--set", "checkpoint.keep_last=1"];
+        let ranks = [&["--ranks", "2", "--set", "parallel.workers=2"][..], &longer].concat();
         let mut run = Running::start("two ranks", &mut alerting(&lab, WRITE, &ranks));
         run.wait_for_rows(&lab, 2);
         signal(process_of_rank(&lab, "RANK", killed), "KILL");
