@@ -71,6 +71,10 @@ struct Chunk<bf16> {
     uint4 words;
 
     __device__ __forceinline__ void load(const bf16* p) { words = *reinterpret_cast<const uint4*>(p); }
+    // Of what no thread of the kernel writes: may be read before what was written above.
+    __device__ __forceinline__ void load_constant(const bf16* p) {
+        words = __ldg(reinterpret_cast<const uint4*>(p));
+    }
     __device__ __forceinline__ void store(bf16* p) const { *reinterpret_cast<uint4*>(p) = words; }
     __device__ __forceinline__ void clear() { words = make_uint4(0, 0, 0, 0); }
     __device__ __forceinline__ void widen(float (&x)[8]) const {
@@ -94,6 +98,10 @@ struct Chunk<float> {
     __device__ __forceinline__ void load(const float* p) {
         low = reinterpret_cast<const float4*>(p)[0];
         high = reinterpret_cast<const float4*>(p)[1];
+    }
+    __device__ __forceinline__ void load_constant(const float* p) {
+        low = __ldg(reinterpret_cast<const float4*>(p));
+        high = __ldg(reinterpret_cast<const float4*>(p) + 1);
     }
     __device__ __forceinline__ void store(float* p) const {
         reinterpret_cast<float4*>(p)[0] = low;

@@ -1,8 +1,9 @@
-// What the tiles of gemm_hopper.cu end in: column sums, and SwiGLU, whose gate and factor are neighbours, so
-// that one thread of wgmma's accumulators has both.
+// What the tiles of gemm_hopper.cu end in: column sums, GELU, squared ReLU, and SwiGLU, whose gate and factor
+// are neighbours, so that one thread of wgmma's accumulators has both.
 #pragma once
 #include "activate.cuh"
 #include "common.cuh"
+#include "gelu.cuh"
 #include "hopper.cuh"
 
 namespace gemm {
@@ -38,45 +39,88 @@ __device__ __forceinline__ void store_column_sums(float (&sum)[PANEL / 8][2], u3
                      ::"r"(to + column * 4), "f"(sum[0][0]), "f"(sum[0][1]) : "memory");
 }
 
+// Where the 16-byte column `chunk` of a row lies in a buffer of PANEL columns under their swizzle.
+template <int PANEL>
+__device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
+    return PANEL == 64 ? row * 128 + ((chunk ^ (row & 7)) << 4) : row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
+}
+
+// Two columns of GELU, or else of squared ReLU.
+template <bool GELU>
+__device__ __forceinline__ u32 activate_pair(u32 pre) {
+    const float even = low_half(pre), odd = high_half(pre);
+    return GELU ? pack_bf16(gelu(even), gelu(odd)) : pack_bf16(squared_relu(even), squared_relu(odd));
+}
+
+// Of dout and pre, dpre.
+template <bool GELU>
+__device__ __forceinline__ u32 slope_pair(u32 dout, u32 pre) {
+    const float even = low_half(pre), odd = high_half(pre);
+    const float even_slope = GELU ? gelu_slope(even) : squared_relu_slope(even),
+                odd_slope = GELU ? gelu_slope(odd) : squared_relu_slope(odd);
+    return pack_bf16(low_half(dout) * even_slope, high_half(dout) * odd_slope);
+}
+
 // Of eight columns of `pre`, gate and factor in turns, rows r and r + 8 of this thread in `upper` and
-// `lower`, the four outputs a row to a buffer of 16 rows of 32 columns under the 64-byte swizzle.
-// Neighbouring lanes swap one output each, so that the even one has two of row r and the odd one two of row r
-// + 8.
-__device__ __forceinline__ void swiglu_chunk(u32 upper, u32 lower, u32 buffer, u32 chunk, u32 lane) {
+// `lower`, two outputs: neighbouring lanes swap one each, so that the even one has two of row r and the odd
+// one two of row r + 8.
+__device__ __forceinline__ u32 swiglu_pair(u32 upper, u32 lower, u32 lane) {
     const float first = swiglu(low_half(upper), high_half(upper)),
                 second = swiglu(low_half(lower), high_half(lower));
     const bool odd = lane & 1;
     const float theirs = __shfl_xor_sync(FULL_WARP, odd ? first : second, 1);
-    const u32 pair = odd ? pack_bf16(theirs, second) : pack_bf16(first, theirs);
-    const u32 row = (lane >> 2) + (odd ? 8 : 0);
-    const u32 at = buffer + row * 64 + (((chunk >> 1) ^ (row >> 1 & 3)) << 4) + (chunk & 1) * 8 +
-                   (lane >> 1 & 1) * 4;
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(pair) : "memory");
+    return odd ? pack_bf16(theirs, second) : pack_bf16(first, theirs);
+}
+
+// What swiglu_pair gave to a buffer of 16 rows of 32 columns under the 64-byte swizzle.
+template <int COUNT>
+__device__ __forceinline__ void store_swiglu(const u32 (&pairs)[COUNT], u32 buffer, u32 chunk0, u32 lane) {
+    const u32 row = (lane >> 2) + (lane & 1) * 8;
+#pragma unroll
+    for (u32 i = 0; i < COUNT; ++i) {
+        const u32 chunk = chunk0 + i;
+        const u32 at = buffer + swizzled<32>(row, chunk >> 1) + (chunk & 1) * 8 + (lane >> 1 & 1) * 4;
+        asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(pairs[i]) : "memory");
+    }
 }
 
 // Sixteen rows of a panel of dout's columns, `d` in the order of the accumulators, and twice as many of `pre`
 // in two buffers under the 128-byte swizzle, one after the other, become dpre in the place of `pre`: two
-// columns of d need four of `pre`, which no other thread reads.
-template <int PANEL, int UNIT_BYTES>
+// columns of d need four of `pre`, which no other thread reads. BATCH chunks at a time.
+template <int PANEL, int UNIT_BYTES, int BATCH>
 __device__ __forceinline__ void swiglu_gradient_unit(const float* d, u32 buffer, u32 lane) {
-#pragma unroll
-    for (int chunk = 0; chunk < PANEL / 8; ++chunk) {
+    const auto place = [&](int chunk, int lower) {
         const u32 column = 2 * chunk + (lane >> 1 & 1);  // of 16 bytes
+        const u32 row = (lane >> 2) + 8 * lower;
+        return buffer + (column >> 3) * UNIT_BYTES + swizzled<64>(row, column & 7) + (lane & 1) * 8;
+    };
 #pragma unroll
-        for (int lower = 0; lower < 2; ++lower) {
-            const u32 row = (lane >> 2) + 8 * lower;
-            const u32 dout = pack_bf16(d[4 * chunk + 2 * lower], d[4 * chunk + 2 * lower + 1]);
-            const u32 at = buffer + (column >> 3) * UNIT_BYTES + row * 128 +
-                           (((column & 7) ^ (row & 7)) << 4) + (lane & 1) * 8;
-            u32 x0, x1;
-            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];" : "=r"(x0), "=r"(x1) : "r"(at) : "memory");
+    for (int chunk0 = 0; chunk0 < PANEL / 8; chunk0 += BATCH) {
+        u32 x[BATCH][2][2];
+#pragma unroll
+        for (int i = 0; i < 2 * BATCH; ++i)
+            asm volatile("ld.shared.v2.u32 {%0, %1}, [%2];"
+                         : "=r"(x[i / 2][i % 2][0]), "=r"(x[i / 2][i % 2][1])
+                         : "r"(place(chunk0 + i / 2, i % 2))
+                         : "memory");
+#pragma unroll
+        for (int i = 0; i < 2 * BATCH; ++i) {
+            const float* of = &d[4 * (chunk0 + i / 2) + 2 * (i % 2)];
+            const u32 dout = pack_bf16(of[0], of[1]);
             float gate, up;
-            swiglu_gradient(low_half(dout), low_half(x0), high_half(x0), gate, up);
-            x0 = pack_bf16(gate, up);
-            swiglu_gradient(high_half(dout), low_half(x1), high_half(x1), gate, up);
-            x1 = pack_bf16(gate, up);
-            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(x0), "r"(x1) : "memory");
+#pragma unroll
+            for (int pair = 0; pair < 2; ++pair) {
+                u32& pre = x[i / 2][i % 2][pair];
+                const float d_out = pair ? high_half(dout) : low_half(dout);
+                swiglu_gradient(d_out, low_half(pre), high_half(pre), gate, up);
+                pre = pack_bf16(gate, up);
+            }
         }
+#pragma unroll
+        for (int i = 0; i < 2 * BATCH; ++i)
+            asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(place(chunk0 + i / 2, i % 2)),
+                         "r"(x[i / 2][i % 2][0]), "r"(x[i / 2][i % 2][1])
+                         : "memory");
     }
 }
 

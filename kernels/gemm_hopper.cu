@@ -2,9 +2,11 @@
 //
 //   gemm_forward         out = bf16(x W^T + bias)                               m rows, n = c_out, k = c_in
 //   gemm_forward_gelu    pre = bf16(x W^T + bias), out = bf16(gelu(pre))
+//   gemm_forward_relu2   the same with max(pre, 0)^2
 //   gemm_forward_swiglu  pre the same, out = bf16(swiglu(pre)), one of each pair of columns
 //   gemm_input           dx = bf16(dout W)                                      m rows, n = c_in,  k = c_out
 //   gemm_input_gelu      dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
+//   gemm_input_relu2     dpre = bf16(bf16(dout W) 2 max(pre, 0))
 //   gemm_input_swiglu    dpre, twice as wide, of bf16(dout W) and pre
 //   gemm_weight          dW (=|+=) dout^T x, and column sums of dout            m = c_out, n = c_in, k rows
 //
@@ -55,7 +57,7 @@ struct GemmArgs {
     u32 unused;  // 0
 };
 
-enum Ending { PLAIN, GELU, SWIGLU, GELU_GRADIENT, SWIGLU_GRADIENT, WEIGHT };
+enum Ending { PLAIN, GELU, RELU2, SWIGLU, GELU_GRADIENT, RELU2_GRADIENT, SWIGLU_GRADIENT, WEIGHT };
 
 constexpr int THREADS = 384, ROWS = 128, TERMS = 64;
 constexpr int SHARED_BYTES = 232448;
@@ -75,12 +77,17 @@ struct Product {
     static constexpr int LEFT_STEP = LEFT_ALONG_M ? 128 : 2, RIGHT_STEP = RIGHT_ALONG_N ? PANEL * 2 : 2;
     // Endings with SwiGLU, whose `pre` is twice as wide as what comes of it, and those that read `pre`.
     static constexpr bool PAIRS = ENDING == SWIGLU || ENDING == SWIGLU_GRADIENT,
-                          READS_PRE = ENDING == GELU_GRADIENT || ENDING == SWIGLU_GRADIENT;
+                          ACTIVATES = ENDING == GELU || ENDING == RELU2,
+                          SLOPES = ENDING == GELU_GRADIENT || ENDING == RELU2_GRADIENT,
+                          READS_PRE = SLOPES || ENDING == SWIGLU_GRADIENT;
     static_assert(!PAIRS || PANEL == 64, "half a panel has a swizzle of its own");
     // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; a function needs two.
     static constexpr int UNITS = 2 * PANELS, UNIT_BYTES = 16 * PANEL * 2,
-                         UNIT_BUFFERS = ENDING == GELU || PAIRS ? 2 : 1;
+                         UNIT_BUFFERS = ACTIVATES || PAIRS ? 2 : 1;
     static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : UNIT_BUFFERS == 2 ? 2 : WIDTH == 192 ? 3 : 4;
+    // Chunks of eight columns that are read, computed and written together. A warp is alone on its scheduler:
+    // what memory accesses keep apart would wait for itself at each step, and eight chunks need registers.
+    static constexpr int BATCH = 4;
     static constexpr int WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES;
     // Column sums of four warps a warpgroup, or two tiles of biases, or ones.
     static constexpr int EXTRA_BYTES =
@@ -90,7 +97,7 @@ struct Product {
     static_assert(STAGES >= 3, "too little shared memory to hide the way to memory");
     static_assert(UNITS % UNITS_UNDER_WAY == 0, "a buffer serves the same units of every tile");
     static constexpr int PRODUCER_REGISTERS =
-        WIDTH == 192 || (WIDTH == 160 && ENDING == GELU_GRADIENT) ? 24 : 40;
+        WIDTH == 192 || (WIDTH == 160 && SLOPES) ? 24 : 40;
     static constexpr int CONSUMER_REGISTERS = PRODUCER_REGISTERS == 24 ? 240 : 232;
 
     // Where things lie in shared memory, as addresses.
@@ -250,12 +257,6 @@ struct Product {
 
     // ---- bf16 results ------------------------------------------------------------------------------------
 
-    // Where the 16-byte column `chunk` of a unit's row lies.
-    static __device__ __forceinline__ u32 swizzled(u32 row, u32 chunk) {
-        return PANEL == 64 ? row * 128 + ((chunk ^ (row & 7)) << 4)
-                           : row * 64 + ((chunk ^ (row >> 1 & 3)) << 4);
-    }
-
     static __device__ __forceinline__ void load_pre(const GemmArgs& args, const Work& w, int unit,
                                                     u32 buffers, u32 loaded, u32 warp) {
         const u32 under_way = unit % UNITS_UNDER_WAY, barrier = loaded + 8 * under_way;
@@ -273,7 +274,7 @@ struct Product {
     static __device__ __forceinline__ void finish(float (&d)[2][WIDTH / 2], const GemmArgs& args,
                                                   const Work& w, u32 buffers, u32 loaded, u32 parity,
                                                   u32 extra, u32 group, u32 warp, u32 lane) {
-        const u32 row = lane >> 2;
+        const u32 row = lane >> 2, quad = (lane & 3) * 4;
         if (ENDING == GELU_GRADIENT && w.row + ROWS > args.m) {
             // Rows past the last are products with zeros, NaN where a weight is infinite: none counts.
             const int row0 = w.row + static_cast<int>((warp & 3) * 16 + row);
@@ -287,52 +288,57 @@ struct Product {
         for (int unit = 0; unit < UNITS; ++unit) {
             const int panel = unit / 2, half = unit % 2, under_way = unit % UNITS_UNDER_WAY;
             const u32 buffer = buffers + under_way * UNIT_BUFFERS * UNIT_BYTES;
-            if (READS_PRE) {
+            if (READS_PRE)
                 barrier_wait(loaded + 8 * under_way,
                              (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
+            const float* v = &d[half][panel * (PANEL / 2)];
+            if constexpr (ENDING == SWIGLU_GRADIENT) {
+                swiglu_gradient_unit<PANEL, UNIT_BYTES, BATCH>(v, buffer, lane);
             } else {
-                if (lane == 0) stores_read<UNITS_UNDER_WAY - 1>();
-                __syncwarp();
-            }
-            if (ENDING == SWIGLU_GRADIENT)
-                swiglu_gradient_unit<PANEL, UNIT_BYTES>(&d[half][panel * (PANEL / 2)], buffer, lane);
 #pragma unroll
-            for (int pair = 0; pair < (ENDING == SWIGLU_GRADIENT ? 0 : PANEL / 16); ++pair) {
-                u32 low[2], high[2], low_gelu[2], high_gelu[2];  // rows r and r + 8
+                for (int chunk0 = 0; chunk0 < PANEL / 8; chunk0 += BATCH) {
+                    u32 low[BATCH], high[BATCH], low_out[BATCH], high_out[BATCH];  // rows r and r + 8
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const int chunk = 2 * pair + i;
-                    const float* v = &d[half][(panel * (PANEL / 8) + chunk) * 4];
-                    if (ENDING == GELU_GRADIENT) {
-                        const u32 upper = pack_bf16(v[0], v[1]), lower = pack_bf16(v[2], v[3]);
-                        const u32 x0 = load_shared(buffer + swizzled(row, chunk) + (lane & 3) * 4);
-                        const u32 x1 = load_shared(buffer + swizzled(row + 8, chunk) + (lane & 3) * 4);
-                        low[i] = pack_bf16(low_half(upper) * gelu_slope(low_half(x0)),
-                                           high_half(upper) * gelu_slope(high_half(x0)));
-                        high[i] = pack_bf16(low_half(lower) * gelu_slope(low_half(x1)),
-                                            high_half(lower) * gelu_slope(high_half(x1)));
-                        const float even = low_half(low[i]) + low_half(high[i]),
-                                    odd = high_half(low[i]) + high_half(high[i]);
-                        sums[chunk][0] = half == 0 ? even : sums[chunk][0] + even;
-                        sums[chunk][1] = half == 0 ? odd : sums[chunk][1] + odd;
-                    } else {
-                        const u32 bias =
-                            load_shared(extra + (panel * PANEL + chunk * 8) * 2 + (lane & 3) * 4);
-                        low[i] = pack_bf16(v[0] + low_half(bias), v[1] + high_half(bias));
-                        high[i] = pack_bf16(v[2] + low_half(bias), v[3] + high_half(bias));
-                        if (ENDING == GELU) {
-                            low_gelu[i] = pack_bf16(gelu(low_half(low[i])), gelu(high_half(low[i])));
-                            high_gelu[i] = pack_bf16(gelu(low_half(high[i])), gelu(high_half(high[i])));
-                        }
-                        if (ENDING == SWIGLU) swiglu_chunk(low[i], high[i], buffer + UNIT_BYTES, chunk, lane);
+                    for (int i = 0; i < BATCH; ++i) {
+                        const u32 chunk = chunk0 + i, bias = extra + panel * PANEL * 2 + chunk * 16;
+                        const u32 at = READS_PRE ? buffer + swizzled<PANEL>(row, chunk) : bias;
+                        low[i] = load_shared(at + quad);
+                        if (READS_PRE) high[i] = load_shared(buffer + swizzled<PANEL>(row + 8, chunk) + quad);
                     }
+#pragma unroll
+                    for (int i = 0; i < BATCH; ++i) {
+                        const float *upper = v + 4 * (chunk0 + i), *lower = upper + 2;
+                        if (READS_PRE) {
+                            constexpr bool GELUS = ENDING == GELU_GRADIENT;
+                            low[i] = slope_pair<GELUS>(pack_bf16(upper[0], upper[1]), low[i]);
+                            high[i] = slope_pair<GELUS>(pack_bf16(lower[0], lower[1]), high[i]);
+                            const float even = low_half(low[i]) + low_half(high[i]),
+                                        odd = high_half(low[i]) + high_half(high[i]);
+                            float(&sum)[2] = sums[chunk0 + i];  // GELU's alone are used
+                            sum[0] = half == 0 ? even : sum[0] + even;
+                            sum[1] = half == 0 ? odd : sum[1] + odd;
+                        } else {
+                            const float even = low_half(low[i]), odd = high_half(low[i]);  // biases
+                            low[i] = pack_bf16(upper[0] + even, upper[1] + odd);
+                            high[i] = pack_bf16(lower[0] + even, lower[1] + odd);
+                        }
+                        if (ACTIVATES) low_out[i] = activate_pair<ENDING == GELU>(low[i]);
+                        if (ACTIVATES) high_out[i] = activate_pair<ENDING == GELU>(high[i]);
+                        if (ENDING == SWIGLU) low_out[i] = swiglu_pair(low[i], high[i], lane);
+                    }
+                    if (!READS_PRE && chunk0 == 0 && lane == 0) stores_read<UNITS_UNDER_WAY - 1>();
+                    // The results may take the place of what stores, or all lanes, have read.
+                    if (READS_PRE || chunk0 == 0) __syncwarp();
+#pragma unroll
+                    for (int i = 0; i < BATCH; i += 2) {
+                        const u32 at = buffer + swizzled<PANEL>(lane & 15, chunk0 + i + (lane >> 4));
+                        store_matrices(at, low[i], high[i], low[i + 1], high[i + 1]);
+                        if (ACTIVATES)
+                            store_matrices(at + UNIT_BYTES, low_out[i], high_out[i], low_out[i + 1],
+                                           high_out[i + 1]);
+                    }
+                    if (ENDING == SWIGLU) store_swiglu(low_out, buffer + UNIT_BYTES, chunk0, lane);
                 }
-                if (ENDING == GELU_GRADIENT)
-                    __syncwarp();  // the results take the place of what all lanes have read
-                const u32 at = buffer + swizzled(lane & 15, 2 * pair + (lane >> 4));
-                store_matrices(at, low[0], high[0], low[1], high[1]);
-                if (ENDING == GELU)
-                    store_matrices(at + UNIT_BYTES, low_gelu[0], high_gelu[0], low_gelu[1], high_gelu[1]);
             }
             shared_fence();
             __syncwarp();
@@ -527,74 +533,64 @@ using namespace gemm;
 // Names end in WIDTH and CLUSTER.
 #define BLOCK(cluster) __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)
 extern "C" __global__ void BLOCK(1) gemm_forward_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, PLAIN, false, false>::run(args);
-}
+    Product<192, 1, PLAIN, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, PLAIN, false, false>::run(args);
-}
+    Product<192, 2, PLAIN, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, PLAIN, false, false>::run(args);
-}
+    Product<160, 2, PLAIN, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, PLAIN, false, false>::run(args);
-}
+    Product<128, 2, PLAIN, false, false>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_forward_gelu_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, GELU, false, false>::run(args);
-}
+    Product<192, 1, GELU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_gelu_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, GELU, false, false>::run(args);
-}
+    Product<192, 2, GELU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_gelu_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, GELU, false, false>::run(args);
-}
+    Product<160, 2, GELU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_gelu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, GELU, false, false>::run(args);
-}
+    Product<128, 2, GELU, false, false>::run(args); }
+extern "C" __global__ void BLOCK(1) gemm_forward_relu2_192_1(const __grid_constant__ GemmArgs args) {
+    Product<192, 1, RELU2, false, false>::run(args); }
+extern "C" __global__ void BLOCK(2) gemm_forward_relu2_192_2(const __grid_constant__ GemmArgs args) {
+    Product<192, 2, RELU2, false, false>::run(args); }
+extern "C" __global__ void BLOCK(2) gemm_forward_relu2_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, RELU2, false, false>::run(args); }
+extern "C" __global__ void BLOCK(2) gemm_forward_relu2_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, RELU2, false, false>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_forward_swiglu_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, SWIGLU, false, false>::run(args);
-}
+    Product<192, 1, SWIGLU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, SWIGLU, false, false>::run(args);
-}
+    Product<192, 2, SWIGLU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, SWIGLU, false, false>::run(args);
-}
+    Product<128, 2, SWIGLU, false, false>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_input_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, PLAIN, false, true>::run(args);
-}
+    Product<192, 1, PLAIN, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, PLAIN, false, true>::run(args);
-}
+    Product<192, 2, PLAIN, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, PLAIN, false, true>::run(args);
-}
+    Product<160, 2, PLAIN, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, PLAIN, false, true>::run(args);
-}
+    Product<128, 2, PLAIN, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_gelu_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, GELU_GRADIENT, false, true>::run(args);
-}
+    Product<160, 2, GELU_GRADIENT, false, true>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_input_gelu_128_1(const __grid_constant__ GemmArgs args) {
-    Product<128, 1, GELU_GRADIENT, false, true>::run(args);
-}
+    Product<128, 1, GELU_GRADIENT, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_gelu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, GELU_GRADIENT, false, true>::run(args);
-}
+    Product<128, 2, GELU_GRADIENT, false, true>::run(args); }
+extern "C" __global__ void BLOCK(2) gemm_input_relu2_160_2(const __grid_constant__ GemmArgs args) {
+    Product<160, 2, RELU2_GRADIENT, false, true>::run(args); }
+extern "C" __global__ void BLOCK(1) gemm_input_relu2_128_1(const __grid_constant__ GemmArgs args) {
+    Product<128, 1, RELU2_GRADIENT, false, true>::run(args); }
+extern "C" __global__ void BLOCK(2) gemm_input_relu2_128_2(const __grid_constant__ GemmArgs args) {
+    Product<128, 2, RELU2_GRADIENT, false, true>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_input_swiglu_128_1(const __grid_constant__ GemmArgs args) {
-    Product<128, 1, SWIGLU_GRADIENT, false, true>::run(args);
-}
+    Product<128, 1, SWIGLU_GRADIENT, false, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_input_swiglu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, SWIGLU_GRADIENT, false, true>::run(args);
-}
+    Product<128, 2, SWIGLU_GRADIENT, false, true>::run(args); }
 extern "C" __global__ void BLOCK(1) gemm_weight_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, WEIGHT, true, true>::run(args);
-}
+    Product<192, 1, WEIGHT, true, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_weight_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, WEIGHT, true, true>::run(args);
-}
+    Product<192, 2, WEIGHT, true, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_weight_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, WEIGHT, true, true>::run(args);
-}
+    Product<160, 2, WEIGHT, true, true>::run(args); }
 extern "C" __global__ void BLOCK(2) gemm_weight_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, WEIGHT, true, true>::run(args);
-}
+    Product<128, 2, WEIGHT, true, true>::run(args); }

@@ -19,6 +19,8 @@
 
 constexpr u32 LN_THREADS = 256;
 constexpr u32 LN_CHUNKS = 8;  // chunks of a row that a thread may hold
+constexpr u32 LN_AHEAD = 4;   // of the branch, read before the first of them is written back
+constexpr u32 LN_BLOCKS = sizeof(act_t) == 2 ? 3 : 2;  // of the forward pass, on a multiprocessor
 constexpr float LN_EPSILON = 1e-5f;
 
 struct LayernormArgs {
@@ -66,17 +68,22 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
         const u32 chunk = k * width + thread;
         if (chunk < chunks) held[k].load(args.x + start + chunk * 8); else held[k].clear();
     }
+    Chunk<act_t> branch[LN_AHEAD];
 #pragma unroll
     for (u32 k = 0; k < LN_CHUNKS; ++k) {
         const u32 chunk = k * width + thread;
+        if (RESIDUAL && k % LN_AHEAD == 0) {
+#pragma unroll
+            for (u32 i = 0; i < LN_AHEAD; ++i)
+                if (chunk + i * width < chunks)
+                    branch[i].load(args.branch + start + (chunk + i * width) * 8);
+        }
         if (chunk < chunks) {
             float x[8];
             held[k].widen(x);
             if (RESIDUAL) {
-                Chunk<act_t> other;
                 float b[8];
-                other.load(args.branch + start + chunk * 8);
-                other.widen(b);
+                branch[k % LN_AHEAD].widen(b);
 #pragma unroll
                 for (int i = 0; i < 8; ++i) x[i] += b[i];
                 held[k].narrow(x);
@@ -110,10 +117,10 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
             Chunk<act_t> other;
             float x[8], w[8], b[8] = {};
             held[k].widen(x);
-            other.load(args.weight + chunk * 8);
+            other.load_constant(args.weight + chunk * 8);
             other.widen(w);
             if (BIAS) {
-                other.load(args.bias + chunk * 8);
+                other.load_constant(args.bias + chunk * 8);
                 other.widen(b);
             }
 #pragma unroll
@@ -131,42 +138,42 @@ __device__ __forceinline__ void layernorm_row(const LayernormArgs& args) {
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     layernorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<false, false, true>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     layernorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
     layernorm_row<false, false, false>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     rmsnorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<false, true, true>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     rmsnorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
     layernorm_row<false, true, false>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     residual_layernorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<true, false, true>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     residual_layernorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
     layernorm_row<true, false, false>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     residual_rmsnorm_forward(const __grid_constant__ LayernormArgs args) {
     layernorm_row<true, true, true>(args);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
     residual_rmsnorm_forward_unbiased(const __grid_constant__ LayernormArgs args) {
     layernorm_row<true, true, false>(args);
 }

@@ -21,6 +21,9 @@
 
 constexpr u32 QK_THREADS = 256;
 constexpr float QK_EPSILON = 1e-5f;
+// Of the gradient, on a multiprocessor: the 1024 blocks of a large batch are two rounds of 528 on an H100. In
+// fp32, and on Blackwell, a fourth would spill.
+constexpr u32 QK_BLOCKS = sizeof(act_t) == 2 && __CUDA_ARCH__ < 1000 ? 4 : 3;
 
 // Sum over the lanes of a group; the same bits in all of them. Every lane of the warp takes part.
 __device__ __forceinline__ float group_sum(float x, u32 lanes) {
@@ -158,7 +161,6 @@ __device__ __forceinline__ void differentiate(const QkNormBackwardArgs& args) {
 #pragma unroll 1
     for (u32 at = begin; at < finish; at += HEADS * half) {
         Chunk<act_t> dout[HEADS], x[HEADS];
-        Chunk<float> angles[HEADS];
         float rstd[HEADS];
         u64 offset[HEADS];
 #pragma unroll
@@ -166,12 +168,11 @@ __device__ __forceinline__ void differentiate(const QkNormBackwardArgs& args) {
             const u32 vector = at + k * half + place, row = vector / heads;
             const u32 head = before + vector - row * heads;
             offset[k] = (u64(row) * of_row + head) * args.head_size + column;
-            dout[k].clear(), x[k].clear(), angles[k].clear(), rstd[k] = 0.f;
+            dout[k].clear(), x[k].clear(), rstd[k] = 0.f;
             if (active && vector < end) {
                 dout[k].load(args.dqkv + offset[k]);
                 x[k].load(args.x + offset[k]);
                 rstd[k] = args.rstd[u64(row) * normed + head];
-                if constexpr (ROTARY) load_angles(angles[k], args, row, column);
             }
         }
 #pragma unroll
@@ -179,8 +180,13 @@ __device__ __forceinline__ void differentiate(const QkNormBackwardArgs& args) {
             float d[8], h[8], sum = 0.f;
             dout[k].widen(d), x[k].widen(h);
             if constexpr (ROTARY) {
+                // Of a table in the caches: not loaded ahead, for a fourth block's registers' sake.
+                const u32 vector = at + k * half + place;
+                Chunk<float> angles;
                 float angle[8];
-                angles[k].widen(angle);
+                angles.clear();
+                if (active && vector < end) load_angles(angles, args, vector / heads, column);
+                angles.widen(angle);
                 invert(angle);
                 turn(d, angle);
             }
@@ -211,13 +217,13 @@ __device__ __forceinline__ void differentiate(const QkNormBackwardArgs& args) {
 }
 
 // grid blocks = ceil(n NH / block_vectors), block 256.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, QK_BLOCKS)
     qk_norm_backward(const __grid_constant__ QkNormBackwardArgs args) {
     differentiate<false>(args);
 }
 
 // The same.
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, QK_BLOCKS)
     qk_norm_backward_rotary(const __grid_constant__ QkNormBackwardArgs args) {
     differentiate<true>(args);
 }

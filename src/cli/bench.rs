@@ -7,8 +7,7 @@ use std::process::ExitCode;
 use serde_json::json;
 
 use super::{experiment, streams};
-use crate::ops::timed::OperationTime;
-use crate::run::bench::{Measured, bench};
+use crate::run::bench::{Measured, StepPart, bench};
 use crate::units;
 
 /// Measure how fast an experiment trains on this machine.
@@ -45,9 +44,18 @@ fn title(measured: &Measured) -> String {
 fn to_text(measured: &Measured) -> String {
     let mfu = measured.mfu.map_or("unknown".into(), |mfu| format!("{:.1}%", 100.0 * mfu));
     let peak = measured.peak_bytes.map_or("unknown".into(), units::bytes);
+    let load = measured.load.map_or(String::new(), |load| {
+        let of_clock = measured
+            .mfu_at_clock
+            .map_or(String::new(), |mfu| format!(", MFU {:.1}% of the peak at this clock", 100.0 * mfu));
+        format!(
+            "clock      {:.0} MHz on average, {:.0} of {:.0} W{of_clock}\n",
+            load.sm_mhz, load.watts, load.limit_watts
+        )
+    });
     let mut text = format!(
-        "{}\n{}\n\nstep       {:.1} ms, median\nspeed      {} tok/s, MFU {mfu}\nhashed     {:.1} ms with \
-         the state digest, {:+.2}%\n\
+        "{}\n{}\n\nstep       {:.1} ms, median\nspeed      {} tok/s, MFU {mfu}\n{load}hashed     {:.1} ms \
+         with the state digest, {:+.2}%\n\
          memory     {peak} at the peak, {} planned\ndata       waited for {} times\n\n",
         title(measured),
         measured.device,
@@ -58,34 +66,52 @@ fn to_text(measured: &Measured) -> String {
         units::bytes(measured.planned_bytes),
         measured.data_waits,
     );
-    let total: f64 = measured.operations.iter().map(|(_, r)| r.time.as_secs_f64()).sum();
+    let total: f64 = measured.operations.iter().map(|part| part.record.time.as_secs_f64()).sum();
+    // Of a device without known peaks the columns would be empty.
+    let floors = measured.operations.iter().any(|part| part.floor.is_some());
+    let columns =
+        |floor: &str, gap: &str| if floors { format!(" {floor:>9} {gap:>8}") } else { String::new() };
     text.push_str(&format!(
-        "{:<38} {:>6} {:>10} {:>6} {:>9} {:>8}\n",
-        "operation", "calls", "ms a step", "share", "TFLOP/s", "GB/s"
+        "{:<38} {:>6} {:>10}{} {:>6} {:>9} {:>8}\n",
+        "operation",
+        "calls",
+        "ms a step",
+        columns("floor", "gap"),
+        "share",
+        "TFLOP/s",
+        "GB/s"
     ));
-    for (name, record) in &measured.operations {
+    let ms = |seconds: f64| format!("{:.2}", seconds * 1e3);
+    for StepPart { name, record, floor } in &measured.operations {
         let seconds = record.time.as_secs_f64();
         let rate = |work: f64, unit: f64| {
             if work > 0.0 { format!("{:.2}", work / seconds / unit) } else { "-".into() }
         };
+        let (floor, gap) = match floor.map(|floor| floor.as_secs_f64()) {
+            Some(floor) => (ms(floor), ms(seconds - floor)),
+            None => ("-".into(), "-".into()),
+        };
         text.push_str(&format!(
-            "{name:<38} {:>6} {:>10.2} {:>5.1}% {:>9} {:>8}\n",
+            "{name:<38} {:>6} {:>10}{} {:>5.1}% {:>9} {:>8}\n",
             record.calls,
-            seconds * 1e3,
+            ms(seconds),
+            columns(&floor, &gap),
             100.0 * seconds / total,
             rate(record.flops, 1e12),
             rate(record.bytes, 1e9),
         ));
     }
-    text.push_str(&format!("{:<38} {:>6} {:>10.2}\n", "all, each waited for", "", total * 1e3));
+    let least: f64 = measured.operations.iter().filter_map(|part| part.floor).map(|f| f.as_secs_f64()).sum();
+    let sums = columns(&ms(least), &ms(total - least));
+    text.push_str(&format!("{:<38} {:>6} {:>10}{sums}\n", "all, each waited for", "", ms(total)));
     text
 }
 
 fn to_json(measured: &Measured) -> serde_json::Value {
-    let operation = |(name, r): &(String, OperationTime)| {
+    let operation = |StepPart { name, record: r, floor }: &StepPart| {
         json!({
             "name": name, "calls": r.calls, "ms": r.time.as_secs_f64() * 1e3, "flops": r.flops,
-            "bytes": r.bytes,
+            "bytes": r.bytes, "floor_ms": floor.map(|floor| floor.as_secs_f64() * 1e3),
         })
     };
     let operations: Vec<_> = measured.operations.iter().map(operation).collect();
@@ -96,6 +122,10 @@ fn to_json(measured: &Measured) -> serde_json::Value {
         "hashed_step_ms": measured.hashed_step_ms,
         "tokens_per_s": measured.tokens_per_s,
         "mfu": measured.mfu,
+        "mfu_at_clock": measured.mfu_at_clock,
+        "sm_mhz": measured.load.map(|load| load.sm_mhz),
+        "watts": measured.load.map(|load| load.watts),
+        "limit_watts": measured.load.map(|load| load.limit_watts),
         "planned_bytes": measured.planned_bytes,
         "peak_bytes": measured.peak_bytes,
         "data_waits": measured.data_waits,

@@ -129,12 +129,12 @@ impl Activations<BufferSpec> {
         let (activated, pre) = (n * model.mlp_channels(), n * model.mlp_inputs());
         let norm = |name, keep: bool| Normed {
             out: keep.then(|| act(name, n * c)),
-            mean: (model.norm == NormKind::Layernorm).then(|| stat("layernorm statistics", n)),
-            rstd: stat("layernorm statistics", n),
+            mean: (model.norm == NormKind::Layernorm).then(|| stat("normalization statistics", n)),
+            rstd: stat("normalization statistics", n),
         };
         let head_norm = || HeadNormed {
             out: keep_norm.then(|| act("qkv", n * heads.qkv_channels())),
-            rstd: stat("layernorm statistics", n * heads.of_queries_and_keys()),
+            rstd: stat("normalization statistics", n * heads.of_queries_and_keys()),
         };
         let layer = || LayerActivations {
             ln_1: norm("ln_1", keep_norm),

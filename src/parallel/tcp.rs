@@ -303,7 +303,7 @@ impl RankState {
         let written =
             Frame::write(operation, step, &Body::Data(bytes), &mut *lock(&self.connections[&peer].stream));
         if let Err(error) = written {
-            self.fail(peer, format!("takes no more bytes ({error})"));
+            self.fail_unless_told(peer, format!("takes no more bytes ({error})"));
         }
         self.notice().map_or(Ok(()), Err)
     }
@@ -356,10 +356,12 @@ impl RankState {
             let sign = lock(&connection.last).clone();
             if let Some(why) = self.silence(&sign).filter(|_| !sign.ended) {
                 // The peer does not read, so the connection may be full: no thread may block on writing to
-                // it.
+                // it. What fits tells a peer that is continued later why it is alone.
                 connection.cut.store(true, Ordering::SeqCst);
+                let _ = connection.closer.set_write_timeout(Some(LOOK));
+                self.fail(*peer, why);
                 let _ = connection.closer.shutdown(Shutdown::Both);
-                return self.fail(*peer, why);
+                return;
             }
         }
         let now = lock(&self.now).clone();
@@ -373,6 +375,18 @@ impl RankState {
                 format!("{NO_FURTHER} for {seconds} s: its device is stuck, or waits for one that is"),
             );
         }
+    }
+
+    /// Blames `peer` for a closed connection unless some rank tells in a moment what happened: a rank that was
+    /// stopped for long finds its connections closed, and in one of them why.
+    fn fail_unless_told(&self, peer: usize, why: String) {
+        for _ in 0..4 {
+            if lock(&self.failure).is_some() || self.closing.load(Ordering::SeqCst) {
+                return;
+            }
+            thread::sleep(LOOK);
+        }
+        self.fail(peer, why);
     }
 
     /// Records the first failure and sends it to all ranks.
@@ -457,7 +471,7 @@ impl RankState {
         }
         let expected = self.closing.load(Ordering::SeqCst) || connection.cut.load(Ordering::SeqCst);
         if !lock(&connection.last).ended && !expected {
-            self.fail(peer, "has died: its connection closed".into());
+            self.fail_unless_told(peer, "has died: its connection closed".into());
         }
     }
 

@@ -130,8 +130,11 @@ impl<'a> FigurePage<'a> {
         let mut levels: Vec<Reference> = Vec::new();
         let scored = curves.iter().any(|run| !run.hellaswag.is_empty());
         for reference in chosen {
-            if (scored || reference.val_loss.is_some()) && !levels.contains(&reference) {
-                levels.push(reference);
+            match levels.iter_mut().find(|level| level.name == reference.name) {
+                // Its loss counts beside some of the runs.
+                Some(known) => known.val_loss = known.val_loss.or(reference.val_loss),
+                None if scored || reference.val_loss.is_some() => levels.push(reference),
+                None => {}
             }
         }
         Ok(FigurePage { lines, curves, bands, levels, options, across, colors: options.theme.colors() })
@@ -383,7 +386,7 @@ impl<'a> FigurePage<'a> {
 
 /// GPT-2's levels are dashed, GPT-3's dotted.
 pub fn dash_of(reference: &Reference) -> Dash {
-    if reference.val_loss.is_some() { Dash::Dashed } else { Dash::Dotted }
+    if reference.name.starts_with("GPT-2") { Dash::Dashed } else { Dash::Dotted }
 }
 
 /// The line of facts under a run's name.

@@ -177,7 +177,7 @@ impl ModelFacts {
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
-            fineweb: text("data", "val").is_some_and(|names| names.to_ascii_lowercase().contains("fineweb")),
+            fineweb: on_fineweb(folder, key("data", "val")),
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
             // A file of an older program has not all keys, and no warm-up.
@@ -187,6 +187,27 @@ impl ModelFacts {
                 .filter(|batch: &BatchKeys| (1..batch.seq_len).contains(&batch.seq_len_start)),
         }))
     }
+}
+
+/// Whether a run validates on FineWeb, by the names of its shards: those that its lock has, or else those that
+/// `data.val` asks for.
+fn on_fineweb(folder: &Path, asked: Option<&toml::Value>) -> bool {
+    let lock = std::fs::read_to_string(folder.join("lock.toml")).unwrap_or_default();
+    let lock: toml::Table = lock.parse().unwrap_or_default();
+    let locked = lock.values().filter_map(toml::Value::as_table).flatten();
+    let mut shards: Vec<&str> = locked
+        .filter(|(key, _)| key.starts_with("data.val_shard."))
+        .filter_map(|(_, shard)| shard.as_str()?.split(',').next())
+        .collect();
+    if shards.is_empty() {
+        let patterns = match asked {
+            Some(toml::Value::Array(patterns)) => patterns.as_slice(),
+            one => one.map_or(&[][..], std::slice::from_ref),
+        };
+        let texts = patterns.iter().filter_map(toml::Value::as_str);
+        shards = texts.filter_map(|text| text.rsplit('/').next()).collect();
+    }
+    !shards.is_empty() && shards.iter().all(|name| name.to_ascii_lowercase().contains("fineweb"))
 }
 
 /// The model with what the keys of `[model]` say that its blocks are made of; keys that an older or newer
@@ -354,13 +375,10 @@ mod tests {
     #[test]
     fn only_a_run_of_that_size_and_tokenizer_on_shards_gets_reference_lines() {
         let folder = tempfile::tempdir().unwrap();
-        let levels = |model: &str, data: &str| -> Vec<Reference> {
+        let names = |model: &str, data: &str| -> Vec<&str> {
             experiment(folder.path(), model, data);
             let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
-            references(&facts).collect()
-        };
-        let names = |model: &str, data: &str| -> Vec<&str> {
-            levels(model, data).iter().map(|reference| reference.name).collect()
+            references(&facts).map(|reference| reference.name).collect()
         };
         let d12 = "descriptor = 'd12'\nlayers = 12\nchannels = 768";
         assert_eq!(names(d12, "tokenizer = 'gpt2'"), ["GPT-2 124M", "GPT-3 125M"]);
@@ -368,9 +386,31 @@ mod tests {
         assert_eq!(names(d12, "tokenizer = 'gpt2'\ncorpus = 'kjv'"), [""; 0]);
         assert_eq!(names("layers = 6\nchannels = 384", "tokenizer = 'gpt2'"), [""; 0]);
         assert_eq!(names("layers = 24\nchannels = 1536", "tokenizer = 'gpt2'"), ["GPT-3 760M"]);
-        let loss = |val: &str| levels(d12, &format!("tokenizer = 'gpt2'\nval = '{val}'"))[0].val_loss;
-        assert_eq!(loss("../data/edu_fineweb_val_*.bin"), Some(3.424958));
-        assert_eq!(loss("books_val_*.bin"), None);
+    }
+
+    #[test]
+    fn the_loss_on_fineweb_is_a_level_of_runs_that_validate_on_it_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let loss = |val: &str| {
+            let data = format!("[data]\ntrain='x_*.bin'\nval={val}\n[schedule]\nsteps=1");
+            let text = format!("[model]\ndescriptor='d12'\n{data}");
+            let loaded = experiment::load_text("t", &text, &[]).unwrap();
+            std::fs::write(folder.path().join("experiment.toml"), loaded.to_toml()).unwrap();
+            let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+            references(&facts).next().and_then(|level| level.val_loss)
+        };
+        assert_eq!(loss("'../data/edu_fineweb_val_*.bin'"), Some(3.424958));
+        assert_eq!(loss("['/x/fineweb_val_0.bin', '/x/fineweb_val_1.bin']"), Some(3.424958));
+        assert_eq!(loss("'fineweb/books_val_*.bin'"), None);
+        assert_eq!(loss("['fineweb_val_0.bin', 'books_val_0.bin']"), None);
+        let lock = |shard: &str| {
+            let text = format!("[data]\n\"data.val_shard.00000\" = \"{shard}, 2000 tokens, sha256 00\"\n");
+            std::fs::write(folder.path().join("lock.toml"), text).unwrap();
+        };
+        lock("edu_fineweb_val_000000.bin");
+        assert_eq!(loss("'*val*.bin'"), Some(3.424958));
+        lock("books_val_000000.bin");
+        assert_eq!(loss("'fineweb_val_*.bin'"), None);
     }
 
     /// In the file of a run whose model has a name, its sizes are comments.

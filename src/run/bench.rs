@@ -2,17 +2,20 @@
 //!
 //! Steps are whole optimizer steps on the experiment's own data, each ended by the one wait for the
 //! device that every step has. The operations come from one more step in which each is waited for; see
-//! [`crate::ops::timed`].
+//! [`crate::ops::timed`]. Beside each stands its floor: what its floating-point operations take at the clock
+//! that the GPU ran at in that step, or its bytes at the peak of the memory, whichever is longer.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::data::Data;
 use super::device::{Device, memory_plan, peak_flops, require_memory};
+use super::sensors::{GpuLoad, LoadMeter};
 use crate::data::Prefetcher;
 use crate::experiment::{Experiment, Loaded};
 use crate::model::flops::flops_per_token;
-use crate::ops::timed::{OperationTime, Timed};
-use crate::ops::{Ops, Role};
+use crate::ops::cuda::driver::GpuInfo;
+use crate::ops::timed::{Label, OperationTime, Timed};
+use crate::ops::{Family, Ops, Role};
 use crate::plan::memory::Storage;
 use crate::train::{TrainError, Trainer};
 
@@ -27,20 +30,20 @@ pub fn bench(mut loaded: Loaded, steps: usize) -> anyhow::Result<Measured> {
     loaded.experiment.batch = loaded.experiment.batch.after_warmups();
     let experiment = &loaded.experiment;
     let feed = data.feed(experiment, 0, 0)?;
-    let setup = |planned_bytes, peak_flops| Setup { experiment, steps, planned_bytes, peak_flops };
+    let setup = |planned_bytes, peak_flops, gpu| Setup { experiment, steps, planned_bytes, peak_flops, gpu };
     Ok(match Device::open(experiment)? {
         Device::Cpu(cpu) => {
             let planned = memory_plan(experiment, &Storage::cpu(experiment, cpu.threads())).total();
-            measure(Timed::new(cpu), feed, &setup(planned, None), |_| peak_resident_bytes())?
+            measure(Timed::new(cpu), feed, &setup(planned, None, None), |_| peak_resident_bytes())?
         }
         Device::Mirror(mirror) => {
             let planned = memory_plan(experiment, &Storage::mirror()).total();
-            measure(Timed::new(mirror), feed, &setup(planned, None), |_| peak_resident_bytes())?
+            measure(Timed::new(mirror), feed, &setup(planned, None, None), |_| peak_resident_bytes())?
         }
         Device::Cuda(cuda) => {
             let planned = memory_plan(experiment, &Storage::cuda(experiment)).total();
             require_memory(&cuda, experiment, planned)?;
-            let setup = setup(planned, peak_flops(&cuda));
+            let setup = setup(planned, peak_flops(&cuda), Some(cuda.gpu().clone()));
             measure(Timed::new(*cuda), feed, &setup, |timed| Some(timed.inner.taken_bytes()))?
         }
     })
@@ -51,7 +54,35 @@ struct Setup<'a> {
     experiment: &'a Experiment,
     steps: usize,
     planned_bytes: u64,
+    /// At the activations' precision.
     peak_flops: Option<f64>,
+    gpu: Option<GpuInfo>,
+}
+
+impl Setup<'_> {
+    /// Peak FLOP/s at the clock of this load. In fp32 products have other peaks, which no table has.
+    fn peak_at(&self, load: Option<GpuLoad>) -> Option<f64> {
+        self.peak_flops.and(self.gpu.as_ref()?.bf16_flops_at(load?.sm_mhz))
+    }
+
+    /// The least time of an operation under this load, where that is known: none of those on the host.
+    fn floor(&self, family: Family, work: &OperationTime, load: Option<GpuLoad>) -> Option<Duration> {
+        let gpu = self.gpu.as_ref().filter(|gpu| gpu.memory_bytes_per_s > 0 && family != Family::Host)?;
+        let moved = work.bytes / gpu.memory_bytes_per_s as f64;
+        let computed = match work.flops > 0.0 {
+            true => work.flops / self.peak_at(load)?,
+            false => 0.0,
+        };
+        Some(Duration::from_secs_f64(moved.max(computed))).filter(|floor| !floor.is_zero())
+    }
+}
+
+/// One kind of operation of a step.
+pub struct StepPart {
+    pub name: String,
+    pub record: OperationTime,
+    /// The least that a GPU of this peak takes at the clock of this step.
+    pub floor: Option<Duration>,
 }
 
 /// What was measured.
@@ -71,12 +102,16 @@ pub struct Measured {
     pub hashed_step_ms: f64,
     pub tokens_per_s: f64,
     pub mfu: Option<f64>,
+    /// Of a GPU, over the steps without the digest.
+    pub load: Option<GpuLoad>,
+    /// `mfu` of the peak at the clock that it ran at.
+    pub mfu_at_clock: Option<f64>,
     pub planned_bytes: u64,
     pub peak_bytes: Option<u64>,
     /// How many steps waited for data.
     pub data_waits: u64,
     /// Operations of one step, by time, the longest first.
-    pub operations: Vec<(String, OperationTime)>,
+    pub operations: Vec<StepPart>,
 }
 
 fn measure<O: Ops>(
@@ -85,23 +120,33 @@ fn measure<O: Ops>(
     setup: &Setup<'_>,
     peak_bytes: impl Fn(&Timed<O>) -> Option<u64>,
 ) -> Result<Measured, TrainError> {
-    let &Setup { experiment, steps, planned_bytes, peak_flops } = setup;
+    let &Setup { experiment, steps, planned_bytes, peak_flops, .. } = setup;
     let mut trainer = Trainer::new(device, experiment)?;
     for _ in 0..2 {
         trainer.step(&mut feed)?;
     }
+    // Without NVML there is no load, and no floor of what is computed.
+    let meter = setup.gpu.as_ref().and_then(|gpu| LoadMeter::start(&gpu.uuid).ok());
+    let load_since = || meter.as_ref().and_then(LoadMeter::take);
+    load_since();
     let step_ms = median_ms(steps, || trainer.step(&mut feed).map(|_| ()))?;
+    let load = load_since();
     let hashed_step_ms = median_ms(steps, || {
         trainer.step(&mut feed)?;
         trainer.state_root().map(|_| ())
     })?;
     let peak_bytes = peak_bytes(&trainer.ops);
     trainer.ops.start();
+    load_since();
     trainer.step(&mut feed)?;
     trainer.state_root()?;
-    let mut operations: Vec<(String, OperationTime)> =
-        trainer.ops.finish().into_iter().map(|(label, record)| (label.name, record)).collect();
-    operations.sort_by_key(|(_, record)| std::cmp::Reverse(record.time));
+    let waiting = load_since();
+    let part = |(label, record): (Label, OperationTime)| {
+        let floor = setup.floor(label.family, &record, waiting);
+        StepPart { name: label.name, record, floor }
+    };
+    let mut operations: Vec<StepPart> = trainer.ops.finish().into_iter().map(part).collect();
+    operations.sort_by_key(|part| std::cmp::Reverse(part.record.time));
 
     let tokens_per_s = experiment.batch.tokens as f64 / step_ms * 1e3;
     let flops = flops_per_token(&experiment.model, experiment.batch.seq_len);
@@ -115,6 +160,8 @@ fn measure<O: Ops>(
         hashed_step_ms,
         tokens_per_s,
         mfu: peak_flops.map(|peak| tokens_per_s * flops / peak),
+        load,
+        mfu_at_clock: setup.peak_at(load).map(|peak| tokens_per_s * flops / peak),
         planned_bytes,
         peak_bytes,
         data_waits: feed.waits().waits,

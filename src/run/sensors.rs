@@ -56,18 +56,28 @@ impl GpuWatch {
         path: &Path,
         shared: Arc<SharedReadings>,
     ) -> Result<GpuWatch, String> {
-        let nvml = open().map_err(|error| error.to_string())?;
-        let uuid = with_dashes(uuid);
-        nvml.device_by_uuid(uuid.as_str()).map_err(|error| format!("GPU {uuid}: {error}"))?;
+        let (nvml, uuid) = find(uuid)?;
         let mut log = GpuLog::open(path).map_err(|error| error.to_string())?;
+        GpuWatch::each(nvml, uuid, every, move |mut sample| {
+            sample.step = shared.step.load(Ordering::Relaxed);
+            // A full disk does not stop the run here; the files that matter do.
+            let _ = log.append(&sample);
+            shared.set(sample);
+        })
+    }
+
+    /// Gives `take` a sample of a GPU that was found, now and `every` so long.
+    fn each(
+        nvml: Nvml,
+        uuid: String,
+        every: Duration,
+        mut take: impl FnMut(GpuSample) + Send + 'static,
+    ) -> Result<GpuWatch, String> {
         let (stop, stopped) = channel::<()>();
         let body = move || {
             let Ok(device) = nvml.device_by_uuid(uuid.as_str()) else { return };
             loop {
-                let sample = sample(&device, shared.step.load(Ordering::Relaxed));
-                // A full disk does not stop the run here; the files that matter do.
-                let _ = log.append(&sample);
-                shared.set(sample);
+                take(sample(&device));
                 if stopped.recv_timeout(every) != Err(RecvTimeoutError::Timeout) {
                     return;
                 }
@@ -87,6 +97,52 @@ impl Drop for GpuWatch {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+/// The mean load of a GPU while a part of a program ran.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct GpuLoad {
+    /// Clock of the multiprocessors.
+    pub sm_mhz: f64,
+    pub watts: f64,
+    pub limit_watts: f64,
+}
+
+impl GpuLoad {
+    /// Of the samples that have all three; `None` without any.
+    fn mean(samples: &[GpuSample]) -> Option<GpuLoad> {
+        let whole: Vec<[f64; 3]> = samples
+            .iter()
+            .filter_map(|sample| Some([f64::from(sample.sm_mhz?), sample.watts?, sample.limit_watts?]))
+            .collect();
+        let mean = |which: usize| whole.iter().map(|one| one[which]).sum::<f64>() / whole.len() as f64;
+        (!whole.is_empty()).then(|| GpuLoad { sm_mhz: mean(0), watts: mean(1), limit_watts: mean(2) })
+    }
+}
+
+/// Reads the load of a GPU twenty times a second.
+pub struct LoadMeter {
+    _watch: GpuWatch,
+    samples: Arc<Mutex<Vec<GpuSample>>>,
+}
+
+impl LoadMeter {
+    /// # Errors
+    /// As [`GpuWatch::start`].
+    pub fn start(uuid: &str) -> Result<LoadMeter, String> {
+        let (nvml, uuid) = find(uuid)?;
+        let samples = Arc::<Mutex<Vec<GpuSample>>>::default();
+        let into = Arc::clone(&samples);
+        let take = move |sample| into.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+        let watch = GpuWatch::each(nvml, uuid, Duration::from_millis(50), take)?;
+        Ok(LoadMeter { _watch: watch, samples })
+    }
+
+    /// The mean since the last call of this, or since the start.
+    pub fn take(&self) -> Option<GpuLoad> {
+        let samples = std::mem::take(&mut *self.samples.lock().unwrap_or_else(PoisonError::into_inner));
+        GpuLoad::mean(&samples)
     }
 }
 
@@ -122,11 +178,20 @@ fn open() -> Result<Nvml, NvmlError> {
     Nvml::builder().lib_path(OsStr::new("libnvidia-ml.so.1")).init().or_else(|_| Nvml::init())
 }
 
-fn sample(device: &Device<'_>, step: u64) -> GpuSample {
+/// NVML, and its name of this GPU.
+fn find(uuid: &str) -> Result<(Nvml, String), String> {
+    let nvml = open().map_err(|error| error.to_string())?;
+    let uuid = with_dashes(uuid);
+    nvml.device_by_uuid(uuid.as_str()).map_err(|error| format!("GPU {uuid}: {error}"))?;
+    Ok((nvml, uuid))
+}
+
+/// The sensors now; the step is the caller's to fill in.
+fn sample(device: &Device<'_>) -> GpuSample {
     let watts = |milliwatts: u32| f64::from(milliwatts) / 1e3;
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     GpuSample {
-        step,
+        step: 0,
         unix_ms: since.map_or(0, |since| since.as_millis() as u64),
         sm_mhz: device.clock_info(Clock::SM).ok(),
         memory_mhz: device.clock_info(Clock::Memory).ok(),
@@ -176,6 +241,20 @@ mod tests {
             "GPU-01234567-89ab-cdef-0123-456789abcdef"
         );
         assert_eq!(with_dashes("MIG-1"), "MIG-1");
+    }
+
+    #[test]
+    fn a_load_is_the_mean_of_the_samples_that_are_whole() {
+        let sample = |sm_mhz, watts| GpuSample {
+            sm_mhz: Some(sm_mhz),
+            watts: Some(watts),
+            limit_watts: Some(700.0),
+            ..GpuSample::default()
+        };
+        let without = GpuSample { watts: None, ..sample(100, 0.0) };
+        let load = GpuLoad::mean(&[sample(1400, 650.0), without, sample(1500, 690.0)]);
+        assert_eq!(load, Some(GpuLoad { sm_mhz: 1450.0, watts: 670.0, limit_watts: 700.0 }));
+        assert_eq!(GpuLoad::mean(&[]), None);
     }
 
     #[test]

@@ -136,8 +136,8 @@ fn task_size(rows: usize, columns: usize, threads: usize) -> (usize, usize) {
 
 /// Rows of as few bands as there can be of at most `most` rows each, the same number for each thread.
 fn band(rows: usize, most: usize, threads: usize) -> usize {
-    let bands = rows.div_ceil(most).next_multiple_of(threads);
-    rows.div_ceil(bands).next_multiple_of(TILE)
+    let bands = rows.max(1).div_ceil(most).next_multiple_of(threads);
+    rows.max(1).div_ceil(bands).next_multiple_of(TILE)
 }
 
 /// One task of [`multiply`].

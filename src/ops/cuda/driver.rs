@@ -30,6 +30,9 @@ pub struct GpuInfo {
     pub sm_count: u32,
     pub l2_bytes: u64,
     pub total_bytes: u64,
+    /// Peak of the memory, bytes a second: both edges of its clock times the width of its bus. 0 where the
+    /// driver does not tell.
+    pub memory_bytes_per_s: u64,
     /// The most shared memory that one block may take.
     pub shared_bytes_per_block: u32,
 }
@@ -45,6 +48,20 @@ impl GpuInfo {
     /// Dense bf16 peak in FLOP/s from the vendor's data sheet, when this GPU is known.
     pub fn peak_bf16_flops(&self) -> Option<f64> {
         peak_bf16_flops(&self.name)
+    }
+
+    /// Dense bf16 peak in FLOP/s while the multiprocessors run at `mhz`: what their tensor cores do in a clock
+    /// by the vendor's white papers, and no more than the data sheet says.
+    pub fn bf16_flops_at(&self, mhz: f64) -> Option<f64> {
+        let of_clock = match (self.major, self.minor) {
+            (8, 0) => 2048.0,
+            (8, 9) => 1024.0,
+            (9, 0) => 4096.0,
+            (10, 0) => 8192.0,
+            _ => return None,
+        };
+        let peak = of_clock * f64::from(self.sm_count) * mhz * 1e6;
+        Some(self.peak_bf16_flops().map_or(peak, |sheet| peak.min(sheet)))
     }
 }
 
@@ -396,6 +413,9 @@ fn describe_gpu(ordinal: i32) -> Result<GpuInfo, result::DriverError> {
         l2_bytes: u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?),
         // SAFETY: as above.
         total_bytes: unsafe { result::device::total_mem(device) }? as u64,
+        memory_bytes_per_s: 1000 / 4 // kHz, and two edges of so many bits
+            * u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_MEMORY_CLOCK_RATE).unwrap_or(0))
+            * u64::from(attribute(Attribute::CU_DEVICE_ATTRIBUTE_GLOBAL_MEMORY_BUS_WIDTH).unwrap_or(0)),
         shared_bytes_per_block: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
     })
 }
@@ -438,7 +458,35 @@ mod tests {
 
     #[test]
     fn architectures_carry_their_suffix() {
-        let gpu = |major, minor| GpuInfo {
+        assert_eq!(gpu(8, 9).architecture(), "sm_89");
+        assert_eq!(gpu(9, 0).architecture(), "sm_90a");
+        assert_eq!(gpu(10, 0).architecture(), "sm_100a");
+        assert_eq!(gpu(12, 0).architecture(), "sm_120");
+    }
+
+    #[test]
+    fn the_peak_at_the_clock_of_the_data_sheet_is_the_data_sheets() {
+        for (name, version, sm_count, mhz) in [
+            ("NVIDIA H100 80GB HBM3", (9, 0), 132, 1830.0),
+            ("NVIDIA A100-SXM4-80GB", (8, 0), 108, 1410.0),
+            ("NVIDIA L40S", (8, 9), 142, 2490.0),
+            ("NVIDIA B200", (10, 0), 148, 1855.0),
+        ] {
+            let gpu = GpuInfo { name: name.into(), sm_count, ..gpu(version.0, version.1) };
+            let sheet = peak_bf16_flops(name).unwrap();
+            let peak = gpu.bf16_flops_at(mhz).unwrap();
+            assert!((peak / sheet - 1.0).abs() < 0.005, "{name}: {peak} beside {sheet}");
+            assert_eq!(
+                gpu.bf16_flops_at(mhz / 2.0).unwrap() * 2.0,
+                gpu.bf16_flops_at(mhz / 4.0).unwrap() * 4.0
+            );
+            assert_eq!(gpu.bf16_flops_at(9999.0), Some(sheet));
+        }
+        assert_eq!(gpu(12, 0).bf16_flops_at(2000.0), None);
+    }
+
+    fn gpu(major: u32, minor: u32) -> GpuInfo {
+        GpuInfo {
             ordinal: 0,
             name: String::new(),
             uuid: String::new(),
@@ -447,11 +495,8 @@ mod tests {
             sm_count: 1,
             l2_bytes: 0,
             total_bytes: 0,
+            memory_bytes_per_s: 0,
             shared_bytes_per_block: 0,
-        };
-        assert_eq!(gpu(8, 9).architecture(), "sm_89");
-        assert_eq!(gpu(9, 0).architecture(), "sm_90a");
-        assert_eq!(gpu(10, 0).architecture(), "sm_100a");
-        assert_eq!(gpu(12, 0).architecture(), "sm_120");
+        }
     }
 }

@@ -39,6 +39,11 @@ fn forward_gelu(options: &CudaOptions, bias: bool) -> Epilogue {
     }
 }
 
+/// The epilogue of a layer with squared ReLU behind it.
+fn then_relu2(bias: bool) -> Epilogue {
+    if bias { Epilogue::BiasThenRelu2 } else { Epilogue::ThenRelu2 }
+}
+
 /// The epilogue of a layer with SwiGLU behind it.
 fn then_swiglu(bias: bool) -> Epilogue {
     if bias { Epilogue::BiasThenSwiglu } else { Epilogue::ThenSwiglu }
@@ -55,14 +60,16 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = (forward_gelu(options, shape.bias), backward_gelu(options));
-    use Epilogue::{Bias, BiasGradient, Nothing, ThenSwigluGradient};
+    use Epilogue::{Bias, BiasGradient, Nothing, ThenRelu2Gradient, ThenSwigluGradient};
     let (added, gradient) = if shape.bias { (Bias, BiasGradient) } else { (Nothing, Nothing) };
     // GELU's gradient leaves the sums that are the gradient of the bias before it, unless cuBLASLt fuses it.
     let before_gelu = if options.fusion() >= 2 { gradient } else { Nothing };
     let layer = |c_in, c_out| LinearShape { rows: n, c_in, c_out };
     let (up, down) = match shape.mlp.function {
         Nonlinearity::Gelu => ([gelu_forward, Nothing, before_gelu], [added, gelu_backward, gradient]),
-        Nonlinearity::SquaredRelu => ([added, Nothing, gradient], [added, Nothing, gradient]),
+        Nonlinearity::SquaredRelu => {
+            ([then_relu2(shape.bias), Nothing, gradient], [added, ThenRelu2Gradient, gradient])
+        }
         Nonlinearity::Swiglu => {
             ([then_swiglu(shape.bias), Nothing, gradient], [added, ThenSwigluGradient, gradient])
         }
@@ -134,11 +141,8 @@ impl Perform<LinearActivate<'_, Buf>> for Cuda {
         let rows = shape.rows;
         let epilogue = match function {
             Nonlinearity::Gelu => forward_gelu(&self.options, bias.is_some()),
+            Nonlinearity::SquaredRelu => then_relu2(bias.is_some()),
             Nonlinearity::Swiglu => then_swiglu(bias.is_some()),
-            Nonlinearity::SquaredRelu => {
-                self.perform(Linear { out: &mut *pre, x, weight, bias, shape })?;
-                return self.perform(Activate { out, pre, function, rows, channels });
-            }
         };
         let k = &self.kernels;
         let operands = Operands {
@@ -185,14 +189,12 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
         let LinearShape { rows, c_in: channels, .. } = shape;
         let epilogue = match function {
             Nonlinearity::Gelu => backward_gelu(&self.options),
+            Nonlinearity::SquaredRelu => Epilogue::ThenRelu2Gradient,
             Nonlinearity::Swiglu => Epilogue::ThenSwigluGradient,
-            Nonlinearity::SquaredRelu => {
-                self.perform(LinearBackwardInput { dx: &mut *dpre, dout, weight, shape })?;
-                return self.perform(ActivateBackward { dpre, dout: None, pre, function, rows, channels });
-            }
         };
         let key = key(shape, Product::BackwardInput, &self.options, epilogue);
-        if function == Nonlinearity::Swiglu && self.gemm.own(key)?.is_none() {
+        let own = self.gemm.own(key)?.is_some();
+        if function == Nonlinearity::Swiglu && !own {
             let room = room.ok_or_else(|| self.kernels.gpu.refuse(OP, NO_ROOM))?;
             let operands = self.input_operands(OP, room, dout, weight, shape)?;
             self.written(room);
@@ -209,12 +211,15 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
         if separate {
             let bytes = reduce::partials_bytes(rows as u64, channels as u64);
             sums = self.scratch.get(&mut self.memory, Use::GeluPartials, bytes)?;
-            if self.gemm.own(key)?.is_some() {
+            if own {
                 operands.sums = sums;
             }
         }
         // SAFETY: all lengths were checked, and the scratch holds the sums.
         unsafe { self.gemm.run(&self.kernels, OP, key, operands) }?;
+        if function == Nonlinearity::SquaredRelu && !own {
+            return self.perform(ActivateBackward { dpre, dout: None, pre, function, rows, channels });
+        }
         if !separate {
             return Ok(());
         }
@@ -467,21 +472,22 @@ mod tests {
     }
 
     #[test]
-    fn swiglu_ends_the_products_around_it_and_squared_relu_stands_between_plain_ones() {
-        for (function, channels, inputs, ends) in
-            [(Nonlinearity::SquaredRelu, 3072, 3072, 0), (Nonlinearity::Swiglu, 2048, 4096, 2)]
-        {
+    fn squared_relu_and_swiglu_end_the_products_around_them() {
+        use Epilogue::{Bias, BiasGradient, Nothing, ThenRelu2Gradient, ThenSwigluGradient};
+        for (function, channels, inputs, forward, backward) in [
+            (Nonlinearity::SquaredRelu, 3072, 3072, then_relu2 as fn(bool) -> Epilogue, ThenRelu2Gradient),
+            (Nonlinearity::Swiglu, 2048, 4096, then_swiglu, ThenSwigluGradient),
+        ] {
             let mlp = MlpShape { function, channels };
             for bias in [false, true] {
                 let keys = gemm_keys(&ScratchShape { bias, mlp, ..shape(true) }, &CudaOptions::default());
                 assert_eq!(keys.len(), 3 * 5);
                 let found = |c_in, c_out| keys.iter().any(|key| (key.c_in, key.c_out) == (c_in, c_out));
                 assert!(found(768, inputs) && found(channels as u64, 768), "{function:?}");
-                use Epilogue::{Bias, BiasGradient, Nothing};
                 let plain = |key: &&GemmKey| matches!(key.epilogue, Bias | BiasGradient | Nothing);
-                assert_eq!(keys.iter().filter(plain).count(), 15 - ends);
-                let wide = |key: &&GemmKey| key.c_out == inputs && key.epilogue == then_swiglu(bias);
-                assert_eq!(keys.iter().filter(wide).count(), ends / 2);
+                assert_eq!(keys.iter().filter(plain).count(), 15 - 2);
+                assert!(keys.iter().any(|key| key.c_out == inputs && key.epilogue == forward(bias)));
+                assert!(keys.iter().any(|key| key.c_in == channels as u64 && key.epilogue == backward));
             }
         }
     }

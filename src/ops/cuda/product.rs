@@ -60,13 +60,19 @@ pub enum Epilogue {
     ThenSwiglu,
     /// Rounds, and makes the gradient of SwiGLU of it and of the stored pre-activation: twice as wide.
     ThenSwigluGradient,
+    /// [`Epilogue::BiasThenGelu`] with squared ReLU.
+    BiasThenRelu2,
+    /// [`Epilogue::BiasThenRelu2`] without bias.
+    ThenRelu2,
+    /// Rounds, and multiplies by the derivative of squared ReLU at the stored pre-activation.
+    ThenRelu2Gradient,
 }
 
 impl Epilogue {
     /// Whether a bias is added to the product.
     pub fn adds_bias(self) -> bool {
-        use Epilogue::{Bias, BiasGelu, BiasThenGelu, BiasThenSwiglu};
-        matches!(self, Bias | BiasGelu | BiasThenGelu | BiasThenSwiglu)
+        use Epilogue::{Bias, BiasGelu, BiasThenGelu, BiasThenRelu2, BiasThenSwiglu};
+        matches!(self, Bias | BiasGelu | BiasThenGelu | BiasThenRelu2 | BiasThenSwiglu)
     }
 
     /// Whether cuBLASLt applies GELU or its derivative, to the sum before it is rounded.
@@ -76,13 +82,16 @@ impl Epilogue {
 
     /// Whether a function or its derivative is applied to what was rounded.
     pub fn then_activates(self) -> bool {
-        use Epilogue::{
-            BiasThenGelu, BiasThenSwiglu, ThenGelu, ThenGeluGradient, ThenSwiglu, ThenSwigluGradient,
-        };
-        matches!(
-            self,
-            BiasThenGelu | ThenGelu | ThenGeluGradient | BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient
-        )
+        use Epilogue::{BiasThenGelu, ThenGelu, ThenGeluGradient};
+        use Epilogue::{BiasThenRelu2, ThenRelu2, ThenRelu2Gradient};
+        use Epilogue::{BiasThenSwiglu, ThenSwiglu, ThenSwigluGradient};
+        match self {
+            BiasThenGelu | ThenGelu | ThenGeluGradient => true,
+            BiasThenRelu2 | ThenRelu2 | ThenRelu2Gradient => true,
+            BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient => true,
+            Epilogue::Nothing | Epilogue::Bias | Epilogue::BiasGradient => false,
+            Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient => false,
+        }
     }
 }
 

@@ -105,10 +105,14 @@ impl Descriptors {
             Epilogue::Nothing
             | Epilogue::ThenGelu
             | Epilogue::ThenGeluGradient
+            | Epilogue::ThenRelu2
+            | Epilogue::ThenRelu2Gradient
             | Epilogue::ThenSwiglu
             | Epilogue::ThenSwigluGradient
             | Epilogue::BiasGradient => E::CUBLASLT_EPILOGUE_DEFAULT,
-            Epilogue::Bias | Epilogue::BiasThenGelu | Epilogue::BiasThenSwiglu => E::CUBLASLT_EPILOGUE_BIAS,
+            Epilogue::Bias | Epilogue::BiasThenGelu | Epilogue::BiasThenRelu2 | Epilogue::BiasThenSwiglu => {
+                E::CUBLASLT_EPILOGUE_BIAS
+            }
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Epilogue::Gelu => E::CUBLASLT_EPILOGUE_GELU_AUX,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,

@@ -223,6 +223,13 @@ impl Gemm {
                 (Ready::CublasLt(..), Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
                     gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
                 }
+                (Ready::CublasLt(..), Epilogue::BiasThenRelu2 | Epilogue::ThenRelu2) => {
+                    activate::squared_relu_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
+                }
+                (Ready::CublasLt(..), Epilogue::ThenRelu2Gradient) => {
+                    let dpre = operands.out;
+                    activate::squared_relu_gradient_at(k, OP, dpre, operands.pre, key.rows * key.c_in)
+                }
                 (Ready::CublasLt(..), Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
                     activate::swiglu_at(k, OP, operands.out, operands.pre, key.rows * key.c_out / 2)
                 }

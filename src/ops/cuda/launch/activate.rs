@@ -33,6 +33,32 @@ pub unsafe fn swiglu_at(k: &Kernels, op: &'static str, out: u64, pre: u64, lengt
     unsafe { k.launch(op, &SWIGLU, geometry(Nonlinearity::Swiglu, length), &args) }
 }
 
+/// `out` of `pre`, by their addresses.
+///
+/// # Safety
+/// Both are those of live buffers of `length`.
+pub unsafe fn squared_relu_at(k: &Kernels, op: &'static str, out: u64, pre: u64, length: u64) -> Result<()> {
+    let args = ActivateArgs { out: Out::at(out), pre: In::at(pre), length };
+    // SAFETY: the caller's promise.
+    unsafe { k.launch(op, &SQUARED_RELU, geometry(Nonlinearity::SquaredRelu, length), &args) }
+}
+
+/// `dout` becomes `dpre`, of `pre`, by their addresses.
+///
+/// # Safety
+/// As for [`squared_relu_at`].
+pub unsafe fn squared_relu_gradient_at(
+    k: &Kernels,
+    op: &'static str,
+    dout: u64,
+    pre: u64,
+    length: u64,
+) -> Result<()> {
+    let args = ActivateBackwardArgs { dpre: Out::at(dout), dout: In::at(dout), pre: In::at(pre), length };
+    // SAFETY: the caller's promise; the kernel allows `dpre` in the place of `dout`.
+    unsafe { k.launch(op, &SQUARED_RELU_BACKWARD, geometry(Nonlinearity::SquaredRelu, length), &args) }
+}
+
 /// `dpre` of `dout` and `pre`, both of them twice as long, by their addresses.
 ///
 /// # Safety

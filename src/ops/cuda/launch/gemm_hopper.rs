@@ -25,9 +25,11 @@ bindings! {
 enum HopperProduct {
     Forward,
     ForwardGelu,
+    ForwardRelu2,
     ForwardSwiglu,
     Input,
     InputGelu,
+    InputRelu2,
     InputSwiglu,
     Weight,
 }
@@ -51,7 +53,7 @@ const fn entry(kind: HopperProduct, width: u32, cluster: u32, name: &'static str
 }
 
 /// Those that came first somewhere, on an H100 at the widths of GPT-2 124M and 1.5B.
-const ENTRIES: [TileKernel; 24] = [
+const ENTRIES: [TileKernel; 31] = [
     entry(HopperProduct::Forward, 192, 1, "gemm_forward_192_1"),
     entry(HopperProduct::Forward, 192, 2, "gemm_forward_192_2"),
     entry(HopperProduct::Forward, 160, 2, "gemm_forward_160_2"),
@@ -60,6 +62,10 @@ const ENTRIES: [TileKernel; 24] = [
     entry(HopperProduct::ForwardGelu, 192, 2, "gemm_forward_gelu_192_2"),
     entry(HopperProduct::ForwardGelu, 160, 2, "gemm_forward_gelu_160_2"),
     entry(HopperProduct::ForwardGelu, 128, 2, "gemm_forward_gelu_128_2"),
+    entry(HopperProduct::ForwardRelu2, 192, 1, "gemm_forward_relu2_192_1"),
+    entry(HopperProduct::ForwardRelu2, 192, 2, "gemm_forward_relu2_192_2"),
+    entry(HopperProduct::ForwardRelu2, 160, 2, "gemm_forward_relu2_160_2"),
+    entry(HopperProduct::ForwardRelu2, 128, 2, "gemm_forward_relu2_128_2"),
     entry(HopperProduct::ForwardSwiglu, 192, 1, "gemm_forward_swiglu_192_1"),
     entry(HopperProduct::ForwardSwiglu, 192, 2, "gemm_forward_swiglu_192_2"),
     entry(HopperProduct::ForwardSwiglu, 128, 2, "gemm_forward_swiglu_128_2"),
@@ -70,6 +76,9 @@ const ENTRIES: [TileKernel; 24] = [
     entry(HopperProduct::InputGelu, 160, 2, "gemm_input_gelu_160_2"),
     entry(HopperProduct::InputGelu, 128, 1, "gemm_input_gelu_128_1"),
     entry(HopperProduct::InputGelu, 128, 2, "gemm_input_gelu_128_2"),
+    entry(HopperProduct::InputRelu2, 160, 2, "gemm_input_relu2_160_2"),
+    entry(HopperProduct::InputRelu2, 128, 1, "gemm_input_relu2_128_1"),
+    entry(HopperProduct::InputRelu2, 128, 2, "gemm_input_relu2_128_2"),
     entry(HopperProduct::InputSwiglu, 128, 1, "gemm_input_swiglu_128_1"),
     entry(HopperProduct::InputSwiglu, 128, 2, "gemm_input_swiglu_128_2"),
     entry(HopperProduct::Weight, 192, 1, "gemm_weight_192_1"),
@@ -101,6 +110,9 @@ fn kind(key: &GemmKey) -> Option<HopperProduct> {
         (Types::Bf16, Product::Forward, Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
             Some(HopperProduct::ForwardGelu)
         }
+        (Types::Bf16, Product::Forward, Epilogue::BiasThenRelu2 | Epilogue::ThenRelu2) => {
+            Some(HopperProduct::ForwardRelu2)
+        }
         (Types::Bf16, Product::Forward, Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
             Some(HopperProduct::ForwardSwiglu)
         }
@@ -109,6 +121,7 @@ fn kind(key: &GemmKey) -> Option<HopperProduct> {
             Some(HopperProduct::InputSwiglu)
         }
         (Types::Bf16, Product::BackwardInput, Epilogue::ThenGeluGradient) => Some(HopperProduct::InputGelu),
+        (Types::Bf16, Product::BackwardInput, Epilogue::ThenRelu2Gradient) => Some(HopperProduct::InputRelu2),
         (Types::Bf16ToF32, Product::BackwardWeight, Epilogue::Nothing | Epilogue::BiasGradient) => {
             Some(HopperProduct::Weight)
         }
@@ -392,6 +405,8 @@ mod tests {
                 (Product::Forward, c, 4 * c, Epilogue::ThenGelu),
                 (Product::BackwardInput, c, 3 * c, Epilogue::Nothing),
                 (Product::BackwardInput, 4 * c, c, Epilogue::ThenGeluGradient),
+                (Product::Forward, c, 4 * c, Epilogue::BiasThenRelu2),
+                (Product::BackwardInput, 4 * c, c, Epilogue::ThenRelu2Gradient),
                 (Product::Forward, c, 8 * c, Epilogue::ThenSwiglu),
                 (Product::BackwardInput, 4 * c, c, Epilogue::ThenSwigluGradient),
                 (Product::BackwardWeight, 4 * c, c, Epilogue::BiasGradient),

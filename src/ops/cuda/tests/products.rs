@@ -27,10 +27,13 @@ fn keys(layer: LinearShape) -> Vec<GemmKey> {
         (Product::Forward, Epilogue::Bias),
         (Product::Forward, Epilogue::BiasThenGelu),
         (Product::Forward, Epilogue::ThenGelu),
+        (Product::Forward, Epilogue::BiasThenRelu2),
+        (Product::Forward, Epilogue::ThenRelu2),
         (Product::Forward, Epilogue::BiasThenSwiglu),
         (Product::Forward, Epilogue::ThenSwiglu),
         (Product::BackwardInput, Epilogue::Nothing),
         (Product::BackwardInput, Epilogue::ThenGeluGradient),
+        (Product::BackwardInput, Epilogue::ThenRelu2Gradient),
         (Product::BackwardInput, Epilogue::ThenSwigluGradient),
         (Product::BackwardWeight, Epilogue::Nothing),
         (Product::BackwardWeight, Epilogue::BiasGradient),
@@ -56,19 +59,15 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
         results.push((name, values(ops, &out, shape.output())));
     }
     let [mut out, mut pre] = [(); 2].map(|()| poison(ops, Role::Activation, shape.output()));
-    for ([name_pre, name], bias) in
-        [(["pre", "gelu"], Some(&b)), (["pre without bias", "gelu without bias"], None)]
-    {
-        let op = LinearActivate {
-            out: &mut out,
-            pre: &mut pre,
-            x: &x,
-            weight: &w,
-            bias,
-            function: Nonlinearity::Gelu,
-            shape,
-        };
-        ops.linear_activate(op).expect("linear_gelu");
+    let (gelu, relu2) = (Nonlinearity::Gelu, Nonlinearity::SquaredRelu);
+    for ([name_pre, name], function, bias) in [
+        (["pre", "gelu"], gelu, Some(&b)),
+        (["pre without bias", "gelu without bias"], gelu, None),
+        (["relu2 pre", "relu2"], relu2, Some(&b)),
+        (["relu2 pre without bias", "relu2 without bias"], relu2, None),
+    ] {
+        let op = LinearActivate { out: &mut out, pre: &mut pre, x: &x, weight: &w, bias, function, shape };
+        ops.linear_activate(op).expect("linear_activate");
         results.push((name_pre, values(ops, &pre, shape.output())));
         results.push((name, values(ops, &out, shape.output())));
     }
@@ -86,17 +85,20 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
     gradient(ops, Some(&mut db), Write::Set);
     results.push(("dweight added", gradient(ops, Some(&mut db), Write::Add)));
     results.push(("dbias added", values(ops, &db, c_out)));
-    let op = LinearBackwardInputActivate {
-        dpre: &mut dpre,
-        room: None,
-        dout: &d,
-        weight: &w,
-        pre: &before,
-        function: Nonlinearity::Gelu,
-        shape,
-    };
-    ops.linear_backward_input_activate(op).expect("linear_backward_input_gelu");
-    results.push(("dpre", values(ops, &dpre, shape.input())));
+    // GELU's last: the sums below are its.
+    for (name, function) in [("relu2 gradient", relu2), ("dpre", gelu)] {
+        let op = LinearBackwardInputActivate {
+            dpre: &mut dpre,
+            room: None,
+            dout: &d,
+            weight: &w,
+            pre: &before,
+            function,
+            shape,
+        };
+        ops.linear_backward_input_activate(op).expect("linear_backward_input_activate");
+        results.push((name, values(ops, &dpre, shape.input())));
+    }
     let square = LinearShape { rows, c_in, c_out: c_in };
     let function = Nonlinearity::Swiglu;
     let [mut half, mut room] =
@@ -173,6 +175,9 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
                     "gelu"
                     | "gelu without bias"
                     | "dpre"
+                    | "relu2"
+                    | "relu2 without bias"
+                    | "relu2 gradient"
                     | "swiglu"
                     | "swiglu without bias"
                     | "swiglu gradient" => {
