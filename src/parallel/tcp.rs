@@ -377,8 +377,8 @@ impl RankState {
         }
     }
 
-    /// Blames `peer` for a closed connection unless some rank tells in a moment what happened: a rank that was
-    /// stopped for long finds its connections closed, and in one of them why.
+    /// Blames `peer` for a closed connection unless some rank tells in a moment what happened: a rank that
+    /// was stopped for long finds its connections closed, and in one of them why.
     fn fail_unless_told(&self, peer: usize, why: String) {
         for _ in 0..4 {
             if lock(&self.failure).is_some() || self.closing.load(Ordering::SeqCst) {

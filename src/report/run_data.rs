@@ -189,8 +189,8 @@ impl ModelFacts {
     }
 }
 
-/// Whether a run validates on FineWeb, by the names of its shards: those that its lock has, or else those that
-/// `data.val` asks for.
+/// Whether a run validates on FineWeb, by the names of its shards: those that its lock has, or else those
+/// that `data.val` asks for.
 fn on_fineweb(folder: &Path, asked: Option<&toml::Value>) -> bool {
     let lock = std::fs::read_to_string(folder.join("lock.toml")).unwrap_or_default();
     let lock: toml::Table = lock.parse().unwrap_or_default();

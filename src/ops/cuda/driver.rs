@@ -50,8 +50,8 @@ impl GpuInfo {
         peak_bf16_flops(&self.name)
     }
 
-    /// Dense bf16 peak in FLOP/s while the multiprocessors run at `mhz`: what their tensor cores do in a clock
-    /// by the vendor's white papers, and no more than the data sheet says.
+    /// Dense bf16 peak in FLOP/s while the multiprocessors run at `mhz`: what their tensor cores do in a
+    /// clock by the vendor's white papers, and no more than the data sheet says.
     pub fn bf16_flops_at(&self, mhz: f64) -> Option<f64> {
         let of_clock = match (self.major, self.minor) {
             (8, 0) => 2048.0,
