@@ -197,6 +197,30 @@ fn published_levels_appear_only_beside_a_comparable_run() {
 }
 
 #[test]
+fn a_level_is_drawn_once_and_its_loss_beside_a_run_on_fineweb() {
+    let on_books = |name| {
+        let mut run = synthetic(name, 1, 200, &[], true);
+        run.model.as_mut().unwrap().fineweb = false;
+        run
+    };
+    let books = svg(&[on_books("books")], &PlotOptions::default());
+    assert!(books.contains("GPT-2 124M: HellaSwag 0.294") && !books.contains("FineWeb"));
+    let mixed = [on_books("books"), synthetic("web", 2, 200, &[], true)];
+    for runs in [&mixed[..], &[mixed[1].clone(), mixed[0].clone()]] {
+        let both = svg(runs, &PlotOptions::default());
+        assert_eq!(both.matches("GPT-2 124M: loss on FineWeb 3.425, HellaSwag 0.294").count(), 1);
+        assert!(!both.contains("GPT-2 124M: HellaSwag"));
+    }
+    for level in mixed.iter().filter_map(|run| run.model.as_ref()).flat_map(run_data::references) {
+        assert_eq!(
+            figure::dash_of(&level) == panel::Dash::Dashed,
+            level.name.starts_with("GPT-2"),
+            "{level:?}"
+        );
+    }
+}
+
+#[test]
 fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
     let options = PlotOptions { x: XAxis::LearningRate, log_x: true, ..PlotOptions::default() };
     let mut range = synthetic("range", 1, 60, &[], false);
