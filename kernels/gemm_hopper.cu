@@ -75,7 +75,8 @@ struct Product {
     static constexpr u32 RIGHT_HIGH =
         RIGHT_ALONG_N && PANEL == 32 ? (512 >> 4 | 2u << 30) : (1024 >> 4 | 1u << 30);
     static constexpr int LEFT_STEP = LEFT_ALONG_M ? 128 : 2, RIGHT_STEP = RIGHT_ALONG_N ? PANEL * 2 : 2;
-    // Endings with SwiGLU, whose `pre` is twice as wide as what comes of it, and those that read `pre`.
+    // Endings with SwiGLU, whose `pre` is twice as wide as what comes of it; with another function, with its
+    // slope; and those that read `pre`.
     static constexpr bool PAIRS = ENDING == SWIGLU || ENDING == SWIGLU_GRADIENT,
                           ACTIVATES = ENDING == GELU || ENDING == RELU2,
                           SLOPES = ENDING == GELU_GRADIENT || ENDING == RELU2_GRADIENT,

@@ -87,8 +87,8 @@ impl RunData {
     pub fn from_folder(folder: &Path) -> Result<RunData, ReportError> {
         let log = folder.join(MAIN_LOG);
         let has_metrics = folder.join(JSONL).exists() || folder.join(PARQUET).exists();
-        let mut run = if !has_metrics && log.is_file() {
-            RunData::from_log(&log)?
+        let (mut run, lock) = if !has_metrics && log.is_file() {
+            (RunData::from_log(&log)?, None)
         } else {
             let running = run_folder::holder(folder).is_some();
             let path = RunPaths::new(folder).ledger();
@@ -100,10 +100,11 @@ impl RunData {
             if let Some(Ok((log, _))) = &ledger {
                 mark_resumes(&mut rows, log);
             }
-            RunData { name: String::new(), rows, has_tokens: true, model: None, folder: None, unverified }
+            let name = String::new();
+            (RunData { name, rows, has_tokens: true, model: None, folder: None, unverified }, lock)
         };
         run.name = name_of(folder);
-        run.model = ModelFacts::read(folder)?;
+        run.model = ModelFacts::read(folder, lock.as_ref())?;
         run.folder = Some(folder.to_owned());
         run.refuse_empty(folder)
     }
@@ -137,7 +138,7 @@ impl ModelFacts {
     /// Reads the experiment of a run folder; a folder without one, such as llm.c's, has no facts.
     ///
     /// Only a few keys are read, so that a plot of an old run survives a change of the schema.
-    fn read(folder: &Path) -> Result<Option<ModelFacts>, ReportError> {
+    fn read(folder: &Path, lock: Option<&Lock>) -> Result<Option<ModelFacts>, ReportError> {
         let path = folder.join("experiment.toml");
         if !path.exists() {
             return Ok(None);
@@ -177,7 +178,7 @@ impl ModelFacts {
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
             embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
-            fineweb: on_fineweb(folder, key("data", "val")),
+            fineweb: on_fineweb(lock, key("data", "val")),
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
             // A file of an older program has not all keys, and no warm-up.
@@ -191,13 +192,12 @@ impl ModelFacts {
 
 /// Whether a run validates on FineWeb, by the names of its shards: those that its lock has, or else those
 /// that `data.val` asks for.
-fn on_fineweb(folder: &Path, asked: Option<&toml::Value>) -> bool {
-    let lock = std::fs::read_to_string(folder.join("lock.toml")).unwrap_or_default();
-    let lock: toml::Table = lock.parse().unwrap_or_default();
-    let locked = lock.values().filter_map(toml::Value::as_table).flatten();
-    let mut shards: Vec<&str> = locked
+fn on_fineweb(lock: Option<&Lock>, asked: Option<&toml::Value>) -> bool {
+    let mut shards: Vec<&str> = lock
+        .iter()
+        .flat_map(|lock| &lock.environment)
         .filter(|(key, _)| key.starts_with("data.val_shard."))
-        .filter_map(|(_, shard)| shard.as_str()?.split(',').next())
+        .filter_map(|(_, shard)| shard.split(',').next())
         .collect();
     if shards.is_empty() {
         let patterns = match asked {
@@ -377,7 +377,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let names = |model: &str, data: &str| -> Vec<&str> {
             experiment(folder.path(), model, data);
-            let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+            let facts = ModelFacts::read(folder.path(), None).unwrap().unwrap();
             references(&facts).map(|reference| reference.name).collect()
         };
         let d12 = "descriptor = 'd12'\nlayers = 12\nchannels = 768";
@@ -391,26 +391,24 @@ mod tests {
     #[test]
     fn the_loss_on_fineweb_is_a_level_of_runs_that_validate_on_it_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let loss = |val: &str| {
+        let loss = |lock: Option<&Lock>, val: &str| {
             let data = format!("[data]\ntrain='x_*.bin'\nval={val}\n[schedule]\nsteps=1");
             let text = format!("[model]\ndescriptor='d12'\n{data}");
             let loaded = experiment::load_text("t", &text, &[]).unwrap();
             std::fs::write(folder.path().join("experiment.toml"), loaded.to_toml()).unwrap();
-            let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+            let facts = ModelFacts::read(folder.path(), lock).unwrap().unwrap();
             references(&facts).next().and_then(|level| level.val_loss)
         };
-        assert_eq!(loss("'../data/edu_fineweb_val_*.bin'"), Some(3.424958));
-        assert_eq!(loss("['/x/fineweb_val_0.bin', '/x/fineweb_val_1.bin']"), Some(3.424958));
-        assert_eq!(loss("'fineweb/books_val_*.bin'"), None);
-        assert_eq!(loss("['fineweb_val_0.bin', 'books_val_0.bin']"), None);
+        assert_eq!(loss(None, "'../data/edu_fineweb_val_*.bin'"), Some(3.424958));
+        assert_eq!(loss(None, "['/x/fineweb_val_0.bin', '/x/fineweb_val_1.bin']"), Some(3.424958));
+        assert_eq!(loss(None, "'fineweb/books_val_*.bin'"), None);
+        assert_eq!(loss(None, "['fineweb_val_0.bin', 'books_val_0.bin']"), None);
         let lock = |shard: &str| {
-            let text = format!("[data]\n\"data.val_shard.00000\" = \"{shard}, 2000 tokens, sha256 00\"\n");
-            std::fs::write(folder.path().join("lock.toml"), text).unwrap();
+            let shard = ("data.val_shard.00000".to_owned(), format!("{shard}, 2000 tokens, sha256 00"));
+            Lock { environment: [shard].into(), ..Lock::default() }
         };
-        lock("edu_fineweb_val_000000.bin");
-        assert_eq!(loss("'*val*.bin'"), Some(3.424958));
-        lock("books_val_000000.bin");
-        assert_eq!(loss("'fineweb_val_*.bin'"), None);
+        assert_eq!(loss(Some(&lock("edu_fineweb_val_000000.bin")), "'*val*.bin'"), Some(3.424958));
+        assert_eq!(loss(Some(&lock("books_val_000000.bin")), "'fineweb_val_*.bin'"), None);
     }
 
     /// In the file of a run whose model has a name, its sizes are comments.
@@ -420,7 +418,7 @@ mod tests {
         let loaded = experiment::load_text("t", text, &[]).unwrap();
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("experiment.toml"), loaded.to_toml()).unwrap();
-        let facts = ModelFacts::read(folder.path()).unwrap().unwrap();
+        let facts = ModelFacts::read(folder.path(), None).unwrap().unwrap();
         assert_eq!((facts.layers, facts.channels, references(&facts).count()), (12, 768, 2));
         let expected = flops_per_token(&loaded.experiment.model, loaded.experiment.batch.seq_len);
         assert_eq!((facts.parameters, facts.flops_per_token), (Some(124_475_904), Some(expected)));

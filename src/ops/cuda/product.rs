@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::ops::Nonlinearity;
+
 /// The three products of a linear layer with weight (c_out, c_in), all matrices row-major.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -80,17 +82,17 @@ impl Epilogue {
         matches!(self, Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient)
     }
 
-    /// Whether a function or its derivative is applied to what was rounded.
-    pub fn then_activates(self) -> bool {
+    /// The function that is applied, itself or its derivative, to what was rounded.
+    pub fn then(self) -> Option<Nonlinearity> {
         use Epilogue::{BiasThenGelu, ThenGelu, ThenGeluGradient};
         use Epilogue::{BiasThenRelu2, ThenRelu2, ThenRelu2Gradient};
         use Epilogue::{BiasThenSwiglu, ThenSwiglu, ThenSwigluGradient};
         match self {
-            BiasThenGelu | ThenGelu | ThenGeluGradient => true,
-            BiasThenRelu2 | ThenRelu2 | ThenRelu2Gradient => true,
-            BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient => true,
-            Epilogue::Nothing | Epilogue::Bias | Epilogue::BiasGradient => false,
-            Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient => false,
+            BiasThenGelu | ThenGelu | ThenGeluGradient => Some(Nonlinearity::Gelu),
+            BiasThenRelu2 | ThenRelu2 | ThenRelu2Gradient => Some(Nonlinearity::SquaredRelu),
+            BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient => Some(Nonlinearity::Swiglu),
+            Epilogue::Nothing | Epilogue::Bias | Epilogue::BiasGradient => None,
+            Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient => None,
         }
     }
 }

@@ -72,7 +72,7 @@ impl Gemm {
             Epilogue::ThenSwigluGradient => 3 * product(k),
             _ => product(k),
         };
-        let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then_activates();
+        let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then().is_some();
         let pre = largest(&|k| if has_pre(k) { output_size(out(k), k.types) } else { 0 });
         let bias = largest(&|k| output_size(k.c_out, k.types));
         let sums = largest(&|k| reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)));
@@ -219,32 +219,20 @@ impl Gemm {
         // SAFETY: the caller's promise, for all of these.
         unsafe {
             self.start(k, OP, plan, &before)?;
-            match (&plan.ready, key.epilogue) {
-                (Ready::CublasLt(..), Epilogue::BiasThenGelu | Epilogue::ThenGelu) => {
-                    gelu::forward_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
-                }
-                (Ready::CublasLt(..), Epilogue::BiasThenRelu2 | Epilogue::ThenRelu2) => {
-                    activate::squared_relu_at(k, OP, operands.out, operands.pre, key.rows * key.c_out)
-                }
-                (Ready::CublasLt(..), Epilogue::ThenRelu2Gradient) => {
-                    let dpre = operands.out;
-                    activate::squared_relu_gradient_at(k, OP, dpre, operands.pre, key.rows * key.c_in)
-                }
-                (Ready::CublasLt(..), Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
-                    activate::swiglu_at(k, OP, operands.out, operands.pre, key.rows * key.c_out / 2)
-                }
-                (Ready::CublasLt(..), Epilogue::ThenSwigluGradient) => {
-                    let [dpre, dout] = [operands.out, before.out];
-                    activate::swiglu_gradient_at(k, OP, dpre, dout, operands.pre, key.rows * key.c_in)
-                }
-                (Ready::CublasLt(..), Epilogue::ThenGeluGradient) => {
+            match (key.epilogue, key.epilogue.then()) {
+                (Epilogue::ThenGeluGradient, _) if !own => {
                     gelu::backward_at(k, OP, sums, [operands.out; 2], operands.pre, key.rows, key.c_in)
                 }
-                (ready, Epilogue::BiasGradient)
-                    if matches!(ready, Ready::CublasLt(..))
-                        || gemm_hopper::order(&key).bias_chains.is_none() =>
-                {
+                (Epilogue::BiasGradient, _) if !own || gemm_hopper::order(&key).bias_chains.is_none() => {
                     reduce::column_sum_at(k, OP, sums, operands.left, key.rows, key.c_out)
+                }
+                (_, Some(function)) if !own && key.product == Product::Forward => {
+                    let length = key.rows * key.c_out / function.inputs() as u64;
+                    activate::forward_at(k, OP, function, operands.out, operands.pre, length)
+                }
+                (_, Some(function)) if !own => {
+                    let gradients = [operands.out, before.out];
+                    activate::backward_at(k, OP, function, gradients, operands.pre, [key.rows, key.c_in])
                 }
                 _ => Ok(()),
             }

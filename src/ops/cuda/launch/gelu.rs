@@ -18,12 +18,7 @@ bindings! {
 }
 
 /// `op` names the calling operation in messages; it may be larger.
-pub fn forward(k: &Kernels, op: &'static str, out: &mut Buf, pre: &Buf, len: usize) -> Result<()> {
-    let (out, pre) = (k.act(op, "out", out, len)?, k.act(op, "pre", pre, len)?);
-    // SAFETY: both lengths were checked.
-    unsafe { forward_at(k, op, out, pre, len as u64) }
-}
-
+///
 /// # Safety
 /// Both addresses are those of `length` elements.
 pub unsafe fn forward_at(k: &Kernels, op: &'static str, out: u64, pre: u64, length: u64) -> Result<()> {
