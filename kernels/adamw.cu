@@ -5,10 +5,8 @@
 //   p = p - learning_rate * (m*correction1 / (sqrt(v*correction2) + epsilon) + weight_decay*p)
 //
 // p is the float master where there is one, and the parameter is its value rounded to nearest. Without a
-// master a bf16 parameter is rounded stochastically: it goes up with the probability of the 16 bits cut off.
-// Element i uses word i%4 of the Philox4x32-10 block with key `rounding_key` and counter
-//   (low word of i/4, high word of i/4, low word of step, tensor id),
-// i counted within the logical tensor, so that neither launch nor sharding shows in the numbers.
+// master a bf16 parameter is rounded stochastically: it goes up with the probability of the 16 bits cut off,
+// by the random numbers of rounding.cuh.
 //
 // Tensors are cut into chunks of 16384 elements that never cross a tensor; a block finds its tensor by binary
 // search. Four elements a thread at a time: float streams move 16 bytes a lane, bf16 8.
@@ -158,17 +156,6 @@ struct SquaresArgs {
     u32 unused;  // 0
 };
 
-__device__ __forceinline__ double block_sum(double x) {
-    __shared__ double warps[STEP_THREADS / 32];
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    double sum = warps[0];
-#pragma unroll
-    for (u32 w = 1; w < STEP_THREADS / 32; ++w) sum += warps[w];
-    return sum;
-}
-
 // grid: chunks of all tensors; block 256.
 extern "C" __global__ void __launch_bounds__(256)
     sum_squares_partial(const __grid_constant__ SquaresArgs args) {
@@ -195,7 +182,7 @@ extern "C" __global__ void __launch_bounds__(256)
         for (u32 k = 0; k < BATCH; ++k)
             sum += double(x[k].x * x[k].x + x[k].y * x[k].y + x[k].z * x[k].z + x[k].w * x[k].w);
     }
-    sum = block_sum(sum);
+    sum = block_sum<STEP_THREADS>(sum);
     if (threadIdx.x == 0) args.partials[blockIdx.x] = sum;
 }
 
@@ -206,6 +193,6 @@ extern "C" __global__ void __launch_bounds__(256)
     const u64 end = blockIdx.x + 1 < args.count ? args.tensors[blockIdx.x + 1].first : args.chunks;
     double sum = 0.0;
     for (u64 i = begin + threadIdx.x; i < end; i += STEP_THREADS) sum += args.partials[i];
-    sum = block_sum(sum);
+    sum = block_sum<STEP_THREADS>(sum);
     if (threadIdx.x == 0) args.sums[blockIdx.x] = sum;
 }

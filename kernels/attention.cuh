@@ -6,13 +6,9 @@
 // different bank groups, so ldmatrix and cp.async never conflict and every address is a base
 // register plus a constant.
 //
-// HEAD_SIZE is a macro given on the compiler's command line; it must be a multiple of 16.
+// HEAD_SIZE is a macro given on the compiler's command line: one of the four.
 #pragma once
 #include "exact.cuh"
-
-#ifndef HEAD_SIZE
-#define HEAD_SIZE 64
-#endif
 
 namespace attention {
 
@@ -20,8 +16,6 @@ using u32 = unsigned int;
 using u64 = unsigned long long;
 /// The bits of a bfloat16.
 using bf16 = unsigned short;
-
-static_assert(HEAD_SIZE % 16 == 0 && HEAD_SIZE <= 128, "head size must be a multiple of 16, at most 128");
 
 constexpr int HS = HEAD_SIZE;
 /// Steps of 16 along the head dimension.

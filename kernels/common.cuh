@@ -1,7 +1,8 @@
 // Types, vector access and reductions that every kernel shares.
 //
-// Kernels are compiled at run time by NVRTC without include paths, so nothing here comes from CUDA's
-// headers: bf16 is a 16-bit struct converted by one PTX instruction. Compile with exactly one of
+// NVRTC compiles kernels without include paths, for a release or on the machine that runs them, so nothing
+// here comes from CUDA's headers: bf16 is a 16-bit struct converted by one PTX instruction. Compile with
+// exactly one of
 //   -DACT_BF16=1   weights, activations and their gradients are bf16
 //   -DACT_F32=1    everything is float
 //
@@ -126,6 +127,20 @@ __device__ __forceinline__ T warp_sum(T x) {
 #pragma unroll
     for (int step = 16; step > 0; step >>= 1) x += __shfl_xor_sync(FULL_WARP, x, step);
     return x;
+}
+
+// Sum over a block of THREADS, once in a kernel: the butterfly of each warp, then the warps by index. Every
+// thread gets the same bits.
+template <u32 THREADS>
+__device__ __forceinline__ double block_sum(double x) {
+    __shared__ double warps[THREADS / 32];
+    x = warp_sum(x);
+    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
+    __syncthreads();
+    double sum = warps[0];
+#pragma unroll
+    for (u32 w = 1; w < THREADS / 32; ++w) sum += warps[w];
+    return sum;
 }
 
 __device__ __forceinline__ float warp_max(float x) {

@@ -57,17 +57,6 @@ __device__ __forceinline__ float muon_ahead(float beta, float grad_scale, float 
     return __fmaf_rn(beta, m, __fmul_rn(1.0f - beta, __fmul_rn(grad, grad_scale)));
 }
 
-__device__ __forceinline__ double muon_block_sum(double x) {
-    __shared__ double warps[MUON_THREADS / 32];
-    x = warp_sum(x);
-    if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
-    __syncthreads();
-    double sum = warps[0];
-#pragma unroll
-    for (u32 w = 1; w < MUON_THREADS / 32; ++w) sum += warps[w];
-    return sum;
-}
-
 // Moves the momentum on, and leaves the sums of squares of what is ahead of it.
 // grid ceil(rows * cols / 4096), block 256.
 extern "C" __global__ void __launch_bounds__(256)
@@ -94,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(256)
             sum += double(u) * double(u);
         }
     }
-    sum = muon_block_sum(sum);
+    sum = block_sum<MUON_THREADS>(sum);
     if (threadIdx.x == 0) args.partials[blockIdx.x] = sum;
 }
 
@@ -106,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(256)
     const u64 chunks = (args.rows * args.cols + MUON_CHUNK - 1) / MUON_CHUNK;
     double sum = 0.0;
     for (u64 i = threadIdx.x; i < chunks; i += MUON_THREADS) sum += args.partials[i];
-    const double norm = __dsqrt_rn(muon_block_sum(sum));
+    const double norm = __dsqrt_rn(block_sum<MUON_THREADS>(sum));
     const float scale = __double2float_rn(__ddiv_rn(1.0, norm < MUON_LEAST_NORM ? MUON_LEAST_NORM : norm));
     const bool tall = args.rows > args.cols;
     const u64 across = (args.cols + MUON_TILE - 1) / MUON_TILE;

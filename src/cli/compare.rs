@@ -46,17 +46,22 @@ fn finite(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "expected a number such as 3.28".to_owned())
 }
 
+/// Says of which runs the figures are not verified.
+pub fn say_unverified(runs: &ComparedRuns) {
+    for run in runs.all() {
+        if let Some(why) = &run.unverified {
+            say!("the figures of {} are not verified: {why}", run.name);
+        }
+    }
+}
+
 /// Prints the comparison. Runs that cannot be compared are listed with the reason, and are no failure unless
 /// none is left.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let measure = args.metric.as_deref().map_or(Ok(Measure::ValLoss), Measure::metric)?;
     let found = named(&args.run, &args.runs)?;
     let runs = ComparedRuns::read(&found, args.by.as_deref(), measure)?;
-    for run in runs.all() {
-        if let Some(why) = &run.unverified {
-            say!("the figures of {} are not verified: {why}", run.name);
-        }
-    }
+    say_unverified(&runs);
     let Some(comparison) = Comparison::of(&runs, args.target) else {
         let whys: Vec<String> = runs.left_out.iter().map(|run| format!("{}: {}", run.run, run.why)).collect();
         anyhow::bail!("none of these runs can be compared\n  {}", whys.join("\n  "));

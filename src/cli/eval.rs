@@ -126,6 +126,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         "`--details` is for one model\n  hint: name one, and one `--checkpoint` of it".into()
     })?;
 
+    say_sets(&candidates);
+    if let Some(path) = &args.details {
+        output::require(path, OutputKind::Decisions)?;
+    }
     let started = Instant::now();
     let mut device = String::new();
     let mut failed = 0;
@@ -178,6 +182,26 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Says of models in one table that are not measured on the same tokens.
+fn say_sets(candidates: &[ModelAtStep]) {
+    let mut sets: Vec<(&str, &HeldOut)> = Vec::new();
+    for ModelAtStep { name, data, .. } in candidates {
+        if let Some(held_out) = &data.validation
+            && sets.iter().all(|(_, other)| other.set.sha256() != held_out.set.sha256())
+        {
+            sets.push((name, held_out));
+        }
+    }
+    if sets.len() > 1 {
+        let on = |(name, held_out): &(&str, &HeldOut)| {
+            let tokens = units::thousands(held_out.set.tokens());
+            format!("`{name}` on {tokens} tokens of {}", held_out.from)
+        };
+        let sets = sets.iter().map(on).collect::<Vec<_>>().join(", ");
+        say!("the losses do not compare: {sets}");
+    }
+}
+
 /// The tasks, each at most once; `--data` is the file of the only one.
 fn asked(args: &Args) -> anyhow::Result<Vec<AskedTask>> {
     let mut asked = args.task.clone();
@@ -214,13 +238,13 @@ fn candidates(args: &Args, asked: &[AskedTask], report: Report) -> anyhow::Resul
                 if let (ModelArgument::Foreign(_), Some(held_out)) = (&*argument, &data.validation) {
                     say!("{}", note(held_out));
                 }
-                let own = args.set.is_empty() && asked.iter().all(|asked| asked.file.is_none());
-                if let (ModelArgument::Run(paths), true) = (&*argument, own) {
-                    data.compare(&experiment, paths, report);
-                }
                 Rc::new(data)
             }
         };
+        let own = args.set.is_empty() && asked.iter().all(|asked| asked.file.is_none());
+        if let (ModelArgument::Run(paths), true) = (&*argument, own) {
+            data.compare(&experiment, paths, report);
+        }
         let steps = steps(&args.checkpoint, &argument, &name)?;
         candidates.extend(steps.into_iter().map(|step| ModelAtStep {
             name: name.clone(),

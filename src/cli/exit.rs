@@ -12,7 +12,7 @@ use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
 use crate::report::ReportError;
 use crate::run::ending::Ending;
-use crate::run::error::{HINT, in_words};
+use crate::run::error::{HINT, in_words, train_error};
 use crate::run::{ProofRefusal, StoppedOnRequest, UsageError};
 use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
@@ -94,8 +94,9 @@ const ERROR: anstyle::Style =
     anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
 
 fn code(error: &anyhow::Error) -> u8 {
-    let device = error.downcast_ref::<DeviceError>().or_else(|| match error.downcast_ref::<RunError>() {
-        Some(RunError::Train(TrainError::Device(device))) => Some(device),
+    let train = train_error(error);
+    let device = error.downcast_ref::<DeviceError>().or(match train {
+        Some(TrainError::Device(device)) => Some(device),
         _ => None,
     });
     if matches!(error.downcast_ref(), Some(FetchError::Interrupted)) || error.is::<StoppedOnRequest>() {
@@ -103,10 +104,8 @@ fn code(error: &anyhow::Error) -> u8 {
     } else if is_usage(error) {
         USAGE
     } else if error.is::<ProofRefusal>()
-        || matches!(
-            error.downcast_ref(),
-            Some(RunError::Unrepeatable { .. } | RunError::Train(TrainError::RanksDiffer { .. }))
-        )
+        || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. }))
+        || matches!(train, Some(TrainError::RanksDiffer { .. }))
     {
         PROOF
     } else if matches!(error.downcast_ref(), Some(RunError::Eval(EvalError::NotFinite { .. }))) {
@@ -178,5 +177,14 @@ mod tests {
         assert_eq!(code(&usage), USAGE);
         assert_eq!(code(&StoreError::NoSuchRun { path: "a".into() }.into()), USAGE);
         assert_eq!(code(&StoreError::RunExists { path: "a".into() }.into()), FAILED);
+    }
+
+    #[test]
+    fn an_error_of_training_has_its_code_wherever_it_is_found() {
+        let gone = || TrainError::Device(DeviceError::Unavailable("no GPU".into()));
+        let in_step = RunError::Step { step: 3, error: gone() };
+        for error in [gone().into(), RunError::Train(gone()).into(), anyhow::Error::from(in_step)] {
+            assert_eq!(code(&error.context("rank 1 on `b`")), NO_DEVICE);
+        }
     }
 }

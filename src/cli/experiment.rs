@@ -17,7 +17,7 @@ const FOLDER: &str = "experiments";
 pub fn load(path: &Path, sets: &[String], runs: &Path) -> anyhow::Result<Loaded> {
     require(path)?;
     let loaded = initial::load_experiment(path, sets, runs)?;
-    say_replaced(&loaded.replaced);
+    say_remarks(&loaded.remarks);
     Ok(loaded)
 }
 
@@ -31,15 +31,15 @@ pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Resul
 }
 
 /// Says which settings of the file another way to say the same puts away.
-pub fn say_replaced(replaced: &[String]) {
-    replaced.iter().for_each(|replaced| say!("note: {replaced}"));
+pub fn say_remarks(remarks: &[String]) {
+    remarks.iter().for_each(|remark| say!("note: {remark}"));
 }
 
 /// The same of what declares one experiment or a sweep, where no run begins that says it itself.
 pub fn say_all_replaced(declared: &Declared) {
-    say_replaced(match declared {
-        Declared::Experiment(loaded) => &loaded.replaced,
-        Declared::Sweep(sweep) => &sweep.members[0].loaded.replaced,
+    say_remarks(match declared {
+        Declared::Experiment(loaded) => &loaded.remarks,
+        Declared::Sweep(sweep) => &sweep.members[0].loaded.remarks,
     });
 }
 

@@ -115,8 +115,10 @@ fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode
 
 /// Prints the statement of how a run was made, or writes it to a file.
 fn attest(args: Args, statement: WriteStatement) -> anyhow::Result<ExitCode> {
-    require_usage(args.dtype.is_none() && !args.ema, || {
-        "a statement has no numbers: `--dtype` and `--ema` are of models".into()
+    require_usage(args.dtype.is_none() && !args.ema && args.checkpoint.is_none(), || {
+        "a statement is of the run's newest checkpoint and has no numbers: `--checkpoint`, `--dtype` and \
+         `--ema` are of models"
+            .into()
     })?;
     let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
     verify::lock::require_experiment(&paths)?;

@@ -1,8 +1,7 @@
 //! `runner new NAME`: a new experiment to edit, made from a shipped one.
 
-use std::fs::File;
-use std::io::{ErrorKind, Write};
-use std::path::PathBuf;
+use std::io::{self, ErrorKind, Write};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
@@ -10,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use super::streams::{self, say};
 use crate::experiment::{SHIPPED, name_problem, template};
 use crate::run::UsageError;
+use crate::store;
 
 /// Write a new experiment to edit: every key with what it does.
 #[derive(clap::Args)]
@@ -40,17 +40,16 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         return Err(UsageError(format!("`{name}` {problem}\n  hint: {hint}")).into());
     }
     let from = SHIPPED.iter().find(|shipped| shipped.name == args.from).expect("clap knows the names");
-    let mut file = match File::create_new(&path) {
+    let written = new_file(&path, template(&path, from).as_bytes());
+    match written {
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
             let hint = "choose another name, or remove that file first";
             return Err(
                 UsageError(format!("there is already a file `{}`\n  hint: {hint}", path.display())).into()
             );
         }
-        file => file.with_context(|| format!("cannot create `{}`", path.display()))?,
-    };
-    let written = file.write_all(template(&path, from).as_bytes());
-    written.with_context(|| format!("cannot write `{}`", path.display()))?;
+        written => written.with_context(|| format!("cannot write `{}`", path.display()))?,
+    }
     say!("from `{}`: {}", from.name, from.about());
     let file = match path.display().to_string() {
         file if file.contains(char::is_whitespace) => format!("'{file}'"),
@@ -58,4 +57,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     };
     say!("edit it; then `runner plan {file}` and `runner run {file}`");
     streams::print(&format!("{}\n", path.display()))
+}
+
+/// Writes a file that is not there yet, whole or not at all.
+fn new_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let mut file = store::output::beside(folder)?;
+    file.write_all(bytes)?;
+    file.persist_noclobber(path).map_err(|error| error.error)?;
+    Ok(())
 }

@@ -15,7 +15,8 @@ use crate::plan::{RunPlan, SweepPlan, Target};
 use crate::run::{initial, require_usage};
 use crate::units;
 
-/// Estimate what a run needs: memory, steps, time, money, disk. Takes no GPU and no data.
+/// Estimate what a run needs: memory, steps, time, money, disk. Needs no GPU and no data; what is there is
+/// looked at.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

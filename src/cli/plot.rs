@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
+use super::compare::say_unverified;
 use super::named;
 use super::streams::{self, say};
-use crate::report::compare::{ComparedRuns, Measure};
+use crate::report::compare::{ComparedRuns, Measure, notes_on_losses};
 use crate::report::{self, Baselines, PlotOptions, RunData, Size, Theme, XAxis};
 use crate::run::{UsageError, require_usage};
 use crate::store::RunPaths;
@@ -132,7 +133,17 @@ fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     };
     let out = args.out.clone().or(own_folder).ok_or_else(no_out)?;
     let options = options(&args);
+    let folders: Vec<(&str, &Path)> =
+        runs.iter().filter_map(|run| Some((run.name.as_str(), run.folder.as_deref()?))).collect();
+    notes_on_losses(&folders).iter().for_each(|note| say!("{note}"));
     Ok(if args.by.is_empty() {
+        let colors = options.theme.colors().runs.len();
+        if runs.len() > colors {
+            say!(
+                "{} runs share {colors} colours, every {colors}th has the same: `--by KEY` draws groups",
+                runs.len()
+            );
+        }
         report::plot_runs(&runs, &options, &out)?
     } else {
         let (paths, notes) = report::plot_groups(runs, &args.by, &options, &out)?;
@@ -175,7 +186,12 @@ fn swept(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     for run in &runs.left_out {
         say!("{} is left out: {}", run.run, run.why);
     }
+    say_unverified(&runs);
     runs.notes.iter().for_each(|note| say!("{note}"));
+    if runs.by.len() > 1 {
+        // Over one key, runs that differ in others have a colour for each.
+        runs.notes_on_samples().iter().for_each(|note| say!("{note}"));
+    }
     Ok(report::swept::plot(&runs, theme(args.theme), &out)?)
 }
 

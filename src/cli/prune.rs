@@ -53,6 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     }
     match (freed, args.yes) {
+        (0, _) if failed => {}
         (0, _) => say!("nothing to remove"),
         (freed, true) => say!("{} freed", units::bytes(freed)),
         (freed, false) => say!("{} would be freed; `--yes` removes them", units::bytes(freed)),

@@ -39,6 +39,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         })?;
     }
     let folder = find::find(args.run.as_deref(), &args.runs)?;
+    let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
+    output::require(&out, OutputKind::Page)?;
     let checks = if args.no_verify {
         promises::unchecked(&folder)
     } else {
@@ -51,7 +53,6 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let checks = promises::of_run(checks, &folder)?;
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
     let page = HtmlPage::gather(&folder, checks)?.render()?;
-    let out = args.out.unwrap_or_else(|| RunPaths::new(&folder).report());
     output::write(&out, page.as_bytes(), OutputKind::Page)?;
     if failed > 0 {
         say!("{failed} checks failed: `runner verify {}` says more", folder.display());

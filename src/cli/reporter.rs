@@ -231,7 +231,14 @@ pub fn conclude(trained: Trained, json: bool) -> anyhow::Result<Ending> {
     let Trained { outcome, kept, found_finished, copier: _copier } = trained;
     let ending = Ending::from(&outcome);
     if let (Some(step), Outcome::Finished { root }) = (found_finished, outcome) {
-        let event = json!({"event": "finished", "step": step, "root": root.to_string()});
+        // It was finished before: this process skipped nothing and took no time.
+        let event = json!({
+            "event": "finished",
+            "step": step,
+            "skipped": 0,
+            "root": root.to_string(),
+            "seconds": 0.0,
+        });
         streams::print(&if json { format!("{event}\n") } else { format!("{root}\n") })?;
     }
     let Some(kept) = kept else { return Ok(ending) };

@@ -12,6 +12,7 @@ use serde::Serialize;
 use super::streams::{self, say};
 use crate::experiment;
 use crate::report::best_loss;
+use crate::report::compare::notes_on_losses;
 use crate::report::glance::{self, RunGlance};
 use crate::report::listing;
 use crate::report::summary::RunSummary;
@@ -159,6 +160,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         say!("{odd}");
     }
     let chosen = chosen(&args, columns, &table);
+    for group in by.iter().flat_map(|by| table.groups(by)) {
+        let runs: Vec<_> = group.runs().map(|run| (run.name.as_str(), run.folder.as_path())).collect();
+        notes_on_losses(&runs).iter().for_each(|note| say!("in one group {note}"));
+    }
     streams::print(&match &by {
         Some(by) => grouped(&table, by, chosen.as_deref(), args.json)?,
         None => listed(&table, chosen.as_deref(), &args)?,

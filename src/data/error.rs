@@ -30,8 +30,9 @@ pub enum DataError {
     BadPattern { pattern: String, at: usize, message: &'static str },
     /// A pattern that matches nothing.
     #[error(
-        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: relative patterns start \
-         at the experiment's folder; `runner data prepare` writes shards"
+        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: in a file relative \
+         patterns start at its folder, on the command line and in variables where the program was started; \
+         `runner data prepare` writes shards"
     )]
     NoMatch { pattern: String, folder: PathBuf, found: String },
     /// A folder, pipe or device where a file is read more than once, and not from its start to its end.
@@ -239,8 +240,8 @@ pub enum DataError {
     Option { option: &'static str, got: String, expected: &'static str },
     /// The split leaves no training data.
     #[error(
-        "no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens` or \
-         `--val-fraction`"
+        "no tokens are left to train on: validation took all {tokens}\n  hint: lower `--val-tokens`, or \
+         `--val-fraction` where the text has white space: it is divided there alone, `--val-tokens` anywhere"
     )]
     NoTraining { tokens: u64 },
 }

@@ -97,7 +97,7 @@ pub fn shared_text(data: &experiment::DataKeys) -> Option<String> {
     let (part, corpus) = of(|corpus| corpus.starts_with("kjv_"))?;
     Some(format!(
         "the sources `{whole}` and `{part}` share text, for `kjv` contains `{corpus}`: it is read in both, \
-         and what one holds out for validation may be trained on in the other"
+         and what is held out of it is validated on twice"
     ))
 }
 
@@ -191,6 +191,7 @@ mod tests {
         assert!(refused.contains("files") && refused.contains("nowhere.bin"), "{refused}");
         data.mix.insert("whole".into(), source(Some("kjv")));
         assert!(shared_text(&data).unwrap().starts_with("the sources `whole` and `a` share text"));
+        assert!(shared_text(&data).unwrap().ends_with("what is held out of it is validated on twice"));
         assert!(held_out(&table(None, &[], &[]), 257).unwrap().is_none());
     }
 

@@ -238,17 +238,12 @@ impl Decision {
 /// The number of scores.
 pub const SCORES: usize = 4;
 
-/// Shares of tasks decided right.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// How many tasks were decided right.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Scores {
-    /// llm.c's score: by the mean loss a token.
-    pub llmc: f64,
-    /// By the sum of log-likelihoods.
-    pub acc: f64,
-    /// By the sum of log-likelihoods a character.
-    pub acc_norm: f64,
-    /// By the sum of log-likelihoods a byte.
-    pub acc_bytes: f64,
+    /// By the mean loss a token, llm.c's rule; by the sum of log-likelihoods, `acc`; by that sum a character,
+    /// `acc_norm`, and a byte, `acc_bytes`.
+    pub correct: [usize; SCORES],
     /// Whether all but the first read lm-eval's wording.
     pub harness: bool,
     pub tasks: usize,
@@ -268,21 +263,19 @@ pub fn names(harness: bool) -> [&'static str; SCORES] {
 impl Scores {
     /// Counts the right decisions.
     pub fn of(set: &TaskSet, outcomes: &[TaskOutcome]) -> Scores {
-        let mut right = [0usize; SCORES];
+        let mut correct = [0; SCORES];
         for (task, outcome) in set.tasks.iter().zip(outcomes) {
-            for (right, decision) in right.iter_mut().zip(outcome.decisions(task)) {
-                *right += usize::from(decision.picked == task.label);
+            for (correct, decision) in correct.iter_mut().zip(outcome.decisions(task)) {
+                *correct += usize::from(decision.picked == task.label);
             }
         }
-        let [llmc, acc, acc_norm, acc_bytes] = right.map(|right| right as f64 / set.tasks.len() as f64);
-        Scores { llmc, acc, acc_norm, acc_bytes, harness: set.has_harness(), tasks: set.tasks.len() }
+        Scores { correct, harness: set.has_harness(), tasks: set.tasks.len() }
     }
 
-    /// Each score under its own name.
+    /// Each share of the tasks under its own name.
     pub fn named(&self) -> [(&'static str, f64); SCORES] {
-        let scores = [self.llmc, self.acc, self.acc_norm, self.acc_bytes];
         let names = names(self.harness);
-        std::array::from_fn(|i| (names[i], scores[i]))
+        std::array::from_fn(|i| (names[i], self.correct[i] as f64 / self.tasks as f64))
     }
 }
 

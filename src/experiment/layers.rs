@@ -27,11 +27,12 @@ use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
 mod tables;
+mod variables;
 
 use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
+use variables::{PREFIX, misspelt, sounds_like};
+pub(super) use variables::{is_setting, key_of, says_where};
 
-/// The prefix of variables that set keys.
-const PREFIX: &str = "RUNNER_";
 /// An experiment is smaller; a model file given by mistake is larger.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -147,7 +148,7 @@ pub(super) struct Layers {
     /// A file could not be parsed, so what it sets is not known.
     pub unreadable: bool,
     /// What the command line or the environment says in place of a weaker layer's alternative.
-    pub replaced: Vec<String>,
+    pub remarks: Vec<String>,
     /// The experiment is the program's own, and so is what it extends.
     shipped: bool,
     /// `[sweep]` of the file itself.
@@ -162,28 +163,6 @@ pub(super) enum ExperimentText<'a> {
     Text { name: &'a str, bytes: &'a [u8] },
     /// One of the program's own; relative paths start from the folder `experiments` of the working directory.
     Shipped(&'a ShippedExperiment),
-}
-
-/// Whether a variable of this name sets a key.
-pub(super) fn is_setting(name: &str) -> bool {
-    name.strip_prefix(PREFIX)
-        .is_some_and(|word| word.contains("__") || word.contains('.') || word.eq_ignore_ascii_case("seed"))
-}
-
-/// Whether a variable's word means this key, without the two underscores between section and key.
-fn sounds_like(key: &schema::KeyRow, word: &str) -> bool {
-    key.name.replace('.', "_") == word || key.leaf() == word
-}
-
-/// The key that a variable of this name would set, if there is one.
-pub(super) fn key_of(name: &str) -> Option<String> {
-    name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."))
-}
-
-/// Whether a variable says where files are or which device to use, which no fact about a run depends on.
-pub(super) fn says_where(name: &str) -> bool {
-    let key = key_of(name).filter(|key| schema::key(key).is_some());
-    key.is_some_and(|key| schema::names_files(&key) || key.starts_with("device."))
 }
 
 /// Reads every layer. Never fails: what is wrong is in `faults`.
@@ -528,6 +507,13 @@ impl Layers {
                         .at(layer.place(NAME_SPAN))
                         .label("a section and two underscores stand before the key")
                         .hint(format!("did you mean `{}`?", as_variable(key.name))),
+                );
+            } else if let Some(meant) = misspelt(&name) {
+                self.faults.push(
+                    Fault::new(format!("`{name}` does nothing"))
+                        .at(layer.place(NAME_SPAN))
+                        .label("no variable of this program")
+                        .hint(format!("did you mean `{meant}`?")),
                 );
             }
             self.list.push(layer);

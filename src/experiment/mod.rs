@@ -96,7 +96,7 @@ pub struct Loaded {
     /// [`Loaded::resolve_offset`] has yet to set it; it is 0 until then.
     pub offset_follows: bool,
     /// What the command line or the environment says in place of an alternative in a file, a sentence each.
-    pub replaced: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 /// An experiment of the folder `experiments`, without its data.
@@ -236,9 +236,9 @@ fn declared(
     };
     let mut layers = layers::read(input, variables, sets);
     let resolve = |layers| {
-        let rules::Resolved { experiment, origins, epochs, offset_follows, replaced } =
+        let rules::Resolved { experiment, origins, epochs, offset_follows, remarks } =
             rules::resolve(layers, &stem, models)?;
-        Ok(Loaded { experiment, origins, path: path.clone(), epochs, offset_follows, replaced })
+        Ok(Loaded { experiment, origins, path: path.clone(), epochs, offset_follows, remarks })
     };
     let declared = match layers.sweep.take() {
         None => resolve(layers).map(|loaded| Declared::Experiment(Box::new(loaded))),

@@ -25,8 +25,8 @@ section! {
         pub descriptor: Option<String>,
         /// L: transformer blocks. Default: the descriptor's; without one it must be given.
         pub layers: usize,
-        /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is 64, 80, 96 or 128.
-        /// Default: the descriptor's; without one it must be given.
+        /// NH: attention heads; divides `channels`. On CUDA `channels / heads` is at most 128, and 64, 80, 96
+        /// and 128 have the fast kernels in bf16. Default: the descriptor's; without one it must be given.
         pub heads: usize,
         /// KH: heads of keys and values, each for the queries of `heads / kv_heads` neighbouring heads
         /// (Ainslie et al. 2023); divides `heads`. 0 is as many as `heads`. Default: 0.

@@ -53,7 +53,7 @@ pub(super) struct Resolved {
     pub origins: BTreeMap<String, Origin>,
     pub epochs: Option<u64>,
     pub offset_follows: bool,
-    pub replaced: Vec<String>,
+    pub remarks: Vec<String>,
 }
 
 /// Merges the layers, applies every rule, and extracts the experiment. `stem` names the run when no
@@ -124,7 +124,7 @@ fn choose_between_alternatives(layers: &mut Layers) {
             layers.faulty.extend([key, rival]);
         } else {
             let (taken, taken_back) = if a < b { (other, one) } else { (one, other) };
-            layers.replaced.extend(replacement(layers, a.max(b), taken, taken_back));
+            layers.remarks.extend(replacement(layers, a.max(b), taken, taken_back));
             for layer in &mut layers.list {
                 layer.entries.retain(|key, _| !is_among(key, taken_back));
             }
@@ -421,7 +421,7 @@ impl Rules {
         self.derive("model.vocab_padded", padded, "from model.vocab");
         match self.figment.merge(&self.derived).extract::<Experiment>() {
             Ok(experiment) => {
-                Ok(Resolved { experiment, origins, epochs, offset_follows, replaced: self.layers.replaced })
+                Ok(Resolved { experiment, origins, epochs, offset_follows, remarks: self.layers.remarks })
             }
             // Every value was checked against the table, so this is a gap in the table.
             Err(error) => Err(error.into_iter().map(|error| Fault::new(error.to_string())).collect()),

@@ -56,7 +56,6 @@ pub(super) const KEYS: &[KeyRow] = &[
         .example(r#""rotary""#),
     ranged("model.rope_theta", (1.0, f64::MAX, Open::Below), 10_000.0)
         .touching(Bits::ReachedWhenSet)
-        .unit("positions")
         .example("500_000.0"),
     choice("model.activation", ActivationKind::WORDS, "gelu")
         .touching(Bits::ReachedWhenSet)

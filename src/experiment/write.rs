@@ -3,7 +3,7 @@
 //! The text is a function of the experiment and its origins alone, in the order of the table, so it
 //! can be compared byte for byte.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use figment::value::{Num, Value};
@@ -230,6 +230,7 @@ pub fn other_bits(run: &Experiment, asked: &Loaded) -> Option<(String, String, S
 pub fn differences(a: &Experiment, b: &Experiment) -> Vec<(String, String, String)> {
     let shown = |value: Option<&Json>| value.and_then(toml_value).unwrap_or_else(|| "not set".to_string());
     let (a, b) = (flatten(a), flatten(b));
-    let keys = a.keys().filter(|key| a.get(*key) != b.get(*key));
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    let keys = keys.into_iter().filter(|key| a.get(*key) != b.get(*key));
     keys.map(|key| (key.clone(), shown(a.get(key)), shown(b.get(key)))).collect()
 }

@@ -16,7 +16,7 @@ pub enum FormatError {
     #[error("`{}` is no model: {found}\n  hint: {hint}", path.display())]
     NotAModel { path: PathBuf, found: String, hint: String },
     #[error(
-        "`{}` has {got} bytes, expected {expected} after its header\n  hint: {}", path.display(),
+        "`{}` has {got} bytes, expected {expected} by its header\n  hint: {}", path.display(),
         if got < expected { "the file was cut short" } else { "something was written behind its end" }
     )]
     Length { path: PathBuf, got: u64, expected: u64 },

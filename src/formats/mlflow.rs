@@ -34,7 +34,9 @@ pub fn write(out: &Path, run: &TrackedRun) -> Result<PathBuf> {
         tags.push(("mlflow.parentRunId".into(), sweep.name.id(32)));
     }
     tags.extend(run.facts.iter().map(|(key, value)| (format!("runner.{key}"), value.clone())));
-    tags.extend(run.tags.iter().map(|tag| (format!("tag.{tag}"), "true".into())));
+    // The name of a file: of a tag with a slash no folder, and none above this one.
+    let file_name = |tag: &String| tag.replace(['/', '\\'], "_");
+    tags.extend(run.tags.iter().map(|tag| (format!("tag.{}", file_name(tag)), "true".into())));
     tags.extend(run.note.iter().map(|note| ("mlflow.note.content".into(), note.clone())));
     tags.extend(run.commit.iter().map(|commit| ("mlflow.source.git.commit".into(), commit.clone())));
 
@@ -219,6 +221,7 @@ mod tests {
         assert_eq!((read("tags/runner.root"), read("artifacts/lock.toml")), ("1f7a".into(), "x".into()));
         assert_eq!(read("tags/mlflow.parentRunId"), TrackedName::new("lr", b"declaration").id(32));
         assert!(read(META).contains("my%20runs/") && read(META).contains("status: 3\n"), "{}", read(META));
+        assert_eq!(read("tags/tag..._.._.._up"), "true", "no folder above is reached by a tag");
         let before = files(&out);
         fs::write(written.join("params/old"), "of a key that is gone").unwrap();
         let id = run().name.id(32);

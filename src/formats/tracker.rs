@@ -160,7 +160,7 @@ pub(super) mod tests {
             status: TrackedStatus::Finished,
             hyperparameters: [(text("seed"), 7.into()), (text("schedule.kind"), "wsd".into())].into(),
             facts: vec![("root", text("1f7a"))],
-            tags: vec![text("keep")],
+            tags: vec![text("keep"), text("../../../up")],
             note: Some(text("odd: \"quoted\"")),
             commit: None,
             figures: vec![("mean_loss", 2.5)],

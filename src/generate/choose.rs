@@ -6,6 +6,9 @@
 use crate::ops::cpu::libm_vectors::exp_all;
 use crate::rng::Key;
 
+/// Logits that are looked at together.
+const BLOCK: usize = 1024;
+
 /// How to choose the next token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
@@ -20,29 +23,42 @@ pub struct Sampling {
     pub key: Key,
 }
 
+/// Room for the work of a choice. A text keeps it from token to token: memory of this size, taken anew, costs
+/// more than what is done in it.
+#[derive(Default)]
+pub struct ChoiceRoom {
+    /// The tokens of the weights; empty where all are considered.
+    considered: Vec<u16>,
+    weights: Vec<f64>,
+}
+
 impl Sampling {
     /// Draws the token at `position` of the text `number`: the random number at that counter decides.
-    pub fn choose(&self, logits: &[f32], number: u64, position: u64) -> u16 {
+    pub fn choose(&self, logits: &[f32], number: u64, position: u64, room: &mut ChoiceRoom) -> u16 {
         let likeliest = argmax(logits);
         if self.temperature <= 0.0 {
             return likeliest as u16;
         }
         let floor = kth_largest(logits, self.top_k);
         // Tokens that are not considered would add zeros.
-        let considered: Vec<u16> =
-            (0..=u16::MAX).zip(logits).filter(|(_, l)| **l >= floor).map(|(t, _)| t).collect();
+        let ChoiceRoom { considered, weights } = room;
         let max = f64::from(logits[likeliest]);
-        let mut weights: Vec<f64> = considered
-            .iter()
-            .map(|&t| (f64::from(logits[usize::from(t)]) - max) / self.temperature)
-            .collect();
-        exp_all(&mut weights);
-        keep_nucleus(&mut weights, self.top_p);
+        considered.clear();
+        weights.clear();
+        let exponent = |logit: f32| (f64::from(logit) - max) / self.temperature;
+        if floor == f32::NEG_INFINITY {
+            weights.extend(logits.iter().map(|&logit| exponent(logit)));
+        } else {
+            considered.extend((0..=u16::MAX).zip(logits).filter(|(_, l)| **l >= floor).map(|(t, _)| t));
+            weights.extend(considered.iter().map(|&token| exponent(logits[usize::from(token)])));
+        }
+        exp_all(weights);
+        keep_nucleus(weights, self.top_p);
         let mut left = self.key.uniform(number, position) * weights.iter().sum::<f64>();
-        for (&token, weight) in considered.iter().zip(&weights) {
+        for (at, weight) in weights.iter().enumerate() {
             left -= weight;
             if left < 0.0 {
-                return token;
+                return considered.get(at).copied().unwrap_or(at as u16);
             }
         }
         likeliest as u16
@@ -51,13 +67,11 @@ impl Sampling {
 
 /// The first of the largest logits.
 fn argmax(logits: &[f32]) -> usize {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best
+    // Without a branch, and so by vectors: of whole blocks, then within the first that has the largest.
+    let largest =
+        |block: &[f32]| block.iter().fold(f32::NEG_INFINITY, |max, &l| if l > max { l } else { max });
+    let largest = logits.chunks(BLOCK).map(largest).fold(f32::NEG_INFINITY, f32::max);
+    logits.iter().position(|&logit| logit == largest).unwrap_or(0)
 }
 
 /// The k-th largest logit, below which tokens are not considered; all are when k is 0.
@@ -112,20 +126,24 @@ fn keep_nucleus(weights: &mut [f64], top_p: f64) {
 mod tests {
     use super::*;
 
+    fn room() -> ChoiceRoom {
+        ChoiceRoom::default()
+    }
+
     fn sampling(temperature: f64, top_k: usize) -> Sampling {
         Sampling { temperature, top_k, top_p: 1.0, key: Key::new(1, "test") }
     }
 
     #[test]
     fn zero_temperature_takes_the_first_of_the_likeliest() {
-        assert_eq!(sampling(0.0, 0).choose(&[0.0, 3.0, 3.0, -1.0], 0, 0), 1);
+        assert_eq!(sampling(0.0, 0).choose(&[0.0, 3.0, 3.0, -1.0], 0, 0, &mut room()), 1);
     }
 
     #[test]
     fn draws_follow_the_softmax() {
         let logits = [0.0f32, libm::logf(3.0)];
         let draws = 20_000;
-        let ones = (0..draws).filter(|&i| sampling(1.0, 0).choose(&logits, 0, i) == 1).count();
+        let ones = (0..draws).filter(|&i| sampling(1.0, 0).choose(&logits, 0, i, &mut room()) == 1).count();
         let share = ones as f64 / draws as f64;
         assert!((share - 0.75).abs() < 0.01, "share {share}");
     }
@@ -133,7 +151,7 @@ mod tests {
     #[test]
     fn top_k_leaves_only_the_k_likeliest() {
         let logits = [1.0f32, 5.0, 4.9, 2.0];
-        assert!((0..2000).all(|i| [1, 2].contains(&sampling(5.0, 2).choose(&logits, 0, i))));
+        assert!((0..2000).all(|i| [1, 2].contains(&sampling(5.0, 2).choose(&logits, 0, i, &mut room()))));
     }
 
     #[test]
@@ -156,7 +174,9 @@ mod tests {
         let logits = [1.0f32, 5.0, 4.9, 2.0];
         let draws = |top_k: usize, top_p: f64| {
             let sampling = Sampling { top_p, ..sampling(1.0, top_k) };
-            (0..2000).map(|i| sampling.choose(&logits, 0, i)).collect::<std::collections::BTreeSet<u16>>()
+            (0..2000)
+                .map(|i| sampling.choose(&logits, 0, i, &mut room()))
+                .collect::<std::collections::BTreeSet<u16>>()
         };
         assert_eq!(draws(0, 0.9), [1, 2].into());
         // The likeliest has 0.51 of all, and 0.525 of the two likeliest.
@@ -191,8 +211,9 @@ mod tests {
     #[test]
     fn texts_of_one_key_draw_different_numbers() {
         let logits = [0.0f32; 1000];
-        let draws =
-            |number| (0..20).map(|i| sampling(1.0, 0).choose(&logits, number, i)).collect::<Vec<u16>>();
+        let draws = |number| {
+            (0..20).map(|i| sampling(1.0, 0).choose(&logits, number, i, &mut room())).collect::<Vec<u16>>()
+        };
         assert_ne!(draws(0), draws(1));
         assert_eq!(draws(1), draws(1));
     }

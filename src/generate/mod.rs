@@ -14,6 +14,8 @@ use rayon::prelude::*;
 
 pub use choose::Sampling;
 
+use choose::ChoiceRoom;
+
 use crate::model::decode::{Decoder, NewToken};
 use crate::model::weights::Weights;
 use crate::ops::{DeviceError, Ops};
@@ -33,10 +35,12 @@ pub enum GenerateError {
 /// Refuses logits that hold NaN or infinity, by which no token can be chosen. `text` is the text's number,
 /// `token` how many new tokens it has.
 pub fn require_finite(logits: &[f32], text: u64, token: u64) -> Result<(), GenerateError> {
-    match logits.iter().find(|logit| !logit.is_finite()) {
-        Some(&logit) => Err(GenerateError::NotFinite { text, token, logit }),
-        None => Ok(()),
+    // Without a branch, and so by vectors.
+    if logits.iter().fold(true, |finite, logit| finite & logit.is_finite()) {
+        return Ok(());
     }
+    let logit = logits.iter().copied().find(|logit| !logit.is_finite()).unwrap_or(f32::NAN);
+    Err(GenerateError::NotFinite { text, token, logit })
 }
 
 /// A text that is being written.
@@ -48,6 +52,7 @@ struct TextStream {
     /// How many of them the decoder has read.
     read: usize,
     written: u64,
+    room: ChoiceRoom,
 }
 
 impl TextStream {
@@ -93,7 +98,13 @@ pub fn generate<O: Ops>(
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
         let first = group * decoder.room().streams;
-        let start = |&number| TextStream { number, tokens: prompt.to_vec(), read: 0, written: 0 };
+        let start = |&number| TextStream {
+            number,
+            tokens: prompt.to_vec(),
+            read: 0,
+            written: 0,
+            room: ChoiceRoom::default(),
+        };
         let mut streams: Vec<Option<TextStream>> = numbers.iter().map(|number| Some(start(number))).collect();
         for _ in 0..count {
             let mut live: Vec<(usize, &mut TextStream)> = streams
@@ -116,11 +127,12 @@ pub fn generate<O: Ops>(
             }
             let logits = decoder.logits(ops, params, &new)?;
             let rows = logits.par_chunks_exact(logits.len() / live.len());
-            let choose = |(logits, (_, stream)): (&[f32], &(usize, &mut TextStream))| {
-                require_finite(logits, stream.number, stream.written)?;
-                Ok(sampling.choose(logits, stream.number, stream.written))
+            let choose = |(logits, (_, stream)): (&[f32], &mut (usize, &mut TextStream))| {
+                let TextStream { number, written, room, .. } = &mut **stream;
+                require_finite(logits, *number, *written)?;
+                Ok(sampling.choose(logits, *number, *written, room))
             };
-            let chosen: Vec<Result<u16, GenerateError>> = rows.zip(&live).map(choose).collect();
+            let chosen: Vec<Result<u16, GenerateError>> = rows.zip(&mut live).map(choose).collect();
             let mut ended = Vec::new();
             for ((place, stream), token) in live.into_iter().zip(chosen) {
                 let token = token?;
@@ -219,7 +231,7 @@ mod tests {
         std::mem::swap(&mut model.params, &mut writer.params);
         let mut after = |tokens: &[u16], position| {
             let logits = model.next_token_logits(&mut writer.ops, tokens).expect("it runs");
-            sampling.choose(&logits, 5, position)
+            sampling.choose(&logits, 5, position, &mut ChoiceRoom::default())
         };
         assert_eq!(after(&seen[..12], 7), long[7], "the whole window is used");
         assert_eq!(after(&seen[7..13], 8), long[8], "then its newer half");

@@ -22,7 +22,7 @@ pub struct Normed<B> {
 /// Queries and keys after their norm, beside the values, and its statistics.
 #[derive(Clone, Debug)]
 pub struct HeadNormed<B> {
-    /// (N, 3, NH, HS), rotated where positions are; absent when the backward pass computes it again.
+    /// (N, NH + 2 KH, HS), rotated where positions are; absent when the backward pass computes it again.
     pub out: Option<B>,
     /// (N, NH + KH) f32
     pub rstd: B,

@@ -116,7 +116,7 @@ struct BlockBackward<'a, B> {
     dres: &'a mut B,
     /// Gradient of what is (N, C) within the block.
     narrow: &'a mut B,
-    /// Gradient of what is wider: of `fc`, then of `qkv` (N, 3C).
+    /// Gradient of what is wider: of `fc` (N, F), of SwiGLU (N, 2F), then of `qkv` (N, NH + 2 KH, HS).
     wide: &'a mut B,
     shared_norm: &'a mut Option<B>,
     rows: Rows,

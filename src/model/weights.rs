@@ -366,7 +366,7 @@ impl Weights<ParamSpec> {
         Weights::specs(&mut Specs::default(), model)
     }
 
-    /// Parameters of the model with the padding rows of `wte`, as llm.c counts them.
+    /// Parameters of the model with the padding rows of its tables, as llm.c counts them.
     pub fn parameters(&self) -> u64 {
         self.iter().map(|s| s.len as u64).sum()
     }

@@ -186,6 +186,13 @@ mod tests {
     use crate::ops::cpu::Cpu;
     use crate::rng::Key;
 
+    #[test]
+    fn an_update_has_a_fifth_of_the_root_of_the_long_side() {
+        let of = |rows, cols| scale(MatrixPart { at: 0, rows, cols });
+        assert_eq!(of(24, 40), (0.2 * libm::sqrt(40.0)) as f32);
+        assert_eq!(of(24, 40), of(40, 24));
+    }
+
     /// `x` (rows, cols) times its transpose, in f64.
     fn gram(x: &[f32], rows: usize, cols: usize) -> Vec<f64> {
         let dot = |a: usize, b: usize| {

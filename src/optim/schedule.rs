@@ -83,7 +83,11 @@ mod tests {
         assert!((learning_rate(&schedule(ScheduleKind::Cosine), halfway) - 3.3e-4).abs() < 1e-15);
         assert!((learning_rate(&schedule(ScheduleKind::Linear), halfway) - 3.3e-4).abs() < 1e-15);
         assert_eq!(learning_rate(&schedule(ScheduleKind::Wsd), 25_599), 6e-4);
-        assert!(learning_rate(&schedule(ScheduleKind::Wsd), 25_700) < 6e-4);
+        // A quarter of the way down, half of the height is gone.
+        let quarter = learning_rate(&schedule(ScheduleKind::Wsd), 25_600 + 1_600);
+        assert!((quarter - 3.3e-4).abs() < 1e-15, "{quarter}");
+        let fifth = learning_rate(&schedule(ScheduleKind::Linear), 700 + (32_000 - 700) / 5);
+        assert!((fifth - (6e-4 - 0.2 * 5.4e-4)).abs() < 1e-15, "{fifth}");
     }
 
     #[test]

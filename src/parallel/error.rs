@@ -1,5 +1,7 @@
 //! Errors of an exchange: which rank, on which host, in which operation.
 
+use std::fmt;
+
 use crate::ops::DeviceError;
 
 /// Why an exchange failed.
@@ -14,7 +16,7 @@ pub enum ExchangeError {
         rank: usize,
         host: String,
         operation: String,
-        why: String,
+        why: Loss,
         /// Whether another rank found the failure and reported it to this one.
         reported: bool,
     },
@@ -29,15 +31,33 @@ pub enum ExchangeError {
     Device(#[from] DeviceError),
 }
 
-/// Reasons of a rank that is there and does nothing.
-pub(super) const SILENT: &str = "has given no sign of life";
-pub(super) const NO_FURTHER: &str = "has come no further";
-pub(super) const WAITED_FOR: &str = "was waited for";
+/// Why a rank is lost.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loss {
+    pub why: String,
+    /// Whether the rank is there and does nothing, and has not ended.
+    pub hangs: bool,
+}
+
+impl Loss {
+    pub(super) fn ended(why: impl Into<String>) -> Loss {
+        Loss { why: why.into(), hangs: false }
+    }
+
+    pub(super) fn hangs(why: String) -> Loss {
+        Loss { why, hangs: true }
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.why)
+    }
+}
 
 impl ExchangeError {
     /// Whether a rank hangs, and has not ended.
     pub fn is_hang(&self) -> bool {
-        let hangs = |why: &str| [SILENT, NO_FURTHER, WAITED_FOR].iter().any(|reason| why.contains(reason));
-        matches!(self, ExchangeError::Lost { why, .. } if hangs(why))
+        matches!(self, ExchangeError::Lost { why: Loss { hangs: true, .. }, .. })
     }
 }

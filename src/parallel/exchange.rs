@@ -7,7 +7,7 @@
 //!
 //! Every swap has the name of its operation, so that an error can say which one did not return.
 
-use super::ExchangeError;
+use super::{ExchangeError, Loss};
 use crate::ops::{Ops, Region};
 
 /// One rank's ends of the connections to the others.
@@ -110,7 +110,7 @@ fn no_peer(rank: usize, operation: &'static str) -> ExchangeError {
         rank,
         host: "nowhere".into(),
         operation: operation.into(),
-        why: "is not there: this run has one rank".into(),
+        why: Loss::ended("is not there: this run has one rank"),
         reported: false,
     }
 }

@@ -21,9 +21,9 @@ use sha2::{Digest, Sha256};
 pub const RANK_KEY: &str = "RUNNER_RANK_KEY";
 
 /// The first bytes of every connection.
-const MAGIC: &[u8; 16] = b"runner/ranks/v2\n";
-const CALLER: &[u8] = b"runner/ranks/v2 caller";
-const LISTENER: &[u8] = b"runner/ranks/v2 listener";
+const MAGIC: &[u8; 16] = b"runner/ranks/v3\n";
+const CALLER: &[u8] = b"runner/ranks/v3 caller";
+const LISTENER: &[u8] = b"runner/ranks/v3 listener";
 /// Letters that a key from a variable must have.
 const SHORTEST: usize = 16;
 /// Bytes of the longest file of a key.
@@ -135,7 +135,7 @@ fn read_own(path: &Path) -> io::Result<String> {
 
 /// The number of this process's user, so that two who share a folder have a key each.
 fn user() -> u32 {
-    std::fs::metadata("/proc/self").map_or(0, |process| process.uid())
+    rustix::process::geteuid().as_raw()
 }
 
 fn random() -> io::Result<[u8; 32]> {

@@ -6,6 +6,7 @@
 //! ranks share. What names the run includes what the launcher changes from attempt to attempt, so that a
 //! restarted job does not meet what is left of the one before.
 
+use std::num::NonZeroU16;
 use std::path::Path;
 
 use super::handshake::{KeySource, RANK_KEY};
@@ -131,6 +132,13 @@ pub fn place(var: &dyn Fn(&str) -> Option<String>, shared: &Path) -> Result<Opti
     let meeting = match (var("MASTER_ADDR"), var("MASTER_PORT")) {
         // torchrun may keep a store of its own at that port.
         (Some(host), Some(port)) if var("TORCHELASTIC_USE_AGENT_STORE").as_deref() != Some("True") => {
+            let bad = || LaunchError::Bad {
+                launcher: launcher.name,
+                name: "MASTER_PORT",
+                value: port.clone(),
+                expected: "a port from 1 to 65535".into(),
+            };
+            let port: NonZeroU16 = port.parse().map_err(|_| bad())?;
             Meeting::Tcp(format!("{host}:{port}"))
         }
         _ => Meeting::Folder(shared.to_owned()),
@@ -182,6 +190,9 @@ fn ancestor(name: &str) -> Option<String> {
 pub fn is_launched(var: &dyn Fn(&str) -> Option<String>) -> bool {
     LAUNCHERS.iter().any(|launcher| var(launcher.marker).is_some())
 }
+
+/// The variables of [`variables`].
+pub const VARIABLES: [&str; 6] = ["RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", RUN_ID, RANK_KEY];
 
 /// The environment of a process that `runner` itself starts.
 pub fn variables(place: &RankPlace) -> Vec<(&'static str, String)> {
@@ -324,6 +335,7 @@ mod tests {
             key: KeySource::Given("a key of the run".into()),
         };
         let variables = variables(&place);
+        assert_eq!(variables.iter().map(|(name, _)| *name).collect::<Vec<_>>(), VARIABLES);
         let variables: Vec<(&str, &str)> =
             variables.iter().map(|(name, value)| (*name, value.as_str())).collect();
         assert_eq!(from(&variables), Ok(Some(place)));
@@ -342,5 +354,10 @@ mod tests {
                 .contains("RANK is `2`, expected less than WORLD_SIZE, 2")
         );
         assert!(text(&[("WORLD_SIZE", "two"), ("RANK", "0")]).contains("`two`, expected a number"));
+        for port in ["abc", "0", "65536", ""] {
+            let at = [("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "node1"), ("MASTER_PORT", port)];
+            let found = from(&at).expect_err("refused").to_string();
+            assert!(found.contains(&format!("MASTER_PORT is `{port}`, expected a port")), "{found}");
+        }
     }
 }

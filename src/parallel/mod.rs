@@ -10,7 +10,7 @@
 //!   rank, and [`reduce`], sums scattered over ranks and shards gathered from them.
 //! * [`shards`]: which part of which tensor belongs to which rank.
 //! * [`exchange`]: the traits that move bytes between ranks, and nothing else; [`Solo`] for one rank,
-//!   [`threads`] for ranks in one process, [`tcp`] for processes, which find each other by [`rendezvous`] and
+//!   [`tcp`] for processes, which find each other by [`rendezvous`] and
 //!   talk in the frames of [`wire`] once each has shown that it knows the run's key ([`handshake`]); [`nccl`]
 //!   for their GPUs. [`launch`] reads the variables of launchers.
 //!
@@ -28,12 +28,13 @@ pub mod rendezvous;
 pub mod shards;
 pub mod sums;
 pub mod tcp;
+#[cfg(test)]
 pub mod threads;
 pub mod tree;
 pub mod wire;
 
 pub use crate::ops::Region;
-pub use error::ExchangeError;
+pub use error::{ExchangeError, Loss};
 pub use exchange::{Exchange, Hosted, Link, Solo};
 pub use rendezvous::{Meeting, RankPlace, RendezvousError};
 pub use shards::{Piece, Shards};

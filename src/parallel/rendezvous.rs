@@ -22,7 +22,7 @@ use super::wire::{self, Greeting, Purpose, RegistrationAnswer};
 /// Where rank 0 can be found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Meeting {
-    /// Rank 0 listens at this `host:port`.
+    /// Rank 0 listens at this `host:port`, of which [`super::launch`] has checked the port.
     Tcp(String),
     /// Rank 0 writes where it listens into a file of this folder.
     Folder(PathBuf),
@@ -154,7 +154,8 @@ fn is_loopback(at: &str) -> bool {
 }
 
 fn port_of(at: &str) -> u16 {
-    at.rsplit_once(':').and_then(|(_, port)| port.parse().ok()).unwrap_or(0)
+    let port = at.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    port.expect("the launcher's port was checked")
 }
 
 /// Rank 0: takes registrations until all ranks have registered, and answers them.

@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::clock::Clock;
-use super::error::{NO_FURTHER, SILENT, WAITED_FOR};
+use super::error::Loss;
 use super::rendezvous::{Connections, RankPlace};
 use super::wire::{Body, Frame};
 use super::{ExchangeError, Link};
@@ -93,7 +93,7 @@ struct RankFailure {
     rank: usize,
     host: String,
     operation: String,
-    why: String,
+    why: Loss,
     /// Whether another rank found it and reported it to this one.
     reported: bool,
     since: Duration,
@@ -242,7 +242,7 @@ impl Link for Tcp {
     }
 
     fn fail(&mut self, why: &str) {
-        self.shared.fail(self.shared.rank, format!("stopped: {why}"));
+        self.shared.fail(self.shared.rank, Loss::ended(format!("stopped: {why}")));
     }
 }
 
@@ -277,7 +277,7 @@ impl Tcp {
 impl Drop for Tcp {
     fn drop(&mut self) {
         if !self.finished {
-            self.shared.fail(self.shared.rank, "stopped on an error of its own".into());
+            self.shared.fail(self.shared.rank, Loss::ended("stopped on an error of its own"));
         }
         self.shared.closing.store(true, Ordering::SeqCst);
         self.shared.leave();
@@ -317,12 +317,12 @@ impl RankState {
     }
 
     /// Why the wait for `peer` is over, if it is.
-    fn blame(&self, peer: usize, began: Duration) -> Option<String> {
+    fn blame(&self, peer: usize, began: Duration) -> Option<Loss> {
         let sign = lock(&self.connections[&peer].last).clone();
         let seconds = |since| self.clock.since(since).as_secs();
         let begun = lock(&self.now).steady;
         if sign.ended {
-            Some("has ended before this operation".into())
+            Some(Loss::ended("has ended before this operation"))
         } else if let Some(why) = self.silence(&sign) {
             Some(why)
         } else if begun
@@ -330,20 +330,23 @@ impl RankState {
             // By its own last sign of life: of one stopped since then, only its silence is known.
             && sign.seen.saturating_sub(sign.since) > self.timeout
         {
-            Some(format!("is alive but {NO_FURTHER} for {} s", seconds(sign.since)))
+            Some(Loss::hangs(format!("is alive but has come no further for {} s", seconds(sign.since))))
         } else if begun && self.clock.since(began) > 4 * self.timeout {
-            Some(format!("{WAITED_FOR} over {} s", seconds(began)))
+            Some(Loss::hangs(format!("was waited for over {} s", seconds(began))))
         } else {
             None
         }
     }
 
     /// Why a rank counts as out of reach: it has sent nothing for longer than the timeout.
-    fn silence(&self, sign: &Sign) -> Option<String> {
+    fn silence(&self, sign: &Sign) -> Option<Loss> {
         let silent = self.clock.since(sign.seen);
-        (silent > self.timeout).then(|| {
-            format!("{SILENT} for {} s: it is stopped, or its machine is out of reach", silent.as_secs())
-        })
+        let why = |seconds| {
+            format!(
+                "has given no sign of life for {seconds} s: it is stopped, or its machine is out of reach"
+            )
+        };
+        (silent > self.timeout).then(|| Loss::hangs(why(silent.as_secs())))
     }
 
     /// Finds what a rank in a blocking device call cannot notice: a rank that sends nothing, or one, perhaps
@@ -370,10 +373,9 @@ impl RankState {
         let busy = self.clock.since(now.since);
         if now.steady && now.waiting.is_none() && busy > 2 * self.timeout {
             let seconds = busy.as_secs();
-            self.fail(
-                self.rank,
-                format!("{NO_FURTHER} for {seconds} s: its device is stuck, or waits for one that is"),
-            );
+            let why =
+                format!("has come no further for {seconds} s: its device is stuck, or waits for one that is");
+            self.fail(self.rank, Loss::hangs(why));
         }
     }
 
@@ -386,11 +388,11 @@ impl RankState {
             }
             thread::sleep(LOOK);
         }
-        self.fail(peer, why);
+        self.fail(peer, Loss::ended(why));
     }
 
     /// Records the first failure and sends it to all ranks.
-    fn fail(&self, rank: usize, why: String) {
+    fn fail(&self, rank: usize, why: Loss) {
         let operation = {
             let Now { operation, step, .. } = lock(&self.now).clone();
             let ours = format!("{operation}, step {step}");
@@ -403,7 +405,7 @@ impl RankState {
         self.record(rank, self.hosts[rank].clone(), operation, why, false);
     }
 
-    fn record(&self, rank: usize, host: String, operation: String, why: String, reported: bool) {
+    fn record(&self, rank: usize, host: String, operation: String, why: Loss, reported: bool) {
         // Held until all are informed: a thread that sees the failure may end this rank at once.
         let mut known = lock(&self.failure);
         if known.is_some() {

@@ -277,7 +277,7 @@ fn a_stranger_who_connects_learns_nothing_changes_nothing_and_keeps_nobody_waiti
     };
     let mut claim = Vec::new();
     greeting.write(&mut claim).expect("memory takes it");
-    let mut number = b"runner/ranks/v2\n".to_vec();
+    let mut number = b"runner/ranks/v3\n".to_vec();
     number.extend_from_slice(&[7; 32]);
     // Silent; another program; a rank of before there were keys; one that guesses a code; one that has heard
     // the beginning and stops.
@@ -297,7 +297,7 @@ fn a_stranger_who_connects_learns_nothing_changes_nothing_and_keeps_nobody_waiti
         assert!(!one.hosts.iter().any(|host| host == "a stranger"), "{:?}", one.hosts);
         for (got, sent) in heard.into_iter().zip(strangers) {
             let got = got.join().expect("no panic");
-            assert!(got.is_empty() || got.len() == 48 && got.starts_with(b"runner/ranks/v2\n"), "{sent:?}");
+            assert!(got.is_empty() || got.len() == 48 && got.starts_with(b"runner/ranks/v3\n"), "{sent:?}");
         }
     });
     // Of another run, with a key of its own.

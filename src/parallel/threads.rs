@@ -1,9 +1,9 @@
-//! Ranks as threads of one process: for tests, and for machines with several sockets.
+//! Ranks as threads of one process, for tests.
 
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::Duration;
 
-use super::{ExchangeError, Link};
+use super::{ExchangeError, Link, Loss};
 
 /// A message and the operation it belongs to.
 type TaggedMessage = (&'static str, Vec<u8>);
@@ -34,7 +34,7 @@ pub fn links(size: usize, timeout: Duration) -> Vec<Threads> {
 impl Threads {
     fn lost(&self, rank: usize, operation: &str, why: String) -> ExchangeError {
         let operation = format!("{operation}, step {}", self.step);
-        ExchangeError::Lost { rank, host: self.host(rank), operation, why, reported: false }
+        ExchangeError::Lost { rank, host: self.host(rank), operation, why: Loss::ended(why), reported: false }
     }
 }
 

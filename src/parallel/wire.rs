@@ -1,12 +1,13 @@
 //! Frames on a TCP connection between two ranks, and the greeting with which it starts.
 //!
 //! Every frame names the operation and the step it belongs to. Integers are little-endian. A greeting says
-//! which rank of which run calls; it is checked before anything else is read.
+//! which rank of which run calls. Before it both ends have shown that they are of this program and know the
+//! run's key ([`super::handshake`]).
 
 use std::io::{self, Read, Write};
 
-/// The first bytes of every connection.
-const MAGIC: &[u8; 16] = b"runner/ranks/v1\n";
+use super::error::Loss;
+
 /// The longest text in a frame or greeting; a longer one is refused.
 const MAX_TEXT: u32 = 1 << 16;
 
@@ -18,7 +19,7 @@ pub enum Body {
     /// A heartbeat: the rank that is waited for, if any, and the number of operations done so far.
     Beat { waiting: Option<u32>, progress: u64 },
     /// This rank stops, because that rank failed.
-    Abort { rank: u32, host: String, why: String },
+    Abort { rank: u32, host: String, why: Loss },
     /// This rank is done.
     Bye,
 }
@@ -45,7 +46,8 @@ impl Frame {
             Body::Abort { rank, host, why } => {
                 payload.extend_from_slice(&rank.to_le_bytes());
                 put_text(&mut payload, host);
-                put_text(&mut payload, why);
+                put_text(&mut payload, &why.why);
+                payload.push(u8::from(why.hangs));
                 (2, &payload)
             }
             Body::Bye => (3, &payload),
@@ -85,7 +87,7 @@ impl Frame {
             2 => Body::Abort {
                 rank: u32::from_le_bytes(take(input)?),
                 host: take_text(input)?,
-                why: take_text(input)?,
+                why: Loss { why: take_text(input)?, hangs: take::<1>(input)?[0] != 0 },
             },
             3 => Body::Bye,
             other => {
@@ -105,7 +107,7 @@ pub enum Purpose {
     Connection,
 }
 
-/// The first message on a connection.
+/// The first message on a connection after the handshake.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Greeting {
     pub purpose: Purpose,
@@ -122,7 +124,7 @@ pub struct Greeting {
 
 impl Greeting {
     pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let mut bytes = MAGIC.to_vec();
+        let mut bytes = Vec::new();
         bytes.push(u8::from(self.purpose == Purpose::Connection));
         bytes.extend_from_slice(&self.rank.to_le_bytes());
         bytes.extend_from_slice(&self.size.to_le_bytes());
@@ -135,9 +137,6 @@ impl Greeting {
     }
 
     pub fn read(input: &mut impl Read) -> io::Result<Greeting> {
-        if take(input)? != *MAGIC {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "not a rank of this program"));
-        }
         let purpose = if take::<1>(input)?[0] == 0 { Purpose::Register } else { Purpose::Connection };
         let rank = u32::from_le_bytes(take(input)?);
         let size = u32::from_le_bytes(take(input)?);
@@ -152,7 +151,7 @@ pub type RegistrationAnswer = Result<Vec<(String, String)>, String>;
 
 /// Writes host and address of each rank, or the refusal.
 pub fn write_answer(answer: &RegistrationAnswer, out: &mut impl Write) -> io::Result<()> {
-    let mut bytes = MAGIC.to_vec();
+    let mut bytes = Vec::new();
     match answer {
         Ok(ranks) => {
             bytes.extend_from_slice(&(ranks.len() as u32).to_le_bytes());
@@ -171,9 +170,6 @@ pub fn write_answer(answer: &RegistrationAnswer, out: &mut impl Write) -> io::Re
 }
 
 pub fn read_answer(input: &mut impl Read) -> io::Result<RegistrationAnswer> {
-    if take(input)? != *MAGIC {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "what listens there is not this program"));
-    }
     match u32::from_le_bytes(take(input)?) {
         0 => Ok(Err(take_text(input)?)),
         count if count <= MAX_TEXT => {
@@ -217,7 +213,7 @@ mod tests {
             Body::Data(vec![]),
             Body::Beat { waiting: None, progress: 7 },
             Body::Beat { waiting: Some(3), progress: u64::MAX },
-            Body::Abort { rank: 5, host: "node-é".into(), why: "is gone".into() },
+            Body::Abort { rank: 5, host: "node-é".into(), why: Loss::hangs("is gone".into()) },
             Body::Bye,
         ];
         let mut stream = Vec::new();

@@ -24,7 +24,8 @@ pub struct Advice {
 /// that does not: a line each.
 pub fn what_fits(experiment: &Experiment, gpu: &str, usable: u64) -> String {
     let target = Target::Gpu(GpuSpec::find(gpu).unwrap_or(H100));
-    let found = advice(experiment, target, Share::ALONE, usable).unwrap_or_default();
+    let share = Share { devices: experiment.parallel.ranks.max(1) as u64 };
+    let found = advice(experiment, target, share, usable).unwrap_or_default();
     let line = |advice: Advice| {
         let sets: String =
             advice.change.split(", ").map(|set| format!(" --set {}", set.replace(' ', ""))).collect();

@@ -8,7 +8,7 @@
 use super::hardware::{self, H100, Rate, UNDISTURBED};
 use super::memory::{Share, Storage, state_bytes};
 use super::target::Target;
-use crate::experiment::{Compute, Experiment};
+use crate::experiment::{Compute, DeviceKind, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::dry::Dry;
@@ -191,7 +191,11 @@ impl Rates<'_> {
         };
         match self.target {
             // Bytes and FLOPs of a CPU both grow with its threads, if memory keeps up.
-            Target::Cpu { threads } => time(hardware::cpu(family), threads as f64, threads as f64),
+            Target::Cpu { threads } => {
+                let is_mirror = self.experiment.device.kind == DeviceKind::Mirror;
+                let speed = if is_mirror { hardware::MIRROR } else { 1.0 };
+                time(hardware::cpu(family), threads as f64 * speed, threads as f64)
+            }
             Target::Gpu(gpu) => {
                 let rate = hardware::h100(family, self.fused(family));
                 if family == Family::Host {

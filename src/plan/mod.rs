@@ -7,7 +7,7 @@
 //!   [`hardware`] says; [`time`] makes a run of the steps.
 //! * [`disk`]: checkpoints and records.
 //!
-//! Nothing here opens a device or needs the data.
+//! Nothing here opens a device, and missing data are planned for as if they were there.
 
 pub mod advice;
 pub mod cost;

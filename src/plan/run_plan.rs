@@ -257,6 +257,17 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn llmc_has_a_time_for_nothing_that_it_was_not_measured_on() {
+        let of = |sets: &[&str]| plan("gpt2_124m.toml", "h100", 1, sets).time.llmc.is_some();
+        assert!(of(&[]));
+        for other in
+            ["batch.seq_len=512", "precision.compute=fp32", "data.tokenizer=byte", "model.qk_norm=true"]
+        {
+            assert!(!of(&[other]), "{other}");
+        }
+    }
+
+    #[test]
     fn what_does_not_fit_comes_with_changes_that_fit() {
         let plan = plan("gpt2_33b.toml", "a100-40", 1, &[]);
         assert_eq!(plan.memory.fits, Some(false));

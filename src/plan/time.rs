@@ -8,7 +8,7 @@ use super::data_facts::DataFacts;
 use super::disk;
 use super::memory::Share;
 use super::target::Target;
-use crate::experiment::{Compute, Experiment};
+use crate::experiment::{Compute, Experiment, Tokenizer};
 use crate::model::flops::flops_per_token;
 
 /// Milliseconds of a step after any warm-up, seconds and dollars of the run.
@@ -111,11 +111,16 @@ fn evaluation(experiment: &Experiment, share: Share, cost: &Cost, data: &DataFac
 }
 
 impl LlmcTime {
-    /// None for a model or a device on which llm.c was not measured.
+    /// None for training or a device on which llm.c was not measured: it was in bf16, on GPT-2's blocks and
+    /// tokens, 1,024 of them a sequence.
     fn of(experiment: &Experiment, target: Target, share: Share, dollars_per_hour: f64) -> Option<LlmcTime> {
-        let size = (experiment.model.layers, experiment.model.channels);
+        let (model, precision) = (&experiment.model, experiment.precision.compute);
+        let size = (model.layers, model.channels);
         let (.., speed) = LLMC.iter().find(|(layers, channels, _)| (*layers, *channels) == size)?;
-        if !matches!(target, Target::Gpu(gpu) if gpu.is_measured()) {
+        let is_measured = matches!(target, Target::Gpu(gpu) if gpu.is_measured());
+        let is_gpt2 = model.has_gpt2_blocks() && experiment.data.tokenizer == Tokenizer::Gpt2;
+        let is_bf16 = matches!(precision, Compute::Auto | Compute::Bf16);
+        if !(is_measured && is_gpt2 && is_bf16 && experiment.batch.seq_len == 1024) {
             return None;
         }
         let tokens = experiment.tokens_before(experiment.schedule.steps) as f64;

@@ -107,6 +107,27 @@ pub struct Entry {
     pub sources: BTreeMap<String, u64>,
 }
 
+impl Entry {
+    /// An entry with nothing else in it.
+    pub fn new(step: u64, tokens: u64, action: Action) -> Entry {
+        Entry {
+            step,
+            tokens,
+            action,
+            root: None,
+            loss: None,
+            grad_norm: None,
+            learning_rate: None,
+            loss_z: None,
+            grad_z: None,
+            events: Vec::new(),
+            evaluation: None,
+            audit: None,
+            sources: BTreeMap::new(),
+        }
+    }
+}
+
 /// The entries of steps, without that of the evaluation after the last one.
 pub fn steps(entries: &[Entry]) -> &[Entry] {
     match entries.split_last() {

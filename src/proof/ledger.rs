@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::entry::{Entry, digest_of_canonical};
+use super::entry::{self, Entry, digest_of_canonical};
 use super::hash::Hash;
 use super::tree::{Frontier, tree_root};
 use super::{json, regular};
@@ -329,7 +329,24 @@ const ENTRY_BYTES: u64 = 1 << 10;
 ///
 /// None where a line is not a ledger's, or the file cannot be read: [`read`] says what is wrong.
 pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
-    let (bytes, _) = regular::read_last_lines(path, count as u64 * ENTRY_BYTES).ok()?;
+    let mut window = count as u64 * ENTRY_BYTES;
+    loop {
+        let (bytes, at_start) = regular::read_last_lines(path, window).ok()?;
+        let end = end_of(&bytes, count)?;
+        // Long notes may fill a window, and the last entry may be of no step.
+        if at_start || end.entries.len() >= count.min(2) {
+            return Some(end);
+        }
+        window *= 4;
+    }
+}
+
+/// The entry of the last step, by the end of a ledger, whose last entry may be of an evaluation.
+pub fn last_step(path: &Path) -> Option<Entry> {
+    entry::steps(&read_end(path, 2)?.entries).last().cloned()
+}
+
+fn end_of(bytes: &[u8], count: usize) -> Option<LedgerEnd> {
     let (mut entries, mut notes, mut root) = (Vec::new(), Vec::new(), None);
     let lines = bytes.strip_suffix(b"\n")?.rsplit(|byte| *byte == b'\n');
     for line in lines {

@@ -306,3 +306,17 @@ fn validations_are_read_of_lines_that_have_one_and_an_old_entry_does_not_say() {
     Ledger::open(&path).unwrap().append(&Entry { evaluation: None, ..entry(2) }).unwrap();
     assert_eq!(validation_losses(&path), None);
 }
+
+#[test]
+fn the_end_has_its_step_however_long_the_notes_behind_it_are() {
+    let (_folder, path, _) = ledger_of(3);
+    let mut ledger = Ledger::open(&path).unwrap();
+    (0..40).for_each(|i| ledger.note("drift", &format!("{i} {}", "x".repeat(500))).unwrap());
+    for count in [1, 2] {
+        let end = read_end(&path, count).unwrap();
+        assert_eq!(end.entries.last().map(|entry| entry.step), Some(3));
+        assert_eq!(end.notes.len(), 40);
+    }
+    std::fs::write(&path, "").unwrap();
+    assert!(read_end(&path, 1).is_none_or(|end| end.entries.is_empty()));
+}

@@ -225,9 +225,17 @@ pub fn differences(was: &Table, is: &Table) -> Vec<Difference> {
     keys.sort_unstable();
     keys.dedup();
     keys.into_iter()
-        .filter(|key| was.get(*key) != is.get(*key))
+        // A key without a value is written as not set, by a program that knows it.
+        .filter(|key| set(was.get(*key)) != set(is.get(*key)))
         .map(|key| Difference { key: key.clone(), was: was.get(key).cloned(), is: is.get(key).cloned() })
         .collect()
+}
+
+/// What a key without a value is written as.
+pub const NOT_SET: &str = "not set";
+
+fn set(value: Option<&String>) -> Option<&String> {
+    value.filter(|value| *value != NOT_SET)
 }
 
 impl Difference {
@@ -244,7 +252,7 @@ impl fmt::Display for Difference {
 }
 
 fn shown(value: &Option<String>) -> String {
-    value.as_deref().map_or("not set".to_owned(), shortened)
+    value.as_deref().map_or(NOT_SET.to_owned(), shortened)
 }
 
 /// Values such as the plan of a matrix multiplication are longer than a line.
@@ -272,6 +280,13 @@ mod tests {
             config: table(&[("seed", "1337, default")]),
             outputs: Table::new(),
         }
+    }
+
+    #[test]
+    fn a_key_that_is_not_set_is_as_one_that_is_not_there() {
+        let [was, is] = [&[("a", "not set"), ("b", "1")][..], &[("b", "2")]].map(table);
+        let found: Vec<String> = differences(&was, &is).iter().map(ToString::to_string).collect();
+        assert_eq!(found, ["`b` was 1, is 2"]);
     }
 
     fn parse(text: &str) -> Result<Lock, LockError> {

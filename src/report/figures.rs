@@ -3,7 +3,7 @@
 
 use serde::{Serialize, Serializer};
 
-use super::series::quantile;
+use super::statistics::median;
 use crate::store::columns::{ColumnKind, SummaryRule};
 use crate::store::metrics::{Action, COLUMNS, Column, MetricsRow};
 
@@ -78,7 +78,7 @@ fn figure(column: &Column, rows: &[MetricsRow], updates: usize) -> Option<f64> {
     match column.summary {
         SummaryRule::None => None,
         SummaryRule::Last => last_first().next(),
-        SummaryRule::Median => quantile(&last_first().take(TIMED).collect::<Vec<_>>(), 0.5),
+        SummaryRule::Median => median(last_first().take(TIMED)),
         SummaryRule::Tail => {
             let last = rows.iter().rev().filter(|row| row.action == Action::Update);
             let values: Vec<f64> = last.filter_map(column.get).take(tail(updates)).collect();

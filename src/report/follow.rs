@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::proof::ledger::RESUME;
+use crate::report::statistics::median;
 use crate::report::summary::{RunSummary, State};
 use crate::store::gpu_log::{self, GpuSample};
 use crate::store::metrics::MetricsRow;
@@ -14,6 +15,8 @@ use crate::store::{self, RunPaths, run_folder};
 struct Tail {
     path: PathBuf,
     offset: u64,
+    /// The last line before `offset`, with its newline.
+    last: Vec<u8>,
 }
 
 /// The result of reading a [`Tail`].
@@ -25,14 +28,23 @@ struct Grown {
 
 impl Tail {
     fn new(path: PathBuf) -> Tail {
-        Tail { path, offset: 0 }
+        Tail { path, offset: 0, last: Vec::new() }
+    }
+
+    /// Whether what was read last does not stand where it stood: the file was cut, and may have grown since.
+    fn was_cut(&self) -> bool {
+        let Ok(mut file) = File::open(&self.path) else { return false };
+        let mut there = vec![0; self.last.len()];
+        let start = self.offset - self.last.len() as u64;
+        file.seek(SeekFrom::Start(start)).and_then(|_| file.read_exact(&mut there)).is_err()
+            || there != self.last
     }
 
     /// The whole lines since the last read. A missing file has none.
     fn read(&mut self) -> Grown {
-        let restarted = std::fs::metadata(&self.path).is_ok_and(|file| file.len() < self.offset);
+        let restarted = self.was_cut();
         if restarted {
-            self.offset = 0;
+            (self.offset, self.last) = (0, Vec::new());
         }
         let mut bytes = Vec::new();
         let read = File::open(&self.path).and_then(|mut file| {
@@ -44,6 +56,9 @@ impl Tail {
         }
         let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
         self.offset += whole as u64;
+        if let Some(last) = bytes[..whole].split_inclusive(|byte| *byte == b'\n').next_back() {
+            self.last = last.to_owned();
+        }
         let lines = String::from_utf8_lossy(&bytes[..whole]).lines().map(str::to_owned).collect();
         Grown { lines, restarted }
     }
@@ -175,6 +190,7 @@ impl Followed {
         self.points.retain(|point| point.step < step);
         self.val.retain(|(at, _)| *at < step);
         self.events.retain(|(at, _)| *at < step);
+        self.hellaswag = self.hellaswag.filter(|(at, _)| *at < step);
     }
 
     fn take_entry(&mut self, line: &str) {
@@ -213,11 +229,8 @@ impl Followed {
     /// Seconds to the last step at the pace of the last steps.
     pub fn seconds_left(&self) -> Option<f64> {
         let all_tokens = self.all_tokens.filter(|_| self.state == State::Running)?;
-        let mut speeds: Vec<f64> =
-            self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0).collect();
-        speeds.sort_by(f64::total_cmp);
-        let speed = speeds.get(speeds.len() / 2)?;
-        Some(all_tokens.saturating_sub(self.tokens) as f64 / speed)
+        let speeds = self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0);
+        Some(all_tokens.saturating_sub(self.tokens) as f64 / median(speeds)?)
     }
 }
 
@@ -284,6 +297,10 @@ mod tests {
         std::fs::write(&path, "x\n").unwrap();
         let grown = tail.read();
         assert!(grown.restarted && grown.lines == ["x"]);
+        // Cut, and longer than before at the next look.
+        std::fs::write(&path, "y\nz\n").unwrap();
+        let grown = tail.read();
+        assert!(grown.restarted && grown.lines == ["y", "z"], "{:?}", grown.lines);
     }
 
     #[test]

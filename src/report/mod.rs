@@ -142,7 +142,15 @@ struct PlotGroup {
 
 /// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`
 /// and `loss.svg`. Each is written atomically. Returns the paths written.
+///
+/// Folders on the way to `out` are made, but for the folder of a run that is drawn into its own: one that is
+/// gone is not to be there again with a picture in it.
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let own = runs.iter().filter_map(|run| run.folder.as_deref()).find(|folder| out.starts_with(folder));
+    if let Some(folder) = own.filter(|folder| !folder.is_dir()) {
+        let gone = io::Error::new(io::ErrorKind::NotFound, "the run's folder is not there any more");
+        return Err(ReportError::Io { action: "draw into", path: folder.to_owned(), source: gone });
+    }
     let paths = picture_paths(out, "loss")?;
     write_picture(&figure::draw(runs, options)?, paths)
 }

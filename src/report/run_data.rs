@@ -12,7 +12,7 @@ use crate::proof::{Entry, LedgerError, Lock};
 use crate::store::main_log::{self, MAIN_LOG};
 use crate::store::metrics::{self, JSONL, MetricsRow, PARQUET};
 use crate::store::run_folder::is_place;
-use crate::store::{self, Manifest, RunPaths, checkpoint, derived, run_folder, run_names};
+use crate::store::{self, Manifest, RunPaths, SweepPaths, checkpoint, derived, run_folder, run_names};
 
 /// One run, loaded.
 #[derive(Clone, Debug)]
@@ -177,7 +177,8 @@ impl ModelFacts {
             layers,
             channels,
             gpt2_tokens: text("data", "tokenizer").as_deref() == Some("gpt2"),
-            embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty()),
+            embedded_corpus: text("data", "corpus").is_some_and(|corpus| !corpus.is_empty())
+                || key("data", "mix").is_some_and(has_corpus),
             fineweb: on_fineweb(lock, key("data", "val")),
             parameters: whole.as_ref().map(|model| Weights::of(model).parameters()),
             flops_per_token: whole.as_ref().and_then(flops),
@@ -208,6 +209,11 @@ fn on_fineweb(lock: Option<&Lock>, asked: Option<&toml::Value>) -> bool {
         shards = texts.filter_map(|text| text.rsplit('/').next()).collect();
     }
     !shards.is_empty() && shards.iter().all(|name| name.to_ascii_lowercase().contains("fineweb"))
+}
+
+/// Whether a source of a mixture is an embedded text.
+fn has_corpus(mix: &toml::Value) -> bool {
+    mix.as_table().is_some_and(|sources| sources.values().any(|source| source.get("corpus").is_some()))
 }
 
 /// The model with what the keys of `[model]` say that its blocks are made of; keys that an older or newer
@@ -294,7 +300,11 @@ pub(super) fn mark_resumes(rows: &mut [MetricsRow], log: &Log) {
 
 fn name_of(path: &Path) -> String {
     let absolute = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    absolute.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
+    let name = |path: &Path| path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    match absolute.parent().filter(|sweep| SweepPaths::new(sweep).declaration().is_file()) {
+        Some(sweep) => format!("{}/{}", name(sweep), name(&absolute)),
+        None => name(&absolute),
+    }
 }
 
 /// A published number for a model of some size, drawn as a level across a panel.
@@ -384,6 +394,9 @@ mod tests {
         assert_eq!(names(d12, "tokenizer = 'gpt2'"), ["GPT-2 124M", "GPT-3 125M"]);
         assert_eq!(names(d12, "tokenizer = 'byte'\ncorpus = 'kjv'"), [""; 0]);
         assert_eq!(names(d12, "tokenizer = 'gpt2'\ncorpus = 'kjv'"), [""; 0]);
+        let mixed = |source: &str| format!("tokenizer = 'gpt2'\n[data.mix.a]\n{source}");
+        assert_eq!(names(d12, &mixed("corpus = 'kjv_ot'")), [""; 0]);
+        assert_eq!(names(d12, &mixed("train = 'x_*.bin'")), ["GPT-2 124M", "GPT-3 125M"]);
         assert_eq!(names("layers = 6\nchannels = 384", "tokenizer = 'gpt2'"), [""; 0]);
         assert_eq!(names("layers = 24\nchannels = 1536", "tokenizer = 'gpt2'"), ["GPT-3 760M"]);
     }

@@ -88,6 +88,13 @@ pub fn holm(p_values: &[f64]) -> Vec<f64> {
     corrected
 }
 
+/// The median, of an even number the mean of the middle two; `None` of none.
+pub fn median(values: impl IntoIterator<Item = f64>) -> Option<f64> {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    Some((values[values.len().checked_sub(1)? / 2] + values[values.len() / 2]) / 2.0)
+}
+
 /// The mean, as the first value and the mean distance from it: exact where all values are one.
 pub fn mean(values: &[f64]) -> Option<f64> {
     let first = *values.first()?;

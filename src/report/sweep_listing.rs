@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::summary::RunSummary;
+use super::table::TableColumn;
 use crate::experiment::{setting_text, settings_json};
 use crate::store::MemberFolder;
 
@@ -51,10 +52,11 @@ impl MemberSummary {
 pub fn text(members: &[MemberSummary]) -> String {
     let Some(first) = members.first() else { return String::new() };
     let keys: Vec<&str> = first.settings_as_written.iter().map(|(key, _)| key.as_str()).collect();
-    let leaf = |key: &str| key.rsplit('.').next().unwrap_or(key).to_owned();
-    let title = |key: &&str| match keys.iter().filter(|other| leaf(other) == leaf(key)).count() {
-        1 => leaf(key),
-        _ => (*key).to_owned(),
+    // By its last part where that is the key in every table, filter and group.
+    let title = |key: &&str| {
+        let leaf = key.rsplit('.').next().unwrap_or(key);
+        let names = TableColumn::find(leaf).is_ok_and(|column| column.name == *key);
+        if names { leaf.to_owned() } else { (*key).to_owned() }
     };
     let mut rows: Vec<Vec<String>> = vec![
         std::iter::once("member".to_owned())
@@ -63,7 +65,11 @@ pub fn text(members: &[MemberSummary]) -> String {
             .collect(),
     ];
     for member in members {
-        let values = member.settings_as_written.iter().map(|(_, value)| setting_text(value));
+        let bare = |text: String| match text.strip_prefix('"').and_then(|text| text.strip_suffix('"')) {
+            Some(word) if !word.contains('"') => word.to_owned(),
+            _ => text,
+        };
+        let values = member.settings_as_written.iter().map(|(_, value)| bare(setting_text(value)));
         rows.push(std::iter::once(member.name.clone()).chain(values).chain(member.figures()).collect());
     }
     let widths: Vec<usize> = (0..rows[0].len())

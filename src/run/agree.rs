@@ -78,7 +78,7 @@ impl<O: Locked> Agreed<O> {
         let mut trainer = Trainer::join(ops, &experiment, exchange)?;
         let manifest = data.manifest(remembered(SHARDS), report)?;
         if first {
-            for remark in loaded.replaced.iter().chain(&data.remarks(&manifest, &experiment)) {
+            for remark in loaded.remarks.iter().chain(&data.remarks(&manifest, &experiment)) {
                 report.tell(&Message::Remark(remark));
             }
         }

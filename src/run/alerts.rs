@@ -14,18 +14,17 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process_group};
 
 use super::ending::Ending;
-use super::error::{self, StoppedOnRequest};
+use super::error::{self, StoppedOnRequest, train_error};
 use super::messages::{Message, Report};
-use super::stop;
+use super::{member, stop};
 use crate::eval::EvalError;
-use crate::parallel::ExchangeError;
-use crate::parallel::handshake::RANK_KEY;
-use crate::proof::{entry, ledger};
+use crate::parallel::{ExchangeError, launch};
+use crate::proof::ledger;
 use crate::store::RunPaths;
 use crate::train::{RunError, TrainError};
 
 /// The variable that holds the command, for `sh -c`.
-const COMMAND: &str = "RUNNER_ALERTS_COMMAND";
+pub const COMMAND: &str = "RUNNER_ALERTS_COMMAND";
 /// How long it may take.
 const LIMIT: Duration = Duration::from_secs(30);
 
@@ -75,17 +74,11 @@ impl From<Ending> for AlertKind {
 
 /// The failure of another rank that an error tells of.
 fn exchange(error: &anyhow::Error) -> Option<&ExchangeError> {
-    match error.downcast_ref::<RunError>() {
-        Some(RunError::Train(train) | RunError::Step { error: train, .. }) => Some(train),
-        _ => error.downcast_ref::<TrainError>(),
+    match train_error(error) {
+        Some(TrainError::Exchange(error)) => Some(error),
+        Some(_) => None,
+        None => error.downcast_ref(),
     }
-    .map_or_else(
-        || error.downcast_ref(),
-        |train| match train {
-            TrainError::Exchange(error) => Some(error),
-            _ => None,
-        },
-    )
 }
 
 /// What a process has to run.
@@ -98,16 +91,20 @@ struct Alert {
 /// That of this process, until it is run: a run ends once.
 static ALERT: Mutex<Option<Alert>> = Mutex::new(None);
 
+/// The command; an empty one is none.
+fn given() -> Option<OsString> {
+    std::env::var_os(COMMAND).filter(|command| !command.is_empty())
+}
+
 /// From now on this process runs the command, if there is one, when the run in `folder` ends.
 pub fn prepare(folder: &Path, report: Report) {
-    let command = std::env::var_os(COMMAND).filter(|command| !command.is_empty());
-    let alert = command.map(|command| Alert { command, folder: folder.to_owned(), report });
+    let alert = given().map(|command| Alert { command, folder: folder.to_owned(), report });
     *ALERT.lock().unwrap_or_else(PoisonError::into_inner) = alert;
 }
 
 /// How much longer a process may take to end because it waits for the command.
 pub fn time() -> Duration {
-    std::env::var_os(COMMAND).map_or(Duration::ZERO, |_| LIMIT)
+    given().map_or(Duration::ZERO, |_| LIMIT)
 }
 
 /// Runs the command once the run has ended so.
@@ -148,14 +145,18 @@ pub fn raise(kind: AlertKind, message: &str) {
 
 impl Alert {
     fn start(&self, kind: AlertKind, message: &str) -> std::io::Result<Child> {
-        // The last entry may be of an evaluation.
-        let end = ledger::read_end(&RunPaths::new(&self.folder).ledger(), 2);
-        let last = end.and_then(|end| entry::steps(&end.entries).last().cloned());
+        let last = ledger::last_step(&RunPaths::new(&self.folder).ledger());
         let step = last.as_ref().map(|entry| (entry.step + 1).to_string());
         let root = last.and_then(|entry| entry.root).map(|root| root.to_string());
         // Its stdout must not mix with the run's, which others read.
         let stderr = std::io::stderr().as_fd().try_clone_to_owned()?;
-        Command::new("sh")
+        let mut command = Command::new("sh");
+        // A `runner` in it is no rank of this run and no member of its sweep.
+        for name in launch::VARIABLES {
+            command.env_remove(name);
+        }
+        member::release(&mut command);
+        command
             .arg("-c")
             .arg(&self.command)
             .env("RUNNER_EVENT", kind.word())
@@ -163,7 +164,6 @@ impl Alert {
             .env("RUNNER_STEP", step.unwrap_or_default())
             .env("RUNNER_ROOT", root.unwrap_or_default())
             .env("RUNNER_MESSAGE", message)
-            .env_remove(RANK_KEY)
             .env_remove(stop::WATCHED)
             .stdin(Stdio::null())
             .stdout(stderr)
@@ -192,6 +192,7 @@ fn wait(mut child: Child, limit: Duration) -> std::io::Result<Option<ExitStatus>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parallel::Loss;
 
     fn shell(command: &str) -> Child {
         Command::new("sh").args(["-c", command]).process_group(0).spawn().expect("there is a shell")
@@ -211,18 +212,18 @@ mod tests {
 
     #[test]
     fn a_rank_that_makes_no_progress_is_told_from_one_that_died() {
-        let lost = |why: &str| {
+        let lost = |hangs: bool| {
             let error = ExchangeError::Lost {
                 rank: 1,
                 host: "a".into(),
                 operation: "the sum of gradients".into(),
-                why: why.into(),
+                why: Loss { why: "has come no further".into(), hangs },
                 reported: true,
             };
             AlertKind::of(&anyhow::Error::from(RunError::Train(TrainError::Exchange(error))))
         };
-        assert_eq!(lost("has died: its connection closed"), AlertKind::Failed);
-        assert_eq!(lost("is alive but has come no further for 9 s"), AlertKind::Hung);
+        assert_eq!(lost(false), AlertKind::Failed);
+        assert_eq!(lost(true), AlertKind::Hung);
         assert_eq!(AlertKind::of(&anyhow::anyhow!("a full disk")), AlertKind::Failed);
     }
 }

@@ -45,7 +45,11 @@ impl Device {
                 std::thread::available_parallelism().map_or(1, |threads| threads.get().div_ceil(of_cpu));
         }
         let mut options = cuda_options(experiment);
-        if let (1.., Ok(gpus)) = (number, cuda::driver::gpus()) {
+        let cuda = matches!(experiment.device.kind, DeviceKind::Cuda | DeviceKind::Auto);
+        if number > 0
+            && cuda
+            && let Ok(gpus) = cuda::driver::gpus()
+        {
             // A launcher may make only its own GPU visible to each rank.
             options.ordinal = number % gpus.len().max(1);
         }

@@ -1,6 +1,7 @@
 //! Refusals: the bits differ, or would differ, from the required ones.
 
 use crate::proof::{LedgerError, LockError};
+use crate::train::{RunError, TrainError};
 
 /// What a hint begins with.
 pub const HINT: &str = "\n  hint: ";
@@ -23,6 +24,14 @@ pub struct StoppedOnRequest;
 /// A usage error unless `fine`.
 pub fn require_usage(fine: bool, wrong: impl FnOnce() -> String) -> Result<(), UsageError> {
     if fine { Ok(()) } else { Err(UsageError(wrong())) }
+}
+
+/// The error of training that an error is.
+pub fn train_error(error: &anyhow::Error) -> Option<&TrainError> {
+    match error.downcast_ref::<RunError>() {
+        Some(RunError::Train(train) | RunError::Step { error: train, .. }) => Some(train),
+        _ => error.downcast_ref(),
+    }
 }
 
 /// An error and its causes on one line, and their hints. Most errors of this program quote their cause: it is

@@ -134,7 +134,9 @@ pub fn load_average(paths: &RunPaths, step: Option<u64>, report: Report) -> anyh
         )
     })?;
     for tensor in &mut state {
-        tensor.name = tensor.name.trim_start_matches(AVERAGE.prefix).to_owned();
+        if let Some(name) = tensor.name.strip_prefix(AVERAGE.prefix) {
+            tensor.name = name.to_owned();
+        }
     }
     Ok((manifest, state))
 }

@@ -16,7 +16,7 @@ use crate::experiment::{self, Compute, Experiment, Loaded, OptimizerKind};
 use crate::optim::muon;
 use crate::plan::memory::Storage;
 use crate::proof::Hash;
-use crate::proof::lock::{Difference, Lock, Table};
+use crate::proof::lock::{Difference, Lock, NOT_SET, Table};
 use crate::train::{self, Trainer};
 
 fn table<const N: usize>(pairs: [(&str, String); N]) -> Table {
@@ -109,7 +109,7 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
 pub fn plain(value: &serde_json::Value) -> String {
     match value {
         serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Null => "not set".into(),
+        serde_json::Value::Null => NOT_SET.into(),
         other => other.to_string(),
     }
 }

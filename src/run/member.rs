@@ -10,10 +10,10 @@ use signal_hook::consts::SIGTERM;
 
 use super::ending::Ending;
 
-/// Set for such a process: how many of them share the machine.
+/// Set for such a process, and for its ranks: how many members share the machine.
 const JOBS: &str = "RUNNER_JOBS";
 
-/// How many processes of a sweep share the machine's CPUs with this one, itself included.
+/// How many members of a sweep share the machine's CPUs, that of this process included.
 pub fn jobs() -> usize {
     std::env::var(JOBS).ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1)
 }
@@ -23,7 +23,7 @@ pub fn prepare(command: &mut Command, jobs: usize) {
     command.env(JOBS, jobs.to_string());
 }
 
-/// Makes `command` a process that listens to its own parent alone, such as a rank of a member.
+/// Makes `command` no process of a sweep.
 pub fn release(command: &mut Command) {
     command.env_remove(JOBS);
 }

@@ -15,7 +15,7 @@ use anyhow::Context;
 use super::alerts::{self, AlertKind};
 use super::ending::Ending;
 use super::messages::{Message, Report};
-use super::{member, stop};
+use super::stop;
 use crate::parallel::handshake::{self, KeySource};
 use crate::parallel::{Meeting, RankPlace, launch, rendezvous};
 
@@ -66,7 +66,6 @@ pub fn start(ranks: usize, runs: &Path, report: Report) -> anyhow::Result<Option
         if rank > 0 {
             command.stdout(Stdio::null());
         }
-        member::release(&mut command);
         own_group(&mut command);
         let process = command.spawn().context("cannot start a rank")?;
         started.ranks.push(StartedRank { process, ended: None, stuck: false });

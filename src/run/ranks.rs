@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::ending::Ending;
-use super::error::UsageError;
+use super::error::{UsageError, train_error};
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
 use super::{alerts, member, parent, stop};
@@ -19,7 +19,7 @@ use crate::ops::DeviceError;
 use crate::ops::cuda::driver;
 use crate::parallel::{ExchangeError, RankPlace, Tcp, launch, rendezvous};
 use crate::proof::Hash;
-use crate::train::{RunError, TrainError};
+use crate::train::TrainError;
 
 /// The role of this process in a run.
 enum Process {
@@ -176,11 +176,7 @@ fn as_rank(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<Ending>) -> 
 
 /// Whether every rank has this error, so that rank 0 alone reports it.
 fn is_everyones(error: &anyhow::Error) -> bool {
-    let train = match error.downcast_ref::<RunError>() {
-        Some(RunError::Train(train) | RunError::Step { error: train, .. }) => Some(train),
-        _ => error.downcast_ref::<TrainError>(),
-    };
-    match train {
+    match train_error(error) {
         Some(TrainError::RanksDiffer { .. }) => true,
         Some(TrainError::Exchange(error)) => is_known_to_all(error),
         _ => error.downcast_ref::<ExchangeError>().is_some_and(is_known_to_all),

@@ -373,8 +373,7 @@ pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
 
 /// How many steps a run has made, by the end of its ledger.
 pub fn steps_made(paths: &RunPaths) -> u64 {
-    let end = ledger::read_end(&paths.ledger(), 1);
-    end.and_then(|end| end.entries.last().map(|last| last.step + 1)).unwrap_or(0)
+    ledger::last_step(&paths.ledger()).map_or(0, |last| last.step + 1)
 }
 
 /// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with,

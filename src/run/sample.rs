@@ -137,7 +137,7 @@ impl<O: Ops> LoadedDecoder<O> {
         self.decoder.read(&mut self.ops, &self.params, 0, 0, &prompt[..last])?;
         let next = NewToken { token: prompt[last], stream: 0, position: last };
         let logits = self.decoder.logits(&mut self.ops, &self.params, &[next])?;
-        generate::require_finite(&logits, 0, 0)?;
-        Ok(NextLogits { tokens: prompt, logits })
+        generate::require_finite(logits, 0, 0)?;
+        Ok(NextLogits { tokens: prompt, logits: logits.to_vec() })
     }
 }

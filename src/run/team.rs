@@ -1,5 +1,7 @@
 //! This process among the ranks of a run: what rank 0 decides and sends to the others.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::device::Device;
@@ -107,14 +109,18 @@ pub struct Begin {
 impl Begin {
     /// Rank 0's decision, sent to all; `mine` is rank 0's.
     pub fn agree(link: &mut dyn Link, mine: Option<Begin>) -> Result<Begin, ExchangeError> {
-        let text = mine.map_or(String::new(), |begin| {
+        let bytes = mine.map_or(Vec::new(), |begin| {
             let step = begin.step.map_or("none".into(), |step| step.to_string());
             let folder = std::path::absolute(&begin.folder).unwrap_or(begin.folder);
-            format!("{step}\n{}", folder.display())
+            [format!("{step}\n").as_bytes(), folder.as_os_str().as_bytes()].concat()
         });
-        let text = broadcast(link, "the start of the run", text.into_bytes())?;
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let (step, folder) = text.split_once('\n').unwrap_or_default();
-        Ok(Begin { folder: folder.into(), step: step.parse().ok() })
+        let bytes = broadcast(link, "the start of the run", bytes)?;
+        // A path need not be UTF-8.
+        let end = bytes.iter().position(|byte| *byte == b'\n').unwrap_or(bytes.len());
+        let (step, folder) = (&bytes[..end], bytes.get(end + 1..).unwrap_or_default());
+        Ok(Begin {
+            folder: OsStr::from_bytes(folder).into(),
+            step: std::str::from_utf8(step).ok().and_then(|step| step.parse().ok()),
+        })
     }
 }

@@ -96,8 +96,11 @@ impl NewFolder {
         if self.target.exists() {
             fs::rename(&self.target, &replaced).map_err(StoreError::io(&self.target, "move aside"))?;
         }
-        fs::rename(&self.temporary, &self.target)
-            .map_err(StoreError::io(&self.target, "rename into place"))?;
+        if let Err(error) = fs::rename(&self.temporary, &self.target) {
+            // What stood there stands there again, where that can be done.
+            let _ = fs::rename(&replaced, &self.target);
+            return Err(StoreError::io(&self.target, "rename into place")(error));
+        }
         self.committed = true;
         sync_folder(folder)?;
         remove_if_there(&replaced)

@@ -6,11 +6,14 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
-use super::run_folder::{self, EXPERIMENT, LOCK, RunPaths, is_copy};
+use super::main_log::MAIN_LOG;
+use super::metrics::{JSONL, PARQUET};
+use super::run_folder::{
+    self, EXPERIMENT, GPU_LOG, LEDGER, LOCK, LOCK_FILE, NOTES, REPORT, RunPaths, TENSORBOARD, is_copy,
+};
 use super::{Result, StoreError, atomic, audit};
 use crate::proof::regular;
 
-const LEDGER: &str = "ledger.jsonl";
 /// The file that makes a folder a sweep.
 pub(super) const SWEEP: &str = "sweep.toml";
 /// Files of exported models.
@@ -65,17 +68,8 @@ pub(super) fn is_checkpoint(name: &str) -> bool {
 
 fn known(name: &str) -> Option<KnownEntry> {
     Some(match name {
-        LOCK
-        | EXPERIMENT
-        | "lock.toml"
-        | LEDGER
-        | "metrics.jsonl"
-        | "metrics.parquet"
-        | "main.log"
-        | "events.out.tfevents.0.runner"
-        | "gpu.jsonl"
-        | "notes.jsonl"
-        | "report.html" => KnownEntry::File,
+        LOCK | EXPERIMENT | LOCK_FILE | LEDGER | JSONL | PARQUET | MAIN_LOG | TENSORBOARD | GPU_LOG
+        | NOTES | REPORT => KnownEntry::File,
         "checkpoints" => KnownEntry::Folders(is_checkpoint, |file| {
             file == STATE_FILE || file == MANIFEST_FILE || is_numbered(file, ("rank_", 5, ".done"))
         }),

@@ -10,18 +10,18 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
+use super::main_log::MAIN_LOG;
 use super::manifest::{Manifest, Standing};
+use super::metrics::JSONL;
 use super::objects::{Count, Objects};
-use super::run_folder::SUMS;
+use super::run_folder::{EXPERIMENT, LEDGER, LOCK_FILE, SUMS};
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
 use crate::proof::ledger::{self, Ledger};
 use crate::proof::{Hash, Head, Lock, regular};
 
-/// The digests of all files of a copy, as `sha256sum` writes them.
 /// The run's files that a copy has. The ledger is read last: its head shows that nobody went back meanwhile.
-const RECORDS: [&str; 5] = ["experiment.toml", "lock.toml", "metrics.jsonl", "main.log", LEDGER];
-const LEDGER: &str = "ledger.jsonl";
+const RECORDS: [&str; 5] = [EXPERIMENT, LOCK_FILE, JSONL, MAIN_LOG, LEDGER];
 /// Bytes of the longest manifest and list of digests that are read.
 const LONGEST: u64 = 64 << 20;
 

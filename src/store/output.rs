@@ -4,8 +4,10 @@
 //! `/dev/stdout`, the result is written.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::path::Path;
+
+use tempfile::NamedTempFile;
 
 use super::{Result, StoreError, atomic};
 
@@ -49,32 +51,82 @@ impl OutputKind {
             OutputKind::Statement => text.contains("https://in-toto.io/Statement/"),
             OutputKind::Lock => text.contains("format = \"runner/lock/"),
             OutputKind::Roots => text.starts_with("# Golden roots of "),
-            OutputKind::Decisions => text.starts_with("{\""),
+            // Decisions of one task set: its name is in every line, whatever the order of the fields.
+            OutputKind::Decisions => {
+                text.starts_with("{\"") && text.lines().next().is_some_and(|line| line.contains("\"task\":"))
+            }
         }
     }
 }
 
-/// Writes a whole result to `path`. An empty file and an earlier result are replaced.
+/// Refuses a folder, and a file that is neither empty nor an earlier result of this kind.
+fn require_kind(path: &Path, kind: OutputKind) -> Result<()> {
+    let mut start = Vec::new();
+    if !path.is_dir() {
+        let read = File::open(path).and_then(|file| file.take(START_BYTES).read_to_end(&mut start));
+        read.map_err(StoreError::io(path, "read"))?;
+    }
+    if path.is_dir() || !(start.is_empty() || kind.begins(&start)) {
+        return Err(StoreError::OtherFile { path: path.into(), kind: kind.name() });
+    }
+    Ok(())
+}
+
+/// Writes a whole result to `path`, and makes the folders on the way to it. An empty file and an earlier
+/// result are replaced.
 ///
 /// # Errors
 /// Another file, or a folder, is there; it cannot be written.
 pub fn write(path: &Path, bytes: &[u8], kind: OutputKind) -> Result<()> {
-    let Ok(found) = fs::metadata(path) else { return atomic::write(path, bytes) };
+    let Ok(found) = fs::metadata(path) else { return replace(path, bytes) };
     if !found.is_file() && !found.is_dir() {
         let written = File::options().write(true).open(path).and_then(|mut file| file.write_all(bytes));
         return written.map_err(StoreError::io(path, "write"));
     }
-    let mut start = Vec::new();
-    if found.is_file() {
-        let read = File::open(path).and_then(|file| file.take(START_BYTES).read_to_end(&mut start));
-        read.map_err(StoreError::io(path, "read"))?;
-    }
-    if found.is_dir() || !(start.is_empty() || kind.begins(&start)) {
-        return Err(StoreError::OtherFile { path: path.into(), kind: kind.name() });
-    }
+    require_kind(path, kind)?;
     // Of a symbolic link the file that it names.
     let target = fs::canonicalize(path).map_err(StoreError::io(path, "find"))?;
-    atomic::write(&target, bytes)
+    replace(&target, bytes)
+}
+
+/// Writes a file and gives it its name. Several processes may do so at once: the last one's stays.
+fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let failed = |source| StoreError::write(path, bytes.len() as u64)(source);
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs::create_dir_all(folder).map_err(StoreError::io(folder, "create"))?;
+    let mut file = beside(folder).map_err(failed)?;
+    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    file.persist(path).map_err(|error| failed(error.error))?;
+    atomic::sync_folder(folder)
+}
+
+/// A file in `folder` without a lasting name yet, with the permissions of any new file.
+pub fn beside(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.prefix(".tmp.").tempfile_in(folder)
+}
+
+/// Refuses early what [`write`] would refuse after all the work: a file of another kind, a folder, a place
+/// that cannot be written to.
+///
+/// # Errors
+/// As those of [`write`].
+pub fn require(path: &Path, kind: OutputKind) -> Result<()> {
+    let found = fs::metadata(path);
+    if found.as_ref().is_ok_and(|found| found.is_file() || found.is_dir()) {
+        require_kind(path, kind)?;
+    }
+    let there = |path: &&Path| path.as_os_str().is_empty() || path.exists();
+    let nearest = path.ancestors().skip(1).find(there).unwrap_or(Path::new("."));
+    let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
+    if found.is_err() && !nearest.is_dir() {
+        return Err(StoreError::io(nearest, "write below")(io::ErrorKind::NotADirectory.into()));
+    }
+    let place = if found.is_ok_and(|found| !found.is_file()) { path } else { nearest };
+    rustix::fs::access(place, rustix::fs::Access::WRITE_OK)
+        .map_err(|errno| StoreError::io(place, "write to")(errno.into()))
 }
 
 #[cfg(test)]
@@ -92,11 +144,45 @@ mod tests {
             assert!(refused.contains(name) && refused.contains("a picture in PNG or SVG"), "{refused}");
         }
         assert_eq!(fs::read(path("notes.txt")).unwrap(), b"mine");
+        for line in ["{\"entry\":{\"step\":0}}", "{\"step\":0}", "{\"label\":1}\n{\"task\":0}"] {
+            fs::write(path("other.jsonl"), line).unwrap();
+            write(&path("other.jsonl"), b"{}", OutputKind::Decisions).unwrap_err();
+        }
+        fs::write(path("decisions.jsonl"), "{\"label\":1,\"task\":0}\n").unwrap();
+        write(&path("decisions.jsonl"), b"{}", OutputKind::Decisions).unwrap();
         fs::write(path("empty"), "").unwrap();
         for name in ["new.svg", "new.svg", "empty"] {
             write(&path(name), b"<svg/>", OutputKind::Picture).unwrap();
             assert_eq!(fs::read(path(name)).unwrap(), b"<svg/>");
         }
+    }
+
+    #[test]
+    fn what_cannot_be_written_is_refused_before_the_work_and_folders_are_made() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        require(&path("a/b/plot.svg"), OutputKind::Picture).unwrap();
+        assert!(!path("a").exists(), "asking makes nothing");
+        write(&path("a/b/plot.svg"), b"<svg/>", OutputKind::Picture).unwrap();
+        require(&path("a/b/plot.svg"), OutputKind::Picture).unwrap();
+        require(&path("a/b/plot.svg"), OutputKind::Page).unwrap_err();
+        require(&path("a/b/plot.svg/page.html"), OutputKind::Page).unwrap_err();
+        require(&path("a"), OutputKind::Page).unwrap_err();
+        require(Path::new("/dev/null"), OutputKind::Page).unwrap();
+        assert_eq!(fs::read_dir(path("a/b")).unwrap().count(), 1, "nothing half written stays");
+    }
+
+    #[test]
+    fn many_may_write_one_file_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plot.svg");
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| write(&path, b"<svg/>", OutputKind::Picture).unwrap());
+            }
+        });
+        assert_eq!(fs::read(&path).unwrap(), b"<svg/>");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[cfg(unix)]

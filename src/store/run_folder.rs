@@ -10,12 +10,21 @@ use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::checkpoint::STATE_FILE;
+use super::main_log::MAIN_LOG;
+use super::metrics::{JSONL, PARQUET};
 use super::{Result, StoreError, atomic, contents};
 use crate::experiment;
 use crate::proof::regular;
 
 /// The file that makes a folder a run.
 pub(super) const EXPERIMENT: &str = "experiment.toml";
+pub(super) const LOCK_FILE: &str = "lock.toml";
+pub(super) const LEDGER: &str = "ledger.jsonl";
+/// TensorBoard finds a file by `tfevents` in its name; the rest is fixed, not time and host.
+pub(super) const TENSORBOARD: &str = "events.out.tfevents.0.runner";
+pub(super) const GPU_LOG: &str = "gpu.jsonl";
+pub(super) const NOTES: &str = "notes.jsonl";
+pub(super) const REPORT: &str = "report.html";
 /// The sums of a copy's files.
 pub(super) const SUMS: &str = "SHA256SUMS";
 
@@ -76,34 +85,33 @@ impl RunPaths {
 
     /// What the bits depend on.
     pub fn lock_file(&self) -> PathBuf {
-        self.folder.join("lock.toml")
+        self.folder.join(LOCK_FILE)
     }
 
     pub fn ledger(&self) -> PathBuf {
-        self.folder.join("ledger.jsonl")
+        self.folder.join(LEDGER)
     }
 
     pub fn metrics_jsonl(&self) -> PathBuf {
-        self.folder.join("metrics.jsonl")
+        self.folder.join(JSONL)
     }
 
     pub fn metrics_parquet(&self) -> PathBuf {
-        self.folder.join("metrics.parquet")
+        self.folder.join(PARQUET)
     }
 
     /// llm.c's line format.
     pub fn main_log(&self) -> PathBuf {
-        self.folder.join("main.log")
+        self.folder.join(MAIN_LOG)
     }
 
-    /// TensorBoard finds a file by `tfevents` in its name; the rest is fixed, not time and host.
     pub fn tensorboard(&self) -> PathBuf {
-        self.folder.join("events.out.tfevents.0.runner")
+        self.folder.join(TENSORBOARD)
     }
 
     /// Readings of the GPU's sensors.
     pub fn gpu_log(&self) -> PathBuf {
-        self.folder.join("gpu.jsonl")
+        self.folder.join(GPU_LOG)
     }
 
     pub fn checkpoints(&self) -> PathBuf {
@@ -129,12 +137,12 @@ impl RunPaths {
     }
 
     pub fn report(&self) -> PathBuf {
-        self.folder.join("report.html")
+        self.folder.join(REPORT)
     }
 
     /// What a person says of the run; no part of the proof.
     pub fn notes(&self) -> PathBuf {
-        self.folder.join("notes.jsonl")
+        self.folder.join(NOTES)
     }
 }
 
@@ -186,9 +194,14 @@ impl RunFolder {
             }
             // The old folder is moved away with its lock, which holds until the new folder is locked.
             let old = set_aside(&folder, contents::require_ours)?;
-            fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
-            lock = self::lock(&folder)?;
+            // Another process that wants the name may have been quicker.
+            match fs::create_dir(&folder) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.map_err(StoreError::io(&folder, "create"))?,
+            }
+            let locked = self::lock(&folder);
             atomic::remove_if_there(&old)?;
+            lock = locked?;
         }
         RunFolder::with(folder, lock)
     }
@@ -413,6 +426,10 @@ pub(super) fn lock(folder: &Path) -> Result<File> {
         .open(&path)
         .map_err(StoreError::io(&path, "open"))?;
     match try_lock_patiently(&file) {
+        // The folder was replaced while this process waited, and what it locked is of no run any more.
+        Ok(()) if file.metadata().ok().as_ref().and_then(inode_of) != inode(&path) => {
+            Err(StoreError::Locked { path: folder.into(), pid: holder(folder) })
+        }
         Ok(()) => {
             let write = file
                 .set_len(0)

@@ -160,3 +160,16 @@ fn every_fault_of_a_file_has_its_message() {
     }
     assert!(matches!(read(&folder.path().join("none")), Err(StoreError::Missing { .. })));
 }
+
+#[test]
+fn the_first_number_that_is_not_finite_is_found_in_every_type_of_float() {
+    let f32s: Vec<u8> = [1.0, -2.0, f32::NAN, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert_eq!(first_not_finite(Dtype::F32, &f32s).map(|(at, _)| at), Some(2));
+    assert_eq!(first_not_finite(Dtype::F32, &f32s[..8]), None);
+    let f64s: Vec<u8> = [f64::MAX, f64::NEG_INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert_eq!(first_not_finite(Dtype::F64, &f64s), Some((1, f64::NEG_INFINITY)));
+    // 1.0, the largest finite number, infinity.
+    let bf16s: Vec<u8> = [0x3f80u16, 0x7f7f, 0x7f80].iter().flat_map(|x| x.to_le_bytes()).collect();
+    assert_eq!(first_not_finite(Dtype::BF16, &bf16s), Some((2, f64::INFINITY)));
+    assert_eq!(first_not_finite(Dtype::U64, &[0xff; 16]), None);
+}

@@ -162,12 +162,17 @@ impl Writer {
 
     /// Keeps both states that `step` gave when it was made twice; returns their folder.
     pub fn keep_unrepeatable(&self, step: u64, first: &[Tensor], second: &[Tensor]) -> Result<PathBuf> {
-        let folder = self.run().unrepeatable(step);
+        let folder = self.unrepeatable(step);
         std::fs::create_dir_all(&folder).map_err(StoreError::io(&folder, "create"))?;
         for (name, state) in [("first", first), ("second", second)] {
             safetensors::write(&folder.join(format!("{name}.safetensors")), state, &Default::default())?;
         }
         Ok(folder)
+    }
+
+    /// The folder of [`Writer::keep_unrepeatable`].
+    pub fn unrepeatable(&self, step: u64) -> PathBuf {
+        self.run().unrepeatable(step)
     }
 
     /// Writes what is kept of an audited step.

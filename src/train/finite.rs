@@ -10,6 +10,7 @@ use super::run::Run;
 use super::{RunError, TrainError};
 use crate::ops::{Dtype, Ops};
 use crate::parallel::exchange;
+use crate::store::safetensors::first_not_finite;
 use crate::store::shared::Extent;
 use crate::store::{Info, Tensor};
 
@@ -79,52 +80,9 @@ impl<O: Ops> Run<O> {
     }
 }
 
-/// The first element that is NaN or infinite, with its number; none in a tensor of integers.
-fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<(usize, f64)> {
-    // All bits of the exponent are set.
-    const F32: u32 = 0x7f80_0000;
-    const F64: u64 = 0x7ff0_0000_0000_0000;
-    const BF16: u16 = 0x7f80;
-    match dtype {
-        Dtype::F32 => find(bytes, |b| u32::from_le_bytes(*b) & F32 == F32)
-            .map(|(at, b)| (at, f64::from(f32::from_le_bytes(b)))),
-        Dtype::F64 => {
-            find(bytes, |b| u64::from_le_bytes(*b) & F64 == F64).map(|(at, b)| (at, f64::from_le_bytes(b)))
-        }
-        Dtype::BF16 => find(bytes, |b| u16::from_le_bytes(*b) & BF16 == BF16)
-            .map(|(at, b)| (at, f64::from(f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16)))),
-        Dtype::U32 | Dtype::U64 | Dtype::I64 => None,
-    }
-}
-
-/// The first element of N bytes for which `is` holds. Blocks are tested whole, without a branch in them, at
-/// the speed of memory.
-fn find<const N: usize>(bytes: &[u8], is: impl Fn(&[u8; N]) -> bool) -> Option<(usize, [u8; N])> {
-    const BLOCK: usize = 1024;
-    let elements = bytes.as_chunks::<N>().0;
-    let holds = |block: &[[u8; N]]| block.iter().fold(false, |any, element| any | is(element));
-    let start = BLOCK * elements.chunks(BLOCK).position(holds)?;
-    let at = start + elements[start..].iter().position(is)?;
-    Some((at, elements[at]))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_first_number_that_is_not_finite_is_found_in_every_type_of_float() {
-        let f32s: Vec<u8> =
-            [1.0, -2.0, f32::NAN, f32::INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(first_not_finite(Dtype::F32, &f32s).map(|(at, _)| at), Some(2));
-        assert_eq!(first_not_finite(Dtype::F32, &f32s[..8]), None);
-        let f64s: Vec<u8> = [f64::MAX, f64::NEG_INFINITY].iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(first_not_finite(Dtype::F64, &f64s), Some((1, f64::NEG_INFINITY)));
-        // 1.0, the largest finite number, infinity.
-        let bf16s: Vec<u8> = [0x3f80u16, 0x7f7f, 0x7f80].iter().flat_map(|x| x.to_le_bytes()).collect();
-        assert_eq!(first_not_finite(Dtype::BF16, &bf16s), Some((2, f64::INFINITY)));
-        assert_eq!(first_not_finite(Dtype::U64, &[0xff; 16]), None);
-    }
 
     #[test]
     fn every_position_of_a_long_tensor_is_looked_at() {

@@ -1,7 +1,5 @@
 //! The listener that records a run: events become entries of the ledger, rows of metrics and sample files.
 
-use std::collections::BTreeMap;
-
 use super::RunError;
 use super::events::{Evaluatee, Event, Listener};
 use super::trainer::StepReport;
@@ -82,57 +80,37 @@ impl Listener for Recorder {
 /// A step's own part of its entry: its numbers, and the guards' decision. `tokens` are those seen,
 /// the step's included.
 pub fn ledger_entry(report: &StepReport, tokens: u64) -> Entry {
+    let action = match report.verdict {
+        Verdict::Update => Action::Update,
+        Verdict::SkipLoss => Action::SkipLossZ,
+        Verdict::SkipGrad => Action::SkipGradZ,
+        Verdict::SkipNonfinite => Action::SkipNonfinite,
+    };
     Entry {
-        step: report.step,
-        tokens,
-        root: None,
         loss: Some(report.loss),
         grad_norm: Some(report.grad_norm),
         learning_rate: Some(report.learning_rate),
         loss_z: report.loss_z,
         grad_z: report.grad_z,
-        action: match report.verdict {
-            Verdict::Update => Action::Update,
-            Verdict::SkipLoss => Action::SkipLossZ,
-            Verdict::SkipGrad => Action::SkipGradZ,
-            Verdict::SkipNonfinite => Action::SkipNonfinite,
-        },
-        events: Vec::new(),
-        evaluation: None,
-        audit: None,
-        sources: BTreeMap::new(),
+        ..Entry::new(report.step, tokens, action)
     }
 }
 
 /// The entry of the evaluation after the last step.
 fn last_entry(step: u64, tokens: u64, evaluation: Evaluation) -> Entry {
-    Entry {
-        step,
-        tokens,
-        root: None,
-        loss: None,
-        grad_norm: None,
-        learning_rate: None,
-        loss_z: None,
-        grad_z: None,
-        action: Action::Evaluate,
-        events: Vec::new(),
-        evaluation: Some(evaluation),
-        audit: None,
-        sources: BTreeMap::new(),
-    }
+    Entry { evaluation: Some(evaluation), ..Entry::new(step, tokens, Action::Evaluate) }
 }
 
-/// Scores as the counts that they are shares of. Sums over the plain wording are not lm-eval's scores and are
-/// not recorded under their names.
+/// Scores as the ledger has them. Sums over the plain wording are not lm-eval's scores and are not recorded
+/// under their names.
 pub fn correct_counts(scores: &Scores) -> HellaSwag {
-    // A share of n tasks, times n, is off its count by less than any rounding could make a half.
-    let correct = |score: f64| (score * scores.tasks as f64).round() as u64;
+    let [llmc, acc, acc_norm, acc_bytes] = scores.correct.map(|correct| correct as u64);
+    let of_harness = |correct| scores.harness.then_some(correct);
     HellaSwag {
         tasks: scores.tasks as u64,
-        llmc_correct: correct(scores.llmc),
-        acc_correct: scores.harness.then(|| correct(scores.acc)),
-        acc_norm_correct: scores.harness.then(|| correct(scores.acc_norm)),
-        acc_bytes_correct: scores.harness.then(|| correct(scores.acc_bytes)),
+        llmc_correct: llmc,
+        acc_correct: of_harness(acc),
+        acc_norm_correct: of_harness(acc_norm),
+        acc_bytes_correct: of_harness(acc_bytes),
     }
 }

@@ -9,6 +9,7 @@ use super::trainer::{StepReport, Trainer};
 use super::{RunError, TrainError};
 use crate::data::Prefetcher;
 use crate::ops::Ops;
+use crate::parallel::exchange;
 use crate::store::{Writer, compare};
 
 /// Makes one `step` twice and compares.
@@ -35,7 +36,15 @@ pub(super) fn twice<O: Ops>(
     if same_report && first == second {
         return Ok(again);
     }
-    let folder = writer.keep_unrepeatable(number, &first, &second)?;
+    let link = trainer.link();
+    let folder = match link.rank() {
+        0 => writer.keep_unrepeatable(number, &first, &second)?,
+        _ => writer.unrepeatable(number),
+    };
+    // Every rank has the whole state and finds the same. None ends before both are on the disk: the others
+    // would be ended with it.
+    exchange::all_gather(link, "the end of a step that does not repeat", Vec::new())
+        .map_err(TrainError::from)?;
     let mut differences = String::new();
     if !same_report {
         differences.push_str(&format!(
@@ -65,9 +74,10 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::data::{BatchPlan, Dataset, RankShare, SampleOrder};
-    use crate::experiment::{self, Experiment, StepSequences};
+    use crate::data::{BatchPlan, Dataset, SampleOrder};
+    use crate::experiment::{self, Experiment};
     use crate::ops::cpu::Cpu;
+    use crate::parallel::{Exchange, Hosted, Solo, threads};
     use crate::store::{Retention, RunPaths, safetensors};
 
     const TEXT: &str = "seed = 1\n[model]\nlayers = 1\nheads = 1\nchannels = 32\n\
@@ -75,20 +85,27 @@ mod tests {
         [batch]\nmicro = 1\nseq_len = 8\n[schedule]\nsteps = 4\n[device]\nkind = 'cpu'\nthreads = 1";
 
     fn setup() -> (Experiment, Trainer<Cpu>, Prefetcher) {
-        let experiment = experiment::load_text("t", TEXT, &[]).expect("a whole experiment").experiment;
+        setup_rank(&[], Box::new(Solo))
+    }
+
+    fn setup_rank(
+        sets: &[String],
+        exchange: Box<dyn Exchange<Cpu>>,
+    ) -> (Experiment, Trainer<Cpu>, Prefetcher) {
+        let experiment = experiment::load_text("t", TEXT, sets).expect("a whole experiment").experiment;
+        let cpu = Cpu::new(&experiment.device).expect("a CPU");
+        let mut trainer = Trainer::join(cpu, &experiment, exchange).expect("a trainer");
         let data = Dataset::from_tokens("t", (0..200).collect(), 257).expect("tokens");
         let plan = BatchPlan {
             order: SampleOrder::new(1, data.require_sequences(8).expect("some"), true),
             seq_len: 8,
             micro_batch: 1,
-            step_sequences: StepSequences::constant(1),
-            share: RankShare::WHOLE,
+            step_sequences: experiment.step_sequences(),
+            share: trainer.share(),
             overfit_single_batch: false,
             depth: 1,
         };
         let feed = Prefetcher::start(Arc::new(data), plan, 0, 0).expect("a reader");
-        let cpu = Cpu::new(&experiment.device).expect("a CPU");
-        let trainer = Trainer::new(cpu, &experiment).expect("a trainer");
         (experiment, trainer, feed)
     }
 
@@ -111,13 +128,10 @@ mod tests {
         assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 0, "nothing is kept");
     }
 
-    #[test]
-    fn one_bit_that_flips_in_one_of_two_steps_is_located_and_both_states_are_kept() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let paths = RunPaths::new(folder.path());
-        let (_, mut trainer, mut feed) = setup();
+    /// A step, of which the second leaves one bit of the state wrong.
+    fn flipping_once() -> impl FnMut(&mut Trainer<Cpu>, &mut Prefetcher) -> Result<StepReport, TrainError> {
         let mut call = 0;
-        let error = twice(&mut trainer, &mut feed, &writer(folder.path()), |trainer, feed| {
+        move |trainer, feed| {
             let report = trainer.step(feed)?;
             call += 1;
             if call == 2 {
@@ -127,8 +141,16 @@ mod tests {
                 trainer.restore(state)?;
             }
             Ok(report)
-        })
-        .expect_err("a mismatch");
+        }
+    }
+
+    #[test]
+    fn one_bit_that_flips_in_one_of_two_steps_is_located_and_both_states_are_kept() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let paths = RunPaths::new(folder.path());
+        let (_, mut trainer, mut feed) = setup();
+        let error =
+            twice(&mut trainer, &mut feed, &writer(folder.path()), flipping_once()).expect_err("a mismatch");
         let text = error.to_string();
         assert!(
             text.contains("1 of ") && text.contains("`wpe.weight`: F32 [8, 32], leaf 0, element 1 [0, 1]"),
@@ -138,5 +160,23 @@ mod tests {
         let found =
             compare::states(&read("first.safetensors"), &read("second.safetensors")).expect("they differ");
         assert_eq!(found.tensors, ["wpe.weight"]);
+    }
+
+    #[test]
+    fn of_several_ranks_each_names_the_step_and_one_keeps_both_states() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let sets = ["parallel.workers=4", "batch.tokens=32"].map(str::to_owned);
+        let errors = threads::run(4, |link| {
+            let (_, mut trainer, mut feed) = setup_rank(&sets, Box::new(Hosted(link)));
+            let error = twice(&mut trainer, &mut feed, &writer(folder.path()), flipping_once());
+            // What ends first must find both states.
+            let kept = RunPaths::new(folder.path()).unrepeatable(0);
+            let names = ["first", "second"].map(|name| kept.join(format!("{name}.safetensors")));
+            (error.expect_err("a mismatch"), names.map(|path| safetensors::read(&path).expect("kept").len()))
+        });
+        for (error, [first, second]) in errors {
+            assert!(matches!(error, RunError::Unrepeatable { step: 0, .. }), "{error}");
+            assert!(first > 0 && first == second);
+        }
     }
 }

@@ -316,12 +316,12 @@ impl EvalSets<'_> {
             Evaluatee::Weights => ("validating", "HellaSwag"),
             Evaluatee::Average => ("validating the average", "HellaSwag of the average"),
         };
-        let mut reported = Ok(());
         if let Some(set) = self.validation {
             let (ops, model, losses, link) = trainer.for_evaluation();
-            let (what, sequences) = (validating, set.sequences());
+            let (what, sequences, mut reported) = (validating, set.sequences(), Ok(()));
             let progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
             let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
+            reported?;
             out.on(&Event::Evaluated { step, of, val_loss, val_tokens: set.tokens() })?;
             if !val_loss.is_finite() {
                 return Ok(Some(format!("the validation loss{} at step {step} is {val_loss}", of.whose())));
@@ -329,16 +329,19 @@ impl EvalSets<'_> {
         }
         if let Some(set) = self.hellaswag {
             let (ops, model, losses, link) = trainer.for_evaluation();
+            let mut reported = Ok(());
             let progress = |done, sequences| {
                 report(&mut reported, out, Event::Evaluating { what: scoring, done, sequences })
             };
-            match eval::hellaswag(ops, model, losses, link, set, progress) {
+            let scores = eval::hellaswag(ops, model, losses, link, set, progress);
+            reported?;
+            match scores {
                 Ok(scores) => out.on(&Event::HellaSwag { step, of, scores })?,
                 Err(why @ EvalError::NotFinite { .. }) => return Ok(Some(why.to_string())),
                 Err(error) => return Err(error.into()),
             }
         }
-        reported.map(|()| None)
+        Ok(None)
     }
 }
 

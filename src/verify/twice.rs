@@ -15,7 +15,7 @@ use super::diff::Diff;
 use super::golden::Golden;
 use crate::proof::{Entry, Lock, ledger};
 use crate::run::initial::load_experiment;
-use crate::run::{StoppedOnRequest, member, stop};
+use crate::run::{StoppedOnRequest, alerts, member, stop};
 use crate::store::output::{self, OutputKind};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
 
@@ -69,6 +69,9 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
         Golden::parse(path, &text)
     });
     let golden = golden.transpose()?;
+    if let Some(file) = &options.bless {
+        output::require(file, OutputKind::Roots)?;
+    }
     let loaded = load_experiment(path, &options.set, &options.runs)?;
     let temporary = tempfile::tempdir()
         .context("cannot make a folder for the runs\n  hint: `TMPDIR` names another place for them")?;
@@ -204,8 +207,9 @@ impl TwiceRuns<'_> {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(self.log(name)).context("cannot keep what the runs say")?);
-        // It ends with this process.
+        // It ends with this process, and its end is nobody else's news.
         member::prepare(&mut command, 1);
+        command.env_remove(alerts::COMMAND);
         Ok(command)
     }
 

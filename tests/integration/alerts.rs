@@ -100,3 +100,47 @@ fn no_experiment_can_name_a_command() {
         refused.assert_fails(2, &[why, "RUNNER_ALERTS_COMMAND"]);
     }
 }
+
+/// The command of a member's first rank starts the program itself, as a hook that goes on to the next run
+/// may.
+#[test]
+fn a_program_in_the_command_is_no_rank_and_no_member_of_the_sweep() {
+    let lab = Lab::new();
+    let sweep = lab.path("pair.toml");
+    let base = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(CI).display().to_string();
+    std::fs::write(&sweep, format!("extends = {base:?}\n[sweep.grid]\nseed = [0, 1]\n")).expect("writable");
+    let hook = format!(
+        "env > \"$ALERT_FILE.$$\"; env -u {VARIABLE} {} run {base} --runs '{}' --name next.$$",
+        env!("CARGO_BIN_EXE_runner"),
+        lab.path("").display()
+    );
+    let mut run = lab.command(&["run", sweep.to_str().expect("UTF-8"), "--ranks", "2", "--runs"]);
+    run.arg(lab.path("")).args(["--set", "parallel.workers=2"]);
+    let run = finish(run.env(VARIABLE, hook).env("ALERT_FILE", lab.path("alert")));
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    let files: Vec<_> = std::fs::read_dir(lab.path("")).expect("a folder").flatten().collect();
+    let of = |start: &str| {
+        let start = start.to_owned();
+        let is_it = move |name: &std::ffi::OsStr| name.to_string_lossy().starts_with(&start);
+        files.iter().map(|file| file.path()).filter(move |path| path.file_name().is_some_and(&is_it))
+    };
+    assert_eq!(of("alert.").count(), 2, "one for each member");
+    for given in of("alert.") {
+        let text = std::fs::read_to_string(given).expect("UTF-8");
+        let names =
+            ["RANK=", "WORLD_SIZE=", "LOCAL_RANK=", "RUNNER_JOBS=", "RUNNER_RUN_ID=", "RUNNER_RANK_KEY="];
+        for name in names {
+            assert!(!text.lines().any(|line| line.starts_with(name)), "{name} in\n{text}");
+        }
+    }
+    assert_eq!(of("next.").filter(|run| run.join("plots/loss.png").is_file()).count(), 2, "whole runs");
+}
+
+#[test]
+fn the_runs_of_a_check_tell_nobody() {
+    let lab = Lab::new();
+    let mut check = lab.command(&["verify", CI, "--twice"]);
+    let check = finish(check.env(VARIABLE, WRITE).env("ALERT_FILE", lab.path("alert")));
+    assert_eq!(check.code, Some(0), "{}", check.stderr);
+    assert!(!lab.path("alert").exists());
+}

@@ -38,7 +38,7 @@ fn groups_of_runs_are_compared_by_seed_and_what_does_not_compare_is_named() {
         std::fs::remove_dir_all(lab.path(run).join("checkpoints")).expect("checkpoints");
     }
     let text = compare(&lab, &four);
-    text.assert_says(&["schedule.learning_rate", "2 pairs", "the only comparison", "paired", "reached"]);
+    text.assert_says(&["schedule.learning_rate", "2 seeds, paired", "the only comparison", "reached"]);
     assert_eq!(text.stderr, "");
 
     let all = [&four[..], &["short", "bpe", "again", "r1e-3s1"], &["--json"]].concat();

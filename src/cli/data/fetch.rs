@@ -19,6 +19,7 @@ use crate::data::fetch::{
 };
 use crate::data::prepare::{Input, PrepareOptions, ValSplit};
 use crate::experiment;
+use crate::run::require_usage;
 use crate::units;
 
 #[derive(Debug, Args)]
@@ -85,11 +86,15 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
         parallel: args.parallel.get(),
         patience: Patience::default(),
     };
-    let stop = Arc::new(AtomicBool::new(false));
+    if data_set == DataSet::FineWebEdu && !args.no_prepare {
+        require_no_shards(&args.out)?;
+    }
+    let (stop, mut handlers) = (Arc::new(AtomicBool::new(false)), Vec::new());
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         // The first signal requests a stop, a second ends the process; either way a part is left on disk.
-        signal_hook::flag::register_conditional_shutdown(signal, i32::from(exit::INTERRUPTED), stop.clone())?;
-        signal_hook::flag::register(signal, stop.clone())?;
+        let shutdown = i32::from(exit::INTERRUPTED);
+        handlers.push(signal_hook::flag::register_conditional_shutdown(signal, shutdown, stop.clone())?);
+        handlers.push(signal_hook::flag::register(signal, stop.clone())?);
     }
     let (host, repository) = data_set.repository();
     let count = counted(request.files.len());
@@ -101,7 +106,17 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     print(&fetched, args.json)?;
     summarize(&request, &fetched);
     if data_set == DataSet::FineWebEdu && !args.no_prepare {
-        prepare(&args.out, &fetched)?;
+        // Nobody looks at the flag any more: a signal ends the process, as it does that of `data prepare`.
+        for handler in handlers {
+            signal_hook::low_level::unregister(handler);
+        }
+        let table = prepare(&args.out, &fetched)?;
+        if args.json {
+            // Stdout has the files, as JSON.
+            say!("{}", table.trim_end());
+        } else {
+            streams::print(&table)?;
+        }
     }
     for line in next(data_set, &args, &fetched) {
         say!("next: {line}");
@@ -233,6 +248,7 @@ fn summarize(request: &FetchRequest, fetched: &[Fetched]) {
     let verified = fetched.iter().filter(|file| file.verified).count();
     let checked = match (verified, fetched.len() - verified) {
         (_, 0) => "each with its published SHA-256".to_owned(),
+        (0, _) if there == fetched.len() => "checked by length and format".to_owned(),
         (0, _) => "checked by length and format; no digest was published".to_owned(),
         (verified, rest) => {
             format!("{verified} with their published SHA-256, {rest} checked by length and format")
@@ -246,9 +262,29 @@ fn summarize(request: &FetchRequest, fetched: &[Fetched]) {
     }
 }
 
+/// What [`prepare`] writes has a name of its own: found out before anything is downloaded.
+fn require_no_shards(out: &Path) -> anyhow::Result<()> {
+    let entries = std::fs::read_dir(out).into_iter().flatten().flatten();
+    let is_shard = |name: &str| {
+        ["edu_fineweb_train_", "edu_fineweb_val_"].iter().any(|start| name.starts_with(start))
+            && name.ends_with(".bin")
+    };
+    let shard = entries
+        .map(|entry| entry.path())
+        .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_shard));
+    require_usage(shard.is_none(), || {
+        format!(
+            "`{}` is there already, and the text would be encoded into shards of these names\n  hint: \
+             `--no-prepare` fetches the text alone, `--out` names another folder",
+            shard.unwrap_or_default().display()
+        )
+    })?;
+    Ok(())
+}
+
 /// Encodes the text of FineWeb-Edu under the names that the experiments look for: the first 100 M tokens to
 /// validate on, then shards of 100 M.
-fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<()> {
+fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<String> {
     say!("encoding {} into shards", counted(fetched.len()));
     let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
     let options = PrepareOptions {

@@ -90,11 +90,11 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         skip_bad_rows: args.skip_bad_rows,
         ..PrepareOptions::new(&args.out, &prefix, Tokenizer::new(kind))
     };
-    encode(&inputs, &options)
+    streams::print(&encode(&inputs, &options)?)
 }
 
-/// Prepares shards with a bar, and prints what was made.
-pub(super) fn encode(inputs: &[Input], options: &PrepareOptions) -> anyhow::Result<()> {
+/// Prepares shards with a bar, and says what is to be known of them; returns what was made, as a table.
+pub(super) fn encode(inputs: &[Input], options: &PrepareOptions) -> anyhow::Result<String> {
     let bar = progress_bar();
     let start = Instant::now();
     let summary = prepare(inputs, options, |bytes, total| {
@@ -102,7 +102,7 @@ pub(super) fn encode(inputs: &[Input], options: &PrepareOptions) -> anyhow::Resu
         bar.inc(bytes);
     });
     bar.finish_and_clear();
-    print_summary(&summary?, options, start.elapsed().as_secs_f64())
+    Ok(summarize(&summary?, options, start.elapsed().as_secs_f64()))
 }
 
 fn open(file: &Path, format: Option<InputFormat>) -> anyhow::Result<Input> {
@@ -135,7 +135,7 @@ fn progress_bar() -> ProgressBar {
     bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
 }
 
-fn print_summary(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -> anyhow::Result<()> {
+fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -> String {
     for note in &summary.notes {
         say!("note: {note}");
     }
@@ -171,5 +171,5 @@ fn print_summary(summary: &PrepareSummary, options: &PrepareOptions, seconds: f6
         summary.shards.len(),
         summary.text_bytes as f64 / 1e6 / seconds.max(1e-9),
     ));
-    streams::print(&table)
+    table
 }

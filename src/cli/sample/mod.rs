@@ -27,7 +27,8 @@ pub struct Args {
     #[arg(value_name = "MODEL", help = model::help())]
     model: PathBuf,
     /// Text to continue; empty starts a document. The model reads `<|endoftext|>` before it, as before every
-    /// document in training. By default the experiment's `sample.prompt`, as for the next four.
+    /// document in training. By default the experiment's `sample.prompt`, as for the options below whose keys
+    /// it has.
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Tokens at most; the model may end its text earlier.

@@ -37,7 +37,7 @@ impl FileKind {
         }
     }
 
-    /// Looks at the first bytes of a file called `path` that has `bytes` bytes in all, if that is known.
+    /// Looks at the first bytes of a file called `path`.
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl FileKind {
                 false => Err(wrong("it does not end in `PAR1`: the file was cut off".to_owned())),
             };
         }
-        // The largest of these, HellaSwag's, has 70 MB.
+        // The largest of these, HellaSwag's, has 12 MB.
         let bytes = std::fs::read(at).map_err(DataError::io("read", path))?;
         if self == FileKind::Text {
             return std::str::from_utf8(&bytes)

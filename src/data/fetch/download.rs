@@ -138,13 +138,15 @@ impl Download<'_> {
             return Err(FetchError::Encoding { url, encoding });
         }
         let total = if status == 206 { facts.range.map(|(_, total)| total) } else { facts.body_bytes };
-        let published = [(facts.hub_bytes, "as the hub says")];
-        for (expected, whence) in published {
-            if let (Some(got_bytes), Some(expected_bytes)) = (total, expected)
-                && got_bytes != expected_bytes
-            {
-                return Err(FetchError::WrongLength { url, got_bytes, expected_bytes, whence });
-            }
+        if let (Some(got_bytes), Some(expected_bytes)) = (total, facts.hub_bytes)
+            && got_bytes != expected_bytes
+        {
+            return Err(FetchError::WrongLength {
+                url,
+                got_bytes,
+                expected_bytes,
+                whence: "as the hub says",
+            });
         }
         let sha256 = self.file.sha256.map(str::to_owned).or(facts.hub_sha256);
         let bytes = total.or(facts.hub_bytes);

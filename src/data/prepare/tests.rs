@@ -4,6 +4,7 @@ use std::path::Path;
 
 use polars::prelude::*;
 
+use super::writer::ShardWriter;
 use super::{Input, InputFormat, PrepareOptions, PrepareSummary, ValSplit, prepare};
 use crate::data::{DataError, Dataset, Tokenizer};
 
@@ -118,6 +119,21 @@ fn existing_shards_are_kept_unless_they_may_be_replaced_and_then_none_is_left_ov
         ["other_train_000001.bin", "t_train_000001.bin", "t_train_notes.bin"]
     );
     assert_eq!(tokens(&after["t_train_000001.bin"]), [256, 120, 121]);
+}
+
+#[test]
+fn shards_that_another_process_writes_meanwhile_are_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    for overwrite in [false, true] {
+        let options = PrepareOptions { overwrite, ..options(dir.path()) };
+        let mut writer = ShardWriter::new(&options).unwrap();
+        writer.write(&[256, 97], false).unwrap();
+        let other = dir.path().join("t_train_000007.bin");
+        fs::write(&other, "another's").unwrap();
+        writer.finish().unwrap();
+        assert_eq!(fs::read(&other).unwrap(), b"another's");
+        fs::remove_file(other).unwrap();
+    }
 }
 
 #[test]

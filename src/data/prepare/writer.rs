@@ -1,4 +1,4 @@
-//! Shards under temporary names, and their appearance all at once.
+//! Shards under temporary names until all are whole; then each gets its name, one after the other.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -18,6 +18,8 @@ pub(super) struct ShardWriter<'a> {
     val_left: u64,
     val: Series,
     train: Series,
+    /// Shards of an earlier set, which may be replaced.
+    earlier: Vec<PathBuf>,
     /// Dropped last: the shards under temporary names are gone then.
     _made: MadeFolders,
 }
@@ -69,25 +71,25 @@ impl<'a> ShardWriter<'a> {
     /// Makes the folder; refuses shards of this prefix unless they may be replaced.
     pub fn new(options: &'a PrepareOptions) -> Result<ShardWriter<'a>, DataError> {
         let made = MadeFolders::make(&options.out).map_err(DataError::io("make folder", &options.out))?;
-        let existing = existing(options)?;
-        if let Some(first) = existing.first()
+        let earlier = existing(options)?;
+        if let Some(first) = earlier.first()
             && !options.overwrite
         {
             return Err(DataError::ShardsExist {
                 path: first.clone(),
                 prefix: options.prefix.clone(),
-                count: existing.len(),
+                count: earlier.len(),
             });
         }
-        if let Some(path) = existing.into_iter().find(|path| !is_shard(path)) {
-            return Err(DataError::NotOurs { path });
+        if let Some(path) = earlier.iter().find(|path| !is_shard(path)) {
+            return Err(DataError::NotOurs { path: path.clone() });
         }
         let val_left = match options.val {
             ValSplit::Tokens(tokens) => tokens,
             ValSplit::Fraction(_) => 0,
         };
         let (val, train) = (Series::new("val", 0), Series::new("train", 1));
-        Ok(ShardWriter { options, val_left, val, train, _made: made })
+        Ok(ShardWriter { options, val_left, val, train, earlier, _made: made })
     }
 
     /// Appends tokens. `validation` sends them all to validation; else the token count decides.
@@ -113,7 +115,6 @@ impl<'a> ShardWriter<'a> {
     pub fn finish(mut self) -> Result<Vec<WrittenShard>, DataError> {
         self.val.close(&self.options.tokenizer)?;
         self.train.close(&self.options.tokenizer)?;
-        let stale = existing(self.options)?;
         let mut written = Vec::new();
         for shard in self.val.closed.into_iter().chain(self.train.closed) {
             let named = if self.options.overwrite {
@@ -129,7 +130,7 @@ impl<'a> ShardWriter<'a> {
             });
         }
         // A left-over shard of an earlier, longer set would match the same pattern and be trained on.
-        for path in stale.iter().filter(|old| written.iter().all(|new| new.path != **old)) {
+        for path in self.earlier.iter().filter(|old| written.iter().all(|new| new.path != **old)) {
             fs::remove_file(path).map_err(DataError::io("remove", path))?;
         }
         let out = &self.options.out;

@@ -22,8 +22,25 @@ impl Rules {
         if self.text("schedule.kind").as_deref() == Some("range") {
             self.range_test();
         }
+        self.shares_without_effect();
         if steps.is_none() && epochs.is_some() {
             self.derive("schedule.steps", 0u64, "from schedule.epochs");
+        }
+    }
+
+    /// Says of shares that the kind of schedule does not use. No fault: a sweep over kinds sets them for all.
+    fn shares_without_effect(&mut self) {
+        let Some(kind) = self.text("schedule.kind") else { return };
+        // With their defaults, which a resolved experiment lists.
+        let shares = [
+            ("schedule.decay_fraction", 0.2, kind == "wsd"),
+            ("schedule.final_fraction", 0.1, kind != "constant"),
+        ];
+        for (key, default, used) in shares {
+            if !used && self.number(key).is_some_and(|share| share != default) {
+                let remark = format!("`{key}` does nothing: `schedule.kind` is \"{kind}\"");
+                self.layers.remarks.push(remark);
+            }
         }
     }
 

@@ -143,6 +143,10 @@ fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
     assert_eq!(text_with(SMALL, &[("RUNNER_SEED", "7")], &[]).unwrap().experiment.seed, 7);
     let slip = text_with(SMALL, &[("RUNNER_SCHEDULE_WARMUP_STEPS", "7")], &[]).unwrap_err();
     assert_eq!(slip.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__WARMUP_STEPS`?"));
+    let alert = text_with(SMALL, &[("RUNNER_ALERTS_COMAND", "mail me")], &[]).unwrap_err();
+    assert_eq!(alert.faults[0].hint.as_deref(), Some("did you mean `RUNNER_ALERTS_COMMAND`?"));
+    let ours = [("RUNNER_ALERTS_COMMAND", "mail me"), ("RUNNER_RUN_ID", "7"), ("RUNNER_RUN", "/runs/a")];
+    assert_eq!(text_with(SMALL, &ours, &[]).unwrap(), small_with(&[]).unwrap());
     let unknown = text_with(SMALL, &[("RUNNER_SCHEDULE__STEP", "7")], &[]).unwrap_err();
     assert_eq!(unknown.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__STEPS`?"));
 }

@@ -37,15 +37,15 @@ fn sources_are_added_by_every_layer_and_a_stronger_one_takes_the_place_of_a_corp
     let data = &loaded.experiment.data;
     assert_eq!((data.corpus.as_deref(), data.mix.len()), (None, 2));
     assert_eq!(data.mix["new"].corpus.as_deref(), Some("kjv_nt"));
-    assert_eq!(loaded.replaced, ["`data.mix` (--set) takes the place of `data.corpus` (x.toml:6)"]);
+    assert_eq!(loaded.remarks, ["`data.mix` (--set) takes the place of `data.corpus` (x.toml:6)"]);
     // And the other way round.
     let loaded = mix_with(&["data.train=x.bin"]).unwrap();
     assert!(loaded.experiment.data.mix.is_empty());
-    assert_eq!(loaded.replaced, ["`data.train` (--set) takes the place of `data.mix` (x.toml:13)"]);
+    assert_eq!(loaded.remarks, ["`data.train` (--set) takes the place of `data.mix` (x.toml:13)"]);
     let loaded = mix_with(&["data.corpus=kjv"]).unwrap();
-    assert_eq!(loaded.replaced, ["`data.corpus` (--set) takes the place of `data.mix` (x.toml:13)"]);
+    assert_eq!(loaded.remarks, ["`data.corpus` (--set) takes the place of `data.mix` (x.toml:13)"]);
     let nothing_replaced = mix_with(&["data.val=x.bin", "schedule.steps=3"]).unwrap();
-    assert!(nothing_replaced.replaced.is_empty(), "{:?}", nothing_replaced.replaced);
+    assert!(nothing_replaced.remarks.is_empty(), "{:?}", nothing_replaced.remarks);
 }
 
 #[test]

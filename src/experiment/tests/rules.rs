@@ -276,3 +276,14 @@ fn a_number_that_no_32_bit_float_holds_is_refused() {
         small_with(&[set]).unwrap();
     }
 }
+
+#[test]
+fn a_share_that_the_schedule_does_not_use_is_remarked_on() {
+    let remarks = |sets: &[&str]| small_with(sets).unwrap().remarks;
+    let cosine = remarks(&["schedule.kind=cosine", "schedule.decay_fraction=0.5"]);
+    assert_eq!(cosine, ["`schedule.decay_fraction` does nothing: `schedule.kind` is \"cosine\""]);
+    let constant = remarks(&["schedule.kind=constant", "schedule.final_fraction=0.5"]);
+    assert_eq!(constant, ["`schedule.final_fraction` does nothing: `schedule.kind` is \"constant\""]);
+    assert!(remarks(&["schedule.kind=wsd", "schedule.decay_fraction=0.5"]).is_empty());
+    assert!(remarks(&["schedule.kind=constant", "schedule.final_fraction=0.1"]).is_empty());
+}

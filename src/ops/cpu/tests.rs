@@ -44,8 +44,8 @@ fn threads_and_instruction_sets_change_no_bit() {
     }
 }
 
-/// The bits of every operation on every machine, as [`NUMERICS_VERSION`] 1. A change of a hash changes every
-/// lock and every golden root: raise the version with it.
+/// The bits of every operation of training on every machine, as [`NUMERICS_VERSION`] 1. A change of a hash
+/// changes every lock and every golden root: raise the version with it.
 #[test]
 fn the_bits_of_each_operation_are_those_of_the_numerics_version() {
     use sha2::{Digest, Sha256};

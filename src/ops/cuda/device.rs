@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use rayon::prelude::*;
+
 use super::Cuda;
 use super::launch::optimizer;
 use super::linear::{gemm_keys, layer_keys};
@@ -10,6 +12,9 @@ use super::memory::{Buf, CudaIds, copy_by_all_threads};
 use super::scratch_plan::planned;
 use crate::ops::op::{operations, perform};
 use crate::ops::{Dtype, LinearShape, Ops, ReplayKey, Result, Role, ScratchShape};
+
+/// Floats that a thread rounds at a time.
+const PART: usize = 1 << 16;
 
 impl Ops for Cuda {
     type Buf = Buf;
@@ -82,12 +87,19 @@ impl Ops for Cuda {
         unsafe {
             self.staging.upload(dst.address(), bytes, OP, |at, piece| match dtype {
                 Dtype::BF16 => {
-                    let source = &src[at / 2..][..piece.len() / 2];
-                    for (narrow, wide) in piece.as_chunks_mut::<2>().0.iter_mut().zip(source) {
-                        *narrow = half::bf16::from_f32(*wide).to_le_bytes();
-                    }
+                    let wide = &src[at / 2..][..piece.len() / 2];
+                    let narrow = piece.as_chunks_mut::<2>().0;
+                    let parts = narrow.par_chunks_mut(PART).zip(wide.par_chunks(PART));
+                    parts.for_each(|(narrow, wide)| {
+                        for (narrow, wide) in narrow.iter_mut().zip(wide) {
+                            *narrow = half::bf16::from_f32(*wide).to_le_bytes();
+                        }
+                    });
                 }
-                _ => piece.copy_from_slice(bytemuck::cast_slice(&src[at / 4..][..piece.len() / 4])),
+                _ => {
+                    let source: &[u8] = bytemuck::cast_slice(&src[at / 4..][..piece.len() / 4]);
+                    copy_by_all_threads(piece, source);
+                }
             })
         }
     }

@@ -125,14 +125,15 @@ pub fn load(library: Library) -> Result<LoadedLibrary, Missing> {
     if let Some(found) = loaded.get(&library) {
         return Ok(found.clone());
     }
-    let found = load_first(library, &folders(library, &|name| std::env::var_os(name)))?;
+    let found =
+        load_first(library, &library.file_names(), &folders(library, &|name| std::env::var_os(name)))?;
     loaded.insert(library, found.clone());
     Ok(found)
 }
 
-fn load_first(library: Library, folders: &[PathBuf]) -> Result<LoadedLibrary, Missing> {
-    let names = library.file_names();
-    for name in &names {
+/// The first of the files with these names that loads: where the loader looks, then in `folders`.
+fn load_first(library: Library, names: &[String], folders: &[PathBuf]) -> Result<LoadedLibrary, Missing> {
+    for name in names {
         if open(Path::new(name)).is_ok() {
             let path = mapped_file(library).unwrap_or_else(|| PathBuf::from(name));
             return Ok(LoadedLibrary { library, path });
@@ -140,7 +141,7 @@ fn load_first(library: Library, folders: &[PathBuf]) -> Result<LoadedLibrary, Mi
     }
     let mut refused = Vec::new();
     for folder in folders {
-        for name in &names {
+        for name in names {
             let file = folder.join(name);
             if !file.is_file() {
                 continue;
@@ -308,9 +309,11 @@ mod tests {
     #[test]
     fn a_missing_library_names_itself_the_folders_and_a_way_out() {
         let root = tempfile::tempdir().expect("a temporary folder");
-        std::fs::write(root.path().join("libnccl.so.2"), "not a library").expect("a file");
-        // Where NCCL is installed the loader finds it, and there is nothing to check.
-        let Err(missing) = load_first(Library::Nccl, &[root.path().to_path_buf()]) else { return };
+        std::fs::write(root.path().join("libnccl-of-a-test.so.2"), "not a library").expect("a file");
+        // Not the name of NCCL, which the loader may find by itself.
+        let names = vec!["libnccl-of-a-test.so.2".to_owned()];
+        let missing =
+            load_first(Library::Nccl, &names, &[root.path().to_path_buf()]).expect_err("no library");
         let text = missing.to_string();
         assert!(text.contains("libnccl") && text.contains(&root.path().display().to_string()), "{text}");
         assert!(text.contains("did not load") && text.contains("hint:"), "{text}");

@@ -1,4 +1,5 @@
-//! The CUDA device: GPT-2's operations as kernels of our own and matrix multiplications of cuBLASLt.
+//! The CUDA device: the model's operations as kernels of our own. Their matrix products are ours on Hopper in
+//! bf16, or cuBLASLt's where that is faster; elsewhere cuBLASLt's.
 //!
 //! In reading order:
 //!

@@ -1,7 +1,7 @@
 //! Operations on all tensors at once: AdamW, the sums of squares, and the Merkle roots.
 //!
-//! One launch covers every tensor through a table of pointers in device memory. A table is uploaded
-//! only when it differs from the one that is there: in training, once.
+//! One launch covers every tensor of one learning rate through a table of pointers in device memory. A table
+//! is uploaded only when it differs from the one that is there: in training once, where all have one rate.
 
 use std::ops::Range;
 

@@ -10,7 +10,7 @@ use crate::ops::Result;
 pub enum Use {
     /// A chunk of logits, and of their gradients.
     Logits,
-    /// Column sums of the attention's output and its gradient.
+    /// Of each query the product of attention's output and its gradient, on Hopper beside its log-sum-exp.
     AttentionDelta,
     LayernormPartials,
     ColumnPartials,

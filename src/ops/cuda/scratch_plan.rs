@@ -68,9 +68,9 @@ fn over_all_tensors(shape: &ScratchShape, element: u64) -> [(Use, u64); 9] {
     const HASH: u64 = 32;
     let ParamCount { tensors, elements } = shape.params;
     let chunks = optimizer::chunks(elements) + tensors;
-    // Parameters, masters and two moments.
-    let hashed = 4 * tensors;
-    let leaves = (elements * (element + 12)).div_ceil(digest::LEAF_BYTES) + hashed;
+    // Parameters, masters, two moments and an average.
+    let hashed = 5 * tensors;
+    let leaves = (elements * (element + 16)).div_ceil(digest::LEAF_BYTES) + hashed;
     let groups = leaves.div_ceil(digest::GROUP) + hashed;
     let rows = |count, size: usize| count * size as u64;
     [

@@ -13,10 +13,10 @@
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
 //! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
 //! | gradient of a norm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
-//! | norm of queries and keys | one head of a block of rows, of one sequence where it turns | that |
+//! | norm of queries and keys | one group of heads of a block of rows, of one sequence where it turns | that |
 //! | its gradient | the same, or all queries or keys with the weight's gradient | that |
-//! | rotary embedding | one head of some positions of a sequence | that |
-//! | attention and its gradient | one head of one sequence | that head |
+//! | rotary embedding | one group of heads of some positions of a sequence | that |
+//! | attention and its gradient | one group of heads of one sequence | that group |
 //! | gradient of the embedding | a token of the table, or some positions | the rows that are added there |
 //! | where it sets the table | rows of tokens that do not occur, too | nothing |
 

@@ -98,6 +98,6 @@ impl<B, I> Operation for QkNormBackward<'_, B, I> {
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass(2 * self.rows * self.heads.qkv_channels())
+        element.pass(3 * self.rows * self.heads.of_queries_and_keys() * self.heads.head_size)
     }
 }

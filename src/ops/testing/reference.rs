@@ -164,7 +164,7 @@ pub fn rmsnorm(x: &[f64], weight: &[f64], bias: &[f64], channels: usize) -> (Vec
     (out, rstds)
 }
 
-/// (out, rstd) of queries and keys of `x` (N, 3, NH, HS); the weights are theirs in this order.
+/// (out, rstd) of queries and keys of `x` (N, NH + 2 KH, HS); the weights are theirs in this order.
 pub fn qk_norm(x: &[f64], weights: [&[f64]; 2], heads: Heads) -> (Vec<f64>, Vec<f64>) {
     let (mut out, mut rstds) = (x.to_vec(), Vec::new());
     for (i, head) in out.chunks_mut(heads.head_size).enumerate() {

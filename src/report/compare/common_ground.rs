@@ -1,10 +1,12 @@
 //! What runs must have in common to be compared, and what is to be known of those that are.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
-use super::Measure;
 use super::runs::{ComparedRun, LeftOutRun, ReadRun, RunGroup};
+use crate::proof::Lock;
 use crate::report::groups::{self, RunKeys, SEED};
+use crate::store::RunPaths;
 use crate::units;
 
 /// The key of what training starts from.
@@ -42,14 +44,48 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
             let budget = |run: &ComparedRun| {
                 format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
             };
+            let key = if odd.steps == usual.steps { "batch.tokens" } else { "schedule.steps" };
             format!(
-                "it was trained on {}, the others on {}: `--by schedule.steps` makes groups of them",
+                "it was trained on {}, the others on {}: `--by {key}` makes groups of them",
                 budget(odd),
                 budget(usual)
             )
         },
     },
 ];
+
+/// Of runs by name and folder whose losses stand beside each other though they do not compare: two of them,
+/// and why. What is wrong with a lock, others say.
+pub fn notes_on_losses(runs: &[(&str, &Path)]) -> Vec<String> {
+    let lock = |folder: &Path| Lock::read(&RunPaths::new(folder).lock_file()).ok();
+    let locks: Vec<(&str, Lock)> =
+        runs.iter().filter_map(|(name, folder)| Some((*name, lock(folder)?))).collect();
+    let differing = |of: fn(&Lock) -> Option<&String>| {
+        let mut known = locks.iter().filter_map(|(name, lock)| Some((*name, of(lock)?)));
+        let (first, usual) = known.next()?;
+        let (odd, _) = known.find(|(_, value)| *value != usual)?;
+        Some((first, odd))
+    };
+    if let Some((first, odd)) = differing(tokenizer) {
+        return vec![format!(
+            "`{first}` and `{odd}` have different tokenizers: losses in nats a token do not compare"
+        )];
+    }
+    let validated = differing(validation_set).map(|(first, odd)| {
+        format!("`{first}` and `{odd}` were validated on different tokens: validation losses do not compare")
+    });
+    validated.into_iter().collect()
+}
+
+/// The hash of the tokens that a run is validated on.
+pub(super) fn validation_set(lock: &Lock) -> Option<&String> {
+    lock.environment.get("data.validation_sha256")
+}
+
+/// The hash of a run's tokenizer.
+pub(super) fn tokenizer(lock: &Lock) -> Option<&String> {
+    lock.numerics.get("data.tokenizer_sha256")
+}
 
 /// Of those that are compared in their scores of HellaSwag.
 pub(super) static TASKS: CommonGround = CommonGround {
@@ -78,19 +114,19 @@ impl CommonGround {
     }
 }
 
+/// Which groups are no samples of seeds.
+pub(super) fn notes_on_samples(by: &[String], pair_by: &[String], groups: &[RunGroup]) -> Vec<String> {
+    let note = |group: &RunGroup| {
+        let keys: Vec<&RunKeys> = group.runs.iter().map(|run| &run.keys).collect();
+        groups::notes_on_sample(by, pair_by, &group.values, &keys)
+    };
+    groups.iter().flat_map(note).collect()
+}
+
 /// What is to be known of groups before they are compared. HellaSwag of other tasks than the first is taken
 /// out.
-pub(super) fn notes_on(
-    by: &[String],
-    pair_by: &[String],
-    measure: Measure,
-    groups: &mut [RunGroup],
-) -> Vec<String> {
+pub(super) fn notes_on(by: &[String], groups: &mut [RunGroup]) -> Vec<String> {
     let mut notes = Vec::new();
-    for group in groups.iter().filter(|_| !measure.is_timing()) {
-        let keys: Vec<&RunKeys> = group.runs.iter().map(|run| &run.keys).collect();
-        notes.extend(groups::notes_on_sample(by, pair_by, &group.values, &keys));
-    }
     if by.len() > 1 && by.iter().any(|key| key == SEED) {
         notes.push(
             "each group is of one seed: what is found is of these seeds, whose runs are no sample of others"
@@ -162,5 +198,28 @@ mod tests {
             common.hold(&mut read, &[0, 1]);
             assert!(read[0].is_ok() && read[1].is_err());
         }
+    }
+
+    #[test]
+    fn runs_whose_losses_stand_beside_each_other_are_said_not_to_compare() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = |name: &str, tokenizer: &str, tokens: &str| {
+            let folder = root.path().join(name);
+            std::fs::create_dir(&folder).unwrap();
+            let mut lock = Lock::default();
+            lock.numerics.insert("data.tokenizer_sha256".into(), tokenizer.into());
+            lock.environment.insert("data.validation_sha256".into(), tokens.into());
+            std::fs::write(folder.join("lock.toml"), lock.to_text()).unwrap();
+            folder
+        };
+        let [a, b, c] = [("a", "byte", "x"), ("b", "byte", "y"), ("c", "gpt2", "y")]
+            .map(|(name, tokenizer, tokens)| (name, folder(name, tokenizer, tokens)));
+        let notes = |runs: &[&(&str, std::path::PathBuf)]| {
+            notes_on_losses(&runs.iter().map(|(name, folder)| (*name, folder.as_path())).collect::<Vec<_>>())
+        };
+        assert!(notes(&[&a, &a]).is_empty());
+        assert!(notes(&[&a, &b])[0].starts_with("`a` and `b` were validated on different tokens"));
+        assert!(notes(&[&a, &b, &c])[0].starts_with("`a` and `c` have different tokenizers"));
+        assert!(notes(&[&a, &("gone", root.path().join("gone"))]).is_empty());
     }
 }

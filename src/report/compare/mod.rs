@@ -16,12 +16,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+pub use common_ground::notes_on_losses;
 pub use measure::Measure;
 pub use runs::{ComparedRun, ComparedRuns, LeftOutRun, NamedRun, RunGroup, ValidationPoint};
 
 use self::runs::confounded;
 use super::groups::{self, SEED};
-use super::statistics::{SampleStatistics, TTest, holm, mean};
+use super::statistics::{self, SampleStatistics, TTest, holm, mean};
 
 /// A run in its group.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -165,7 +166,7 @@ impl Comparison {
                 .flat_map(|measure| differences(runs, *measure))
                 .collect(),
             left_out: runs.left_out.clone(),
-            notes: runs.notes.clone(),
+            notes: runs.notes.iter().cloned().chain(runs.notes_on_samples()).collect(),
             verdict: Vec::new(),
         };
         comparison.verdict = verdict::sentences(&comparison);
@@ -238,12 +239,7 @@ fn compared(group: &RunGroup, of: &ComparedRuns, target: f64) -> Option<Compared
 
 /// The median, in which what is none lies above everything; none where that reaches the middle.
 fn median(values: impl Iterator<Item = Option<f64>>) -> Option<f64> {
-    let mut values: Vec<f64> = values.map(|value| value.unwrap_or(f64::INFINITY)).collect();
-    values.sort_by(f64::total_cmp);
-    let upper = *values.get(values.len() / 2)?;
-    let lower = values[(values.len() - 1) / 2];
-    let middle = (lower + upper) / 2.0;
-    middle.is_finite().then_some(middle)
+    statistics::median(values.map(|value| value.unwrap_or(f64::INFINITY))).filter(|middle| middle.is_finite())
 }
 
 /// Every group minus every later one, corrected over all that could be tested.

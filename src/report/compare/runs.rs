@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Measure;
-use super::common_ground::{COMMON_GROUND, TASKS, notes_on};
+use super::common_ground::{self, COMMON_GROUND, TASKS, notes_on};
 use crate::experiment::is_given_by_descriptor;
 use crate::proof::lock::Lock;
 use crate::report::ReportError;
@@ -62,7 +62,7 @@ pub struct ComparedRun {
     pub hellaswag: Option<f64>,
     /// One number for each column of its metrics, and the row after the last step, where what was evaluated
     /// then stands.
-    figures: Figures,
+    pub(in crate::report) figures: Figures,
     last: MetricsRow,
     /// Finite ones, ascending.
     pub validations: Vec<ValidationPoint>,
@@ -203,8 +203,14 @@ impl ComparedRuns {
         for group in grouped.iter_mut().filter(|_| !measure.is_timing()) {
             notes.extend(group.count_equal_bits_once());
         }
-        notes.extend(notes_on(&by, &pair_by, measure, &mut grouped));
+        notes.extend(notes_on(&by, &mut grouped));
         ComparedRuns { by, pair_by, measure, groups: grouped, left_out, notes }
+    }
+
+    /// Which groups are no samples of seeds: of timings every run is one of its own.
+    pub fn notes_on_samples(&self) -> Vec<String> {
+        let groups = if self.measure.is_timing() { &[][..] } else { &self.groups };
+        common_ground::notes_on_samples(&self.by, &self.pair_by, groups)
     }
 
     /// The number of a run in which it is compared.
@@ -359,8 +365,8 @@ impl ComparedRun {
             figures: summary.figures,
             last: last.clone(),
             validations,
-            validation_set: lock.environment.get("data.validation_sha256").cloned().unwrap_or_default(),
-            tokenizer: lock.numerics.get("data.tokenizer_sha256").cloned().unwrap_or_default(),
+            validation_set: common_ground::validation_set(&lock).cloned().unwrap_or_default(),
+            tokenizer: common_ground::tokenizer(&lock).cloned().unwrap_or_default(),
             tasks: lock.environment.get("data.hellaswag").cloned(),
         })
     }

@@ -151,12 +151,13 @@ impl Comparison {
             true => all.iter().copied().filter(|d| d.a == best || d.b == best).collect(),
             false => all.clone(),
         };
-        let mut rows = vec![row(["difference", "runs", "a - b", "95 % interval", "p", "Holm"])];
+        let mut rows = vec![row(["difference", "n", "a - b", "95 % interval", "p", "Holm"])];
         for difference in &printed {
             let names = format!("{} - {}", self.short(difference.a), self.short(difference.b));
-            let runs = match (difference.method, difference.n) {
-                (TestMethod::Paired, [pairs, _]) => format!("{pairs} pairs"),
-                (TestMethod::Welch, [a, b]) => format!("{a}, {b}"),
+            let unit = if difference.of_seeds { "seeds" } else { "runs" };
+            let n = match (difference.method, difference.n) {
+                (TestMethod::Paired, [n, _]) => format!("{n} {unit}, paired"),
+                (TestMethod::Welch, [a, b]) => format!("{a} and {b} {unit}"),
             };
             let reach = difference.test.as_ref().map(|test| (test.interval[1] - test.interval[0]) / 2.0);
             let places = decimals(reach.unwrap_or(0.0));
@@ -166,14 +167,7 @@ impl Comparison {
             });
             let p = difference.test.as_ref().map_or_else(dash, |test| bare_p(test.p));
             let corrected = difference.p_holm.map_or_else(dash, bare_p);
-            rows.push(row([
-                &names,
-                &runs,
-                &signed(difference.difference, places),
-                &interval,
-                &p,
-                &corrected,
-            ]));
+            rows.push(row([&names, &n, &signed(difference.difference, places), &interval, &p, &corrected]));
         }
         let mut text = table(&rows);
         if printed.len() < all.len() {

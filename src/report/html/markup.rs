@@ -82,15 +82,16 @@ fn facts(page: &HtmlPage, numbers: &Numbers) -> String {
         ));
     }
     let steps = units::thousands(numbers.steps);
-    facts.push(match page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok()) {
-        Some(planned) if planned > numbers.steps => {
-            format!("{steps} of {} steps so far", units::thousands(planned))
-        }
-        Some(_) if page.is_not_finite() => {
-            format!("ended after {steps} steps in numbers that are not finite")
-        }
-        Some(_) => format!("finished after {steps} steps"),
-        None => format!("{steps} steps"),
+    let planned = page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok());
+    let of_planned = match planned {
+        Some(planned) if planned > numbers.steps => format!("{steps} of {} steps", units::thousands(planned)),
+        _ => format!("{steps} steps"),
+    };
+    facts.push(match page.failed() {
+        Some(why) => format!("failed after {of_planned}: {why}"),
+        None if planned.is_some_and(|planned| planned > numbers.steps) => format!("{of_planned} so far"),
+        None if planned.is_some() => format!("finished after {of_planned}"),
+        None => of_planned,
     });
     if let Some(device) =
         page.lock.as_ref().and_then(|lock| lock.as_ref().ok()).and_then(|lock| lock.environment.get("device"))

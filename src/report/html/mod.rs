@@ -17,9 +17,9 @@ use std::path::Path;
 
 use config::Setting;
 
-use super::{PlotOptions, ReportError, RunData, charts};
+use super::{PlotOptions, ReportError, RunData, charts, summary};
 use crate::proof::entry::Entry;
-use crate::proof::ledger::{self, Log, NOT_FINITE};
+use crate::proof::ledger::{self, Log};
 use crate::proof::lock::Lock;
 use crate::store::gpu_log::GpuSample;
 use crate::store::{Manifest, RunPaths, checkpoint};
@@ -108,10 +108,14 @@ impl HtmlPage {
         Ok(markup::page(self, &charts).into_string())
     }
 
-    /// Whether the run ended because a loss or weight was not finite.
-    fn is_not_finite(&self) -> bool {
-        let Some(Ok((log, _))) = &self.ledger else { return false };
-        log.notes().iter().any(|note| note.kind == NOT_FINITE && note.after == log.size())
+    /// Why the run failed, as `runner show` has it; none if nothing did.
+    fn failed(&self) -> Option<String> {
+        let notes = match &self.ledger {
+            Some(Ok((log, _))) => log.notes().iter().filter(|note| note.after == log.size()).collect(),
+            _ => Vec::new(),
+        };
+        let patience = self.setting("guards.patience").and_then(|patience| patience.parse().ok());
+        summary::failed(&self.run.rows, &notes, patience)
     }
 
     /// The value of a key of the experiment, as written.

@@ -3,6 +3,7 @@
 use super::super::figures::{Figures, tail, updates};
 use super::super::run_data::RunData;
 use super::super::series::quantile;
+use super::super::statistics::median;
 use crate::store::metrics::MetricsRow;
 
 /// The results of a run.
@@ -67,5 +68,5 @@ impl Numbers {
 /// Median, fifth and ninety-fifth percentile; `None` of none.
 pub fn spread(values: impl Iterator<Item = f64>) -> Option<[f64; 3]> {
     let values: Vec<f64> = values.collect();
-    Some([quantile(&values, 0.5)?, quantile(&values, 0.05)?, quantile(&values, 0.95)?])
+    Some([median(values.iter().copied())?, quantile(&values, 0.05)?, quantile(&values, 0.95)?])
 }

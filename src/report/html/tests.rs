@@ -114,3 +114,22 @@ fn an_empty_folder_is_an_error_that_says_so() {
     let error = HtmlPage::gather(folder.path(), Vec::new()).err().unwrap().to_string();
     assert!(error.contains("metrics"), "{error}");
 }
+
+#[test]
+fn a_run_that_failed_says_so_in_its_heading() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut metrics = MetricsWriter::create(folder.path()).unwrap();
+    for step in 0..9 {
+        let action = if step < 6 { Action::Update } else { Action::SkipLossZ };
+        let row = MetricsRow { loss: Some(5.0), ..MetricsRow::new(step, (step + 1) * 64, action) };
+        metrics.append(&row).unwrap();
+    }
+    let heading = |patience: u64| {
+        let text = format!("[schedule]\nsteps = 20\n\n[guards]\npatience = {patience}\n");
+        std::fs::write(folder.path().join("experiment.toml"), text).unwrap();
+        HtmlPage::gather(folder.path(), Vec::new()).unwrap().render().unwrap()
+    };
+    let page = heading(3);
+    assert!(page.contains("failed after 9 of 20 steps: diverged: 3 steps in a row were skipped"), "{page}");
+    assert!(heading(4).contains("9 of 20 steps so far"));
+}

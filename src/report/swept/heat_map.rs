@@ -1,7 +1,6 @@
 //! Two swept keys: a cell for each pair of values, with the mean of its runs.
 
 use super::{counted, left_out, losses, quantity, values_of};
-use crate::report::axis::trimmed;
 use crate::report::compare::ComparedRuns;
 use crate::report::groups::RunKeys;
 use crate::report::legend::shortened;
@@ -17,6 +16,10 @@ const TITLE_SIZE: f64 = 26.0;
 const SMALLEST: f64 = 11.0;
 /// Share of the cells that decides which colour is the last one.
 const USUAL: f64 = 0.9;
+/// Cells below which the worst has a colour of its own.
+const FEW: usize = 10;
+/// From the cells to the strip, and from its left side to its text; the size of that text.
+const STRIP: (f64, f64, f64) = (24.0, 30.0, 18.0);
 /// Rectangles of the strip that shows the colours.
 const SHADES: usize = 64;
 
@@ -26,24 +29,41 @@ struct HeatMapCell {
     failed: usize,
 }
 
-/// The colours of losses: up to which a loss is told from a higher one.
+/// The colours of values, from the best to that from which on a worse one is not told from another.
 struct Shades {
-    low: f64,
-    high: f64,
-    /// Whether a cell is above `high`.
+    best: f64,
+    last: f64,
+    /// Whether a cell is worse than `last`.
     is_cut: bool,
+    /// Whether the highest value is the best.
+    best_is_high: bool,
 }
 
 impl Shades {
-    fn of(means: &[f64]) -> Shades {
-        let low = means.iter().copied().fold(f64::INFINITY, f64::min);
-        let largest = means.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        let high = robust_top(means, USUAL, low).unwrap_or(largest);
-        Shades { low, high, is_cut: largest > high }
+    fn of(means: &[f64], best_is_high: bool) -> Shades {
+        // As losses, of which the lowest is the best.
+        let sign = if best_is_high { -1.0 } else { 1.0 };
+        let losses: Vec<f64> = means.iter().map(|mean| sign * mean).collect();
+        let low = losses.iter().copied().fold(f64::INFINITY, f64::min);
+        let largest = losses.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+        // A few cells have no usual ones among them, and of equal ones no other may have their colour.
+        let robust = robust_top(&losses, USUAL, low).filter(|top| losses.len() >= FEW && *top > low);
+        let high = robust.unwrap_or(largest);
+        Shades { best: sign * low, last: sign * high, is_cut: largest > high, best_is_high }
     }
 
-    fn share(&self, loss: f64) -> f64 {
-        if self.high > self.low { ((loss - self.low) / (self.high - self.low)).clamp(0.0, 1.0) } else { 0.0 }
+    fn share(&self, mean: f64) -> f64 {
+        if self.last == self.best {
+            0.0
+        } else {
+            ((mean - self.best) / (self.last - self.best)).clamp(0.0, 1.0)
+        }
+    }
+
+    /// What stands at the ends of the strip: at the last colour, and at the first.
+    fn labels(&self) -> [String; 2] {
+        let beyond = if self.best_is_high { "≤ " } else { "≥ " };
+        [format!("{}{}", if self.is_cut { beyond } else { "" }, shown(self.last)), shown(self.best)]
     }
 }
 
@@ -95,7 +115,7 @@ impl<'a> HeatMap<'a> {
             runs,
             keys,
             text: text_size(&means, (width, height))?,
-            shades: Shades::of(&means),
+            shades: Shades::of(&means, runs.measure.is_better_high()),
             left: (MARGIN + labels.min(300.0) + 14.0).ceil(),
             across,
             up,
@@ -114,24 +134,29 @@ impl<'a> HeatMap<'a> {
     }
 
     fn draw(&self, theme: Theme) -> Result<Scene, ReportError> {
-        let page = ((self.right() + 150.0).max(760.0) as u32, (self.bottom() + 90.0) as u32);
+        let mut labels = 0.0_f64;
+        for label in self.shades.labels() {
+            labels = labels.max(text_width(&label, STRIP.2, false)?);
+        }
+        let width = self.right() + STRIP.0 + STRIP.1 + labels + MARGIN;
+        let page = (width.max(760.0).ceil() as u32, (self.bottom() + 90.0) as u32);
         let mut scene = Scene::new(page.0, page.1, theme.colors());
         self.head(&mut scene)?;
         let corner = |x: usize, y: usize| {
             (self.left + self.width * x as f64, self.bottom() - self.height * (y + 1) as f64)
         };
-        let mut lowest = Vec::new();
+        let mut best = Vec::new();
         for (y, row) in self.cells.iter().enumerate() {
             for (x, cell) in row.iter().enumerate() {
                 self.cell(&mut scene, cell, corner(x, y));
-                if mean(&cell.losses) == Some(self.shades.low) {
-                    lowest.push(corner(x, y));
+                if mean(&cell.losses) == Some(self.shades.best) {
+                    best.push(corner(x, y));
                 }
             }
         }
-        lowest.into_iter().for_each(|corner| outline(&mut scene, corner, (self.width, self.height)));
+        best.into_iter().for_each(|corner| outline(&mut scene, corner, (self.width, self.height)));
         self.axis_labels(&mut scene)?;
-        strip(&mut scene, &self.shades, (self.right() + 24.0, TOP, self.bottom()));
+        strip(&mut scene, &self.shades, (self.right() + STRIP.0, TOP, self.bottom()));
         Ok(scene)
     }
 
@@ -156,7 +181,8 @@ impl<'a> HeatMap<'a> {
     fn facts(&self) -> String {
         let most = self.runs.groups.iter().map(|group| group.runs.len()).max().unwrap_or(0);
         let failed = self.runs.left_out.iter().filter(|run| run.failed).count();
-        let mut parts = vec!["lowest framed".to_owned()];
+        let best = if self.shades.best_is_high { "highest" } else { "lowest" };
+        let mut parts = vec![format!("{best} framed")];
         if most > 1 {
             parts.push(format!("mean of up to {most} runs"));
         }
@@ -235,8 +261,14 @@ fn text_size(means: &[f64], (width, height): (f64, f64)) -> Result<Option<f64>, 
     Ok((size >= SMALLEST).then_some(size))
 }
 
-fn shown(loss: f64) -> String {
-    format!("{loss:.4}")
+/// Five digits or more: four places of a loss or a share, none of a large speed.
+fn shown(mean: f64) -> String {
+    let places = match mean.abs() {
+        ..100.0 => 4,
+        100.0..10_000.0 => 2,
+        _ => 0,
+    };
+    format!("{mean:.places$}")
 }
 
 fn outline(scene: &mut Scene, corner: (f64, f64), (width, height): (f64, f64)) {
@@ -246,7 +278,7 @@ fn outline(scene: &mut Scene, corner: (f64, f64), (width, height): (f64, f64)) {
     scene.line(points, 4.0, color);
 }
 
-/// The colours and the losses at their ends.
+/// The colours and the values at their ends.
 fn strip(scene: &mut Scene, shades: &Shades, (left, top, bottom): (f64, f64, f64)) {
     let colors = scene.colors;
     let height = (bottom - top) / SHADES as f64;
@@ -256,10 +288,7 @@ fn strip(scene: &mut Scene, shades: &Shades, (left, top, bottom): (f64, f64, f64
         let reach = if shade + 1 == SHADES { height } else { height + 1.0 };
         scene.polygon(rectangle((left, top + height * shade as f64), (22.0, reach)), color);
     }
-    let above = if shades.is_cut { "≥ " } else { "" };
-    for (y, text) in
-        [(top + 16.0, format!("{above}{}", trimmed(shades.high, 4))), (bottom, trimmed(shades.low, 4))]
-    {
-        scene.text(text, (left + 30.0, y), 18.0, false, Align::Left, colors.text);
+    for (y, text) in [top + 16.0, bottom].into_iter().zip(shades.labels()) {
+        scene.text(text, (left + STRIP.1, y), STRIP.2, false, Align::Left, colors.text);
     }
 }

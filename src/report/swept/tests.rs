@@ -2,7 +2,9 @@
 
 use super::*;
 use crate::report::compare::{LeftOutRun, Measure};
+use crate::report::figures::Figures;
 use crate::report::groups::{RunKeys, SEED};
+use crate::store::metrics::MetricsRow;
 
 /// Runs with these values of two keys and a seed; the loss is lowest in the middle.
 fn sweep(across: &[&str], up: &[&str], seeds: u64) -> Vec<ComparedRun> {
@@ -138,4 +140,33 @@ fn sweep_gallery() {
     write("map_hundred", &of(sweep(&many, &many, 1), Vec::new(), &[RATE, DECAY]), Theme::Light);
     write("map_fine", &of(sweep(&fine, &["0.1"], 1), Vec::new(), &[RATE, DECAY]), Theme::Light);
     write("map_tall", &of(sweep(&["0.1"], &fine[..40], 1), Vec::new(), &[RATE, DECAY]), Theme::Light);
+}
+
+#[test]
+fn a_heat_map_frames_the_best_and_tells_two_values_apart() {
+    let speed = Measure::metric("tokens_per_s").unwrap();
+    let drawn = |measure: Measure, values: &[f64]| {
+        let mut runs = sweep(&RATES[..values.len()], &["0.1"], 1);
+        for (run, value) in runs.iter_mut().zip(values) {
+            run.val_loss = *value;
+            let row = MetricsRow {
+                tokens_per_s: Some(*value),
+                ..MetricsRow::new(0, 0, crate::store::metrics::Action::Update)
+            };
+            run.figures = Figures::of(&[row]);
+        }
+        let by = [RATE, DECAY].map(str::to_owned);
+        svg(&ComparedRuns::group(runs, Vec::new(), Some(&by), measure, Vec::new()))
+    };
+    let losses = drawn(Measure::ValLoss, &[4.1379, 4.2991]);
+    assert!(losses.contains("lowest framed") && !losses.contains('≥'), "both have a colour of their own");
+    let cells = |picture: &str| {
+        let fills = picture.lines().filter(|line| line.contains("<polygon")).take(3);
+        fills.filter_map(|line| line.split("fill=").nth(1).map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let [first, second] = [1, 2].map(|at| cells(&losses).get(at).cloned());
+    assert_ne!(first, second);
+    let speeds = drawn(speed, &[21003.019, 24222.59]);
+    assert!(speeds.contains("highest framed"));
+    assert!(speeds.contains("24223") && !speeds.contains("24222.59"), "no more digits than are read");
 }

@@ -125,7 +125,9 @@ impl MemberProcess {
         let code = status.code();
         match code {
             Some(0) => MemberEnd::Finished,
-            Some(_) | None if asked && matches!(code, None | Some(130)) => MemberEnd::Stopped,
+            _ if asked && code.is_none_or(|code| code == i32::from(Ending::Interrupted.code())) => {
+                MemberEnd::Stopped
+            }
             Some(code) => {
                 let diverged = code == i32::from(Ending::Diverged.code());
                 let otherwise = if diverged { "it diverged" } else { "it said nothing" };

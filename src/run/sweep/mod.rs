@@ -224,7 +224,11 @@ fn recorded(paths: &SweepPaths, asked: Option<&Sweep>) -> anyhow::Result<Sweep> 
             let keys = experiment::differences(&held.loaded.experiment, &asked.loaded.experiment);
             let keys: Vec<String> =
                 keys.into_iter().map(|(key, was, is)| format!("`{key}` = {was}, not {is}")).collect();
-            format!("its member {number} has {}", keys.join(", "))
+            match keys.as_slice() {
+                // What differs is how the same experiment is said.
+                [] => format!("its member {number} is declared by other settings"),
+                keys => format!("its member {number} has {}", keys.join(", ")),
+            }
         },
     );
     Err(UsageError(format!(
@@ -318,6 +322,13 @@ impl Training {
             if let (Some(place), 0) = (free, asked)
                 && let Some((at, begun)) = self.queue.pop_front()
             {
+                // Somebody may have trained it by itself since the sweep began.
+                if !begun && let Ok(row) = row(&self.folders[at]) {
+                    self.rows[at] = Some(row);
+                    let (member, end) = (&self.folders[at], &MemberEnd::Finished);
+                    on(&SweepEvent::Ended { member, end, seconds: 0.0 });
+                    continue;
+                }
                 on(&SweepEvent::Began { member: &self.folders[at], resumed: begun });
                 running.push(starter.start(at, &self.folders[at], begun, place)?);
                 continue;

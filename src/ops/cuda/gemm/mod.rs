@@ -145,9 +145,10 @@ impl Gemm {
             if self.plans.get(key).is_some_and(|plan| plan.announced) || open.contains(key) {
                 continue;
             }
-            // A plan that this library refuses was written by another build of the same version.
+            // Of the program's own some are cuBLASLt's, which may not be here; this user's follow them. A
+            // plan that the library refuses was written by another build of the same version.
             let pinned =
-                known.iter().find(|plan| plan.key == *key).is_some_and(|plan| self.pin(plan, true).is_ok());
+                known.iter().filter(|plan| plan.key == *key).any(|plan| self.pin(plan, true).is_ok());
             if !pinned {
                 open.push(*key);
             }

@@ -64,7 +64,8 @@ fn check(k: &Kernels, op: &'static str, rows: Rows, heads: Heads) -> Result<()> 
     k.check(op, rows.batch * count <= 65_535, || {
         format!("{} sequences of {count} heads are more than a grid holds", rows.batch)
     })?;
-    k.check(op, rows.seq <= i32::MAX as usize, || format!("{} tokens are more than fit 31 bits", rows.seq))
+    // Kernels count the rows of a batch in 31 bits.
+    k.check(op, i32::try_from(rows.count()).is_ok(), || format!("{} rows are 2^31 or more", rows.count()))
 }
 
 /// Four rows a block, a warp each, of each of so many heads.
