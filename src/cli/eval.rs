@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::reporter::reporter;
 use super::streams::{self, say};
 use super::{exit, named};
-use crate::experiment::Experiment;
+use crate::experiment::{Experiment, Tokenizer};
 use crate::report::compare::NamedRun;
 use crate::run::evaluate::{
     AskedTask, EvalData, EvalTask, Evaluated, HeldOut, HeldOutLoss, MeasuredSubject, Measurement, Subject,
@@ -182,8 +182,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Says of models in one table that are not measured on the same tokens.
+/// Says of models in one table that are not measured in or on the same tokens.
 fn say_sets(candidates: &[ModelAtStep]) {
+    if let [first, others @ ..] = candidates
+        && let Some(odd) = others.iter().find(|of| of.tokenizer() != first.tokenizer())
+    {
+        let (first, odd) = (&first.name, &odd.name);
+        say!("`{first}` and `{odd}` have different tokenizers: losses in nats a token do not compare");
+        return;
+    }
     let mut sets: Vec<(&str, &HeldOut)> = Vec::new();
     for ModelAtStep { name, data, .. } in candidates {
         if let Some(held_out) = &data.validation
@@ -299,6 +306,10 @@ fn steps(asked: &[CheckpointArg], argument: &ModelArgument, name: &str) -> anyho
 }
 
 impl ModelAtStep {
+    fn tokenizer(&self) -> Tokenizer {
+        self.experiment.data.tokenizer
+    }
+
     /// Reads the parameters; says what they are of where there is one model.
     fn load(&self, alone: bool, report: Report) -> Subject {
         let model = self.argument.parameters(self.experiment.clone(), self.step, self.ema, report);

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::streams::say;
-use crate::experiment::{Declared, Loaded, SHIPPED, ShippedExperiment, nearest};
+use crate::experiment::{Declared, Loaded, SHIPPED, ShippedExperiment, Sweep, nearest};
 use crate::run::initial;
 use crate::run::{UsageError, require_usage};
 
@@ -30,17 +30,25 @@ pub fn load_declared(path: &Path, sets: &[String], runs: &Path) -> anyhow::Resul
     Ok(initial::load_declared(path, sets, runs)?)
 }
 
-/// Says which settings of the file another way to say the same puts away.
+/// Says what is to be known of settings: that another way to say the same puts them away, or that they do
+/// nothing.
 pub fn say_remarks(remarks: &[String]) {
     remarks.iter().for_each(|remark| say!("note: {remark}"));
 }
 
 /// The same of what declares one experiment or a sweep, where no run begins that says it itself.
 pub fn say_all_replaced(declared: &Declared) {
-    say_remarks(match declared {
-        Declared::Experiment(loaded) => &loaded.remarks,
-        Declared::Sweep(sweep) => &sweep.members[0].loaded.remarks,
-    });
+    match declared {
+        Declared::Experiment(loaded) => say_remarks(&loaded.remarks),
+        Declared::Sweep(sweep) => say_remarks(&common_remarks(sweep)),
+    }
+}
+
+/// What is to be known of every member.
+pub fn common_remarks(sweep: &Sweep) -> Vec<String> {
+    let [first, others @ ..] = sweep.members.as_slice() else { return Vec::new() };
+    let of_all = |remark: &&String| others.iter().all(|member| member.loaded.remarks.contains(remark));
+    first.loaded.remarks.iter().filter(of_all).cloned().collect()
 }
 
 /// Refuses a missing experiment, and suggests a similar one.

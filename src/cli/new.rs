@@ -61,8 +61,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Writes a file that is not there yet, whole or not at all.
 fn new_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut file = store::output::beside(folder)?;
+    let mut file = store::atomic::one_of_many(path)?;
     file.write_all(bytes)?;
     file.persist_noclobber(path).map_err(|error| error.error)?;
     Ok(())

@@ -53,6 +53,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let checks = promises::of_run(checks, &folder)?;
     let failed = checks.iter().filter(|check| check.status == Status::Failed).count();
     let page = HtmlPage::gather(&folder, checks)?.render()?;
+    require_usage(folder.is_dir(), || format!("`{}` is not there any more", folder.display()))?;
     output::write(&out, page.as_bytes(), OutputKind::Page)?;
     if failed > 0 {
         say!("{failed} checks failed: `runner verify {}` says more", folder.display());

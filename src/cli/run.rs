@@ -72,7 +72,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 let options = options(args.jobs, args.ranks.map(NonZeroUsize::get), args.json);
                 let (report, mut on) = (reporter(args.json), SweepPrinter::new(args.json));
                 let to = (args.runs.as_path(), name);
-                experiment::say_remarks(&sweep.members[0].loaded.remarks);
+                experiment::say_remarks(&experiment::common_remarks(&sweep));
                 let outcome =
                     sweep::start(&sweep, to, existing, &options, report, &mut |event| on.on(event))?;
                 return on.conclude(&outcome);

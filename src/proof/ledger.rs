@@ -332,10 +332,11 @@ pub fn read_end(path: &Path, count: usize) -> Option<LedgerEnd> {
     let mut window = count as u64 * ENTRY_BYTES;
     loop {
         let (bytes, at_start) = regular::read_last_lines(path, window).ok()?;
-        let end = end_of(&bytes, count)?;
-        // Long notes may fill a window, and the last entry may be of no step.
-        if at_start || end.entries.len() >= count.min(2) {
-            return Some(end);
+        // A note may be longer than a window, notes may fill one, and the last entry may be of no step.
+        match end_of(&bytes, count) {
+            Some(end) if at_start || end.entries.len() >= count.min(2) => return Some(end),
+            None if at_start || !bytes.is_empty() => return None,
+            _ => {}
         }
         window *= 4;
     }

@@ -312,10 +312,11 @@ fn the_end_has_its_step_however_long_the_notes_behind_it_are() {
     let (_folder, path, _) = ledger_of(3);
     let mut ledger = Ledger::open(&path).unwrap();
     (0..40).for_each(|i| ledger.note("drift", &format!("{i} {}", "x".repeat(500))).unwrap());
+    ledger.note("drift", &"y".repeat(9000)).unwrap();
     for count in [1, 2] {
         let end = read_end(&path, count).unwrap();
         assert_eq!(end.entries.last().map(|entry| entry.step), Some(3));
-        assert_eq!(end.notes.len(), 40);
+        assert_eq!(end.notes.len(), 41);
     }
     std::fs::write(&path, "").unwrap();
     assert!(read_end(&path, 1).is_none_or(|end| end.entries.is_empty()));

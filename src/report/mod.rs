@@ -146,13 +146,9 @@ struct PlotGroup {
 /// Folders on the way to `out` are made, but for the folder of a run that is drawn into its own: one that is
 /// gone is not to be there again with a picture in it.
 pub fn plot_runs(runs: &[RunData], options: &PlotOptions, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
-    let own = runs.iter().filter_map(|run| run.folder.as_deref()).find(|folder| out.starts_with(folder));
-    if let Some(folder) = own.filter(|folder| !folder.is_dir()) {
-        let gone = io::Error::new(io::ErrorKind::NotFound, "the run's folder is not there any more");
-        return Err(ReportError::Io { action: "draw into", path: folder.to_owned(), source: gone });
-    }
     let paths = picture_paths(out, "loss")?;
-    write_picture(&figure::draw(runs, options)?, paths)
+    let own = runs.iter().filter_map(|run| run.folder.as_deref()).find(|folder| out.starts_with(folder));
+    write_picture(&figure::draw(runs, options)?, paths, own)
 }
 
 /// Draws runs in groups by keys of their experiments into one figure: for each group the mean of its runs,
@@ -165,7 +161,7 @@ pub fn plot_groups(
 ) -> Result<(Vec<PathBuf>, Vec<String>), ReportError> {
     let paths = picture_paths(out, "loss")?;
     let (groups, notes) = groups::to_draw(runs, by)?;
-    Ok((write_picture(&figure::draw_groups(&groups, options)?, paths)?, notes))
+    Ok((write_picture(&figure::draw_groups(&groups, options)?, paths, None)?, notes))
 }
 
 /// The files of a picture: `out` itself, or `stem.png` and `stem.svg` in that folder.
@@ -181,16 +177,20 @@ fn picture_paths(out: &Path, stem: &str) -> Result<Vec<PathBuf>, ReportError> {
     }
 }
 
-fn write_picture(scene: &Scene, paths: Vec<PathBuf>) -> Result<Vec<PathBuf>, ReportError> {
+/// Folders on the way are made, but for `own`, which must be there.
+fn write_picture(
+    scene: &Scene,
+    paths: Vec<PathBuf>,
+    own: Option<&Path>,
+) -> Result<Vec<PathBuf>, ReportError> {
     for path in &paths {
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder).map_err(|source| ReportError::Io {
-            action: "create",
-            path: folder.to_owned(),
-            source,
-        })?;
         let svg = path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("svg"));
         let picture = if svg { scene.to_svg()?.into_bytes() } else { scene.to_png()? };
+        // Only now: to draw takes longer than to write.
+        if let Some(folder) = own.filter(|folder| !folder.is_dir()) {
+            let gone = io::Error::new(io::ErrorKind::NotFound, "the run's folder is not there any more");
+            return Err(ReportError::Io { action: "draw into", path: folder.to_owned(), source: gone });
+        }
         output::write(path, &picture, OutputKind::Picture)?;
     }
     Ok(paths)

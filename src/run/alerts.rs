@@ -152,7 +152,7 @@ impl Alert {
         let stderr = std::io::stderr().as_fd().try_clone_to_owned()?;
         let mut command = Command::new("sh");
         // A `runner` in it is no rank of this run and no member of its sweep.
-        for name in launch::VARIABLES {
+        for name in launch::names() {
             command.env_remove(name);
         }
         member::release(&mut command);

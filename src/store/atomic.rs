@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::Access;
 use rustix::io::Errno;
+use tempfile::NamedTempFile;
 
 use super::{Result, StoreError, mounts};
 
@@ -212,7 +213,26 @@ pub fn clean(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<Vec<String>> 
 
 /// The name that one of this module's temporary names is for; none of another name.
 pub(super) fn leftover(name: &str) -> Option<&str> {
-    [TEMPORARY, REPLACED, DELETED].iter().find_map(|prefix| name.strip_prefix(prefix))
+    let name = [TEMPORARY, REPLACED, DELETED].iter().find_map(|prefix| name.strip_prefix(prefix))?;
+    let one_of_many =
+        name.strip_suffix(ONE_OF_MANY).and_then(|name| name.get(..name.len().checked_sub(RANDOM)?));
+    Some(one_of_many.unwrap_or(name))
+}
+
+/// Behind the temporary name of a file that several processes may write at once, after [`RANDOM`] letters.
+const ONE_OF_MANY: &str = ".one";
+/// A point and six letters.
+const RANDOM: usize = 7;
+
+/// An empty file beside `path`, of this process alone, with the permissions of any new file.
+pub fn one_of_many(path: &Path) -> io::Result<NamedTempFile> {
+    let mut prefix = OsStr::new(TEMPORARY).to_owned();
+    prefix.push(path.file_name().unwrap_or_default());
+    prefix.push(".");
+    let mut builder = tempfile::Builder::new();
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    builder.prefix(&prefix).rand_bytes(RANDOM - 1).suffix(ONE_OF_MANY).tempfile_in(parent(path))
 }
 
 /// Waits until the names in `folder` are on the disk.
@@ -338,6 +358,20 @@ mod tests {
         assert_eq!(names(folder.path()), left);
         let from = |name: &str| fs::read_to_string(folder.path().join(name).join("from")).unwrap();
         assert_eq!((from("step_2"), from("step_4")), (".old.step_2".into(), "step_4".into()));
+    }
+
+    #[test]
+    fn the_name_of_one_of_many_is_known_for_what_it_is_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = one_of_many(&folder.path().join("loss.png")).unwrap();
+        let name = file.path().file_name().unwrap().to_str().unwrap();
+        assert_eq!(leftover(name), Some("loss.png"), "{name}");
+        assert_eq!(leftover(".tmp.loss.png"), Some("loss.png"));
+        // What is too short for the letters, or would be cut within one.
+        for foreign in ["é.one", "ééééé.one"] {
+            assert_eq!(leftover(&format!(".tmp.{foreign}")), Some(foreign));
+        }
+        assert_eq!(leftover("loss.png.abcdef.one"), None);
     }
 
     /// An immutable file where this process may make one, else a folder that it may not write in; a superuser

@@ -7,8 +7,6 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
-use tempfile::NamedTempFile;
-
 use super::{Result, StoreError, atomic};
 
 /// The bytes at the start of a file in which a result is recognised.
@@ -51,10 +49,13 @@ impl OutputKind {
             OutputKind::Statement => text.contains("https://in-toto.io/Statement/"),
             OutputKind::Lock => text.contains("format = \"runner/lock/"),
             OutputKind::Roots => text.starts_with("# Golden roots of "),
-            // Decisions of one task set: its name is in every line, whatever the order of the fields.
-            OutputKind::Decisions => {
-                text.starts_with("{\"") && text.lines().next().is_some_and(|line| line.contains("\"task\":"))
-            }
+            // The number of the task, and what was picked or how well its word was known.
+            OutputKind::Decisions => text.lines().next().is_some_and(|line| {
+                let has = |key: &str| line.contains(key);
+                line.starts_with("{\"")
+                    && has("\"task\":")
+                    && (has("\"picked\":") || has("\"lambada\":{\"greedy\""))
+            }),
         }
     }
 }
@@ -94,18 +95,10 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |source| StoreError::write(path, bytes.len() as u64)(source);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(StoreError::io(folder, "create"))?;
-    let mut file = beside(folder).map_err(failed)?;
+    let mut file = atomic::one_of_many(path).map_err(failed)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     atomic::sync_folder(folder)
-}
-
-/// A file in `folder` without a lasting name yet, with the permissions of any new file.
-pub fn beside(folder: &Path) -> io::Result<NamedTempFile> {
-    let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.prefix(".tmp.").tempfile_in(folder)
 }
 
 /// Refuses early what [`write`] would refuse after all the work: a file of another kind, a folder, a place
@@ -118,8 +111,11 @@ pub fn require(path: &Path, kind: OutputKind) -> Result<()> {
     if found.as_ref().is_ok_and(|found| found.is_file() || found.is_dir()) {
         require_kind(path, kind)?;
     }
-    let there = |path: &&Path| path.as_os_str().is_empty() || path.exists();
-    let nearest = path.ancestors().skip(1).find(there).unwrap_or(Path::new("."));
+    // A link that leads nowhere is there, too.
+    let there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+    // Of a symbolic link the folder of the file that it names.
+    let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let nearest = target.ancestors().skip(1).find(there).unwrap_or(Path::new("."));
     let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
     if found.is_err() && !nearest.is_dir() {
         return Err(StoreError::io(nearest, "write below")(io::ErrorKind::NotADirectory.into()));
@@ -144,11 +140,13 @@ mod tests {
             assert!(refused.contains(name) && refused.contains("a picture in PNG or SVG"), "{refused}");
         }
         assert_eq!(fs::read(path("notes.txt")).unwrap(), b"mine");
-        for line in ["{\"entry\":{\"step\":0}}", "{\"step\":0}", "{\"label\":1}\n{\"task\":0}"] {
+        for line in
+            ["{\"entry\":{\"step\":0}}", "{\"step\":0}", "{\"label\":1}\n{\"task\":0}", "{\"task\":\"mine\"}"]
+        {
             fs::write(path("other.jsonl"), line).unwrap();
             write(&path("other.jsonl"), b"{}", OutputKind::Decisions).unwrap_err();
         }
-        fs::write(path("decisions.jsonl"), "{\"label\":1,\"task\":0}\n").unwrap();
+        fs::write(path("decisions.jsonl"), "{\"acc\":{\"picked\":2},\"label\":1,\"task\":0}\n").unwrap();
         write(&path("decisions.jsonl"), b"{}", OutputKind::Decisions).unwrap();
         fs::write(path("empty"), "").unwrap();
         for name in ["new.svg", "new.svg", "empty"] {

@@ -194,14 +194,7 @@ impl RunFolder {
             }
             // The old folder is moved away with its lock, which holds until the new folder is locked.
             let old = set_aside(&folder, contents::require_ours)?;
-            // Another process that wants the name may have been quicker.
-            match fs::create_dir(&folder) {
-                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-                made => made.map_err(StoreError::io(&folder, "create"))?,
-            }
-            let locked = self::lock(&folder);
-            atomic::remove_if_there(&old)?;
-            lock = locked?;
+            lock = lock_new(&folder, &old)?;
         }
         RunFolder::with(folder, lock)
     }
@@ -301,6 +294,18 @@ pub(super) fn remove(folder: &Path, act: bool, require_ours: fn(&Path) -> Result
     atomic::remove_if_there(&old)?;
     drop(held);
     Ok(())
+}
+
+/// Makes a folder in place of `old`, which was moved away from there, locks it and deletes `old`.
+pub(super) fn lock_new(folder: &Path, old: &Path) -> Result<File> {
+    // Another process that wants the name may be quicker, and then has the lock.
+    match fs::create_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        made => made.map_err(StoreError::io(folder, "create"))?,
+    }
+    let locked = lock(folder);
+    atomic::remove_if_there(old)?;
+    locked
 }
 
 /// Moves a folder away in one rename, if all in it is this program's; returns where it is now.

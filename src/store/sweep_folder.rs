@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{self, RunPaths, check_name, holder, is_used, lock, set_aside, worked_on};
+use super::run_folder::{self, RunPaths, check_name, holder, is_used, lock, lock_new, set_aside, worked_on};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
@@ -102,9 +102,7 @@ impl SweepFolder {
             }
             // The old folder is moved away with its lock, which holds until the new folder is locked.
             let old = set_aside(&folder, require_ours)?;
-            fs::create_dir(&folder).map_err(StoreError::io(&folder, "create"))?;
-            held = lock(&folder)?;
-            atomic::remove_if_there(&old)?;
+            held = lock_new(&folder, &old)?;
         }
         let sweep = SweepFolder::with(&folder, held)?;
         atomic::write(&sweep.paths.declaration(), declaration.as_bytes())?;

@@ -18,8 +18,6 @@ pub(super) struct ShardWriter<'a> {
     val_left: u64,
     val: Series,
     train: Series,
-    /// Shards of an earlier set, which may be replaced.
-    earlier: Vec<PathBuf>,
     /// Dropped last: the shards under temporary names are gone then.
     _made: MadeFolders,
 }
@@ -89,7 +87,7 @@ impl<'a> ShardWriter<'a> {
             ValSplit::Fraction(_) => 0,
         };
         let (val, train) = (Series::new("val", 0), Series::new("train", 1));
-        Ok(ShardWriter { options, val_left, val, train, earlier, _made: made })
+        Ok(ShardWriter { options, val_left, val, train, _made: made })
     }
 
     /// Appends tokens. `validation` sends them all to validation; else the token count decides.
@@ -115,6 +113,8 @@ impl<'a> ShardWriter<'a> {
     pub fn finish(mut self) -> Result<Vec<WrittenShard>, DataError> {
         self.val.close(&self.options.tokenizer)?;
         self.train.close(&self.options.tokenizer)?;
+        // Without leave to replace any, another process's that came meanwhile stay.
+        let stale = if self.options.overwrite { existing(self.options)? } else { Vec::new() };
         let mut written = Vec::new();
         for shard in self.val.closed.into_iter().chain(self.train.closed) {
             let named = if self.options.overwrite {
@@ -130,8 +130,12 @@ impl<'a> ShardWriter<'a> {
             });
         }
         // A left-over shard of an earlier, longer set would match the same pattern and be trained on.
-        for path in self.earlier.iter().filter(|old| written.iter().all(|new| new.path != **old)) {
-            fs::remove_file(path).map_err(DataError::io("remove", path))?;
+        let stale = stale.iter().filter(|old| written.iter().all(|new| new.path != **old));
+        for path in stale.filter(|path| is_shard(path)) {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                removed => removed.map_err(DataError::io("remove", path))?,
+            }
         }
         let out = &self.options.out;
         File::open(out).and_then(|folder| folder.sync_all()).map_err(DataError::io("flush", out))?;

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::runs::{ComparedRun, LeftOutRun, ReadRun, RunGroup};
+use super::runs::{BUDGET, ComparedRun, LeftOutRun, ReadRun, RunGroup};
 use crate::proof::Lock;
 use crate::report::groups::{self, RunKeys, SEED};
 use crate::store::RunPaths;
@@ -44,12 +44,9 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
             let budget = |run: &ComparedRun| {
                 format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
             };
-            let key = if odd.steps == usual.steps { "batch.tokens" } else { "schedule.steps" };
-            format!(
-                "it was trained on {}, the others on {}: `--by {key}` makes groups of them",
-                budget(odd),
-                budget(usual)
-            )
+            let key = BUDGET.iter().find(|key| odd.keys.get(key) != usual.keys.get(key));
+            let advice = key.map_or(String::new(), |key| format!(": `--by {key}` makes groups of them"));
+            format!("it was trained on {}, the others on {}{advice}", budget(odd), budget(usual))
         },
     },
 ];

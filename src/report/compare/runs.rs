@@ -20,7 +20,7 @@ use crate::store::metrics::{self, Action, Column, MetricsRow};
 use crate::units;
 
 /// The keys that set how many tokens a run is trained on. Groups by one of them are meant to differ in that.
-const BUDGET: [&str; 4] =
+pub(super) const BUDGET: [&str; 4] =
     ["schedule.steps", "batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps"];
 
 /// A run by its folder, with the name that messages give it.

@@ -261,11 +261,11 @@ fn text_size(means: &[f64], (width, height): (f64, f64)) -> Result<Option<f64>, 
     Ok((size >= SMALLEST).then_some(size))
 }
 
-/// Five digits or more: four places of a loss or a share, none of a large speed.
+/// Four places of a loss or a share, none of a speed.
 fn shown(mean: f64) -> String {
     let places = match mean.abs() {
         ..100.0 => 4,
-        100.0..10_000.0 => 2,
+        100.0..1_000.0 => 2,
         _ => 0,
     };
     format!("{mean:.places$}")

@@ -20,7 +20,7 @@ use super::{ReportError, Theme, picture_paths, write_picture};
 /// one or two. `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
 pub fn plot(runs: &ComparedRuns, theme: Theme, out: &Path) -> Result<Vec<PathBuf>, ReportError> {
     let paths = picture_paths(out, "sweep")?;
-    write_picture(&draw(runs, theme)?, paths)
+    write_picture(&draw(runs, theme)?, paths, None)
 }
 
 fn draw(runs: &ComparedRuns, theme: Theme) -> Result<Scene, ReportError> {
