@@ -247,7 +247,8 @@ fn beside(path: &Path, prefix: &str) -> PathBuf {
     path.with_file_name(name)
 }
 
-fn parent(path: &Path) -> &Path {
+/// The folder that `path` is in.
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

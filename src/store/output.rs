@@ -93,7 +93,7 @@ pub fn write(path: &Path, bytes: &[u8], kind: OutputKind) -> Result<()> {
 /// Writes a file and gives it its name. Several processes may do so at once: the last one's stays.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let failed = |source| StoreError::write(path, bytes.len() as u64)(source);
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = atomic::parent(path);
     fs::create_dir_all(folder).map_err(StoreError::io(folder, "create"))?;
     let mut file = atomic::one_of_many(path).map_err(failed)?;
     file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;

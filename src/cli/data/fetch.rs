@@ -17,7 +17,7 @@ use crate::data::Tokenizer;
 use crate::data::fetch::{
     DataSet, Endpoints, FetchEvent, FetchRecord, FetchRequest, Fetched, Patience, RemoteFile, fetch,
 };
-use crate::data::prepare::{Input, PrepareOptions, ValSplit};
+use crate::data::prepare::{Input, PrepareOptions, ValSplit, is_shard_name};
 use crate::experiment;
 use crate::run::require_usage;
 use crate::units;
@@ -262,16 +262,16 @@ fn summarize(request: &FetchRequest, fetched: &[Fetched]) {
     }
 }
 
+/// How the names of FineWeb-Edu's shards begin, which the experiments look for.
+const SHARDS: &str = "edu_fineweb";
+
 /// What [`prepare`] writes has a name of its own: found out before anything is downloaded.
 fn require_no_shards(out: &Path) -> anyhow::Result<()> {
     let entries = std::fs::read_dir(out).into_iter().flatten().flatten();
-    let is_shard = |name: &str| {
-        ["edu_fineweb_train_", "edu_fineweb_val_"].iter().any(|start| name.starts_with(start))
-            && name.ends_with(".bin")
+    let is_shard = |path: &PathBuf| {
+        path.file_name().and_then(|name| name.to_str()).is_some_and(|name| is_shard_name(name, SHARDS))
     };
-    let shard = entries
-        .map(|entry| entry.path())
-        .find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(is_shard));
+    let shard = entries.map(|entry| entry.path()).find(is_shard);
     require_usage(shard.is_none(), || {
         format!(
             "`{}` is there already, and the text would be encoded into shards of these names\n  hint: \
@@ -289,7 +289,7 @@ fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<String> {
     let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
     let options = PrepareOptions {
         val: ValSplit::Tokens(100_000_000),
-        ..PrepareOptions::new(out, "edu_fineweb", Tokenizer::new(experiment::Tokenizer::Gpt2))
+        ..PrepareOptions::new(out, SHARDS, Tokenizer::new(experiment::Tokenizer::Gpt2))
     };
     encode(&inputs, &options)
 }

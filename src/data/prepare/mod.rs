@@ -29,6 +29,7 @@ use input::Examined;
 pub use input::Input;
 pub use lines::{json_lines, read_whole};
 use writer::ShardWriter;
+pub use writer::is_shard_name;
 
 use super::error::DataError;
 use super::shard::MAX_TOKENS;

@@ -241,7 +241,7 @@ fn is_shard(path: &Path) -> bool {
 }
 
 /// Whether a name is `<prefix>_train_<digits>.bin` or `<prefix>_val_<digits>.bin`.
-fn is_shard_name(name: &str, prefix: &str) -> bool {
+pub fn is_shard_name(name: &str, prefix: &str) -> bool {
     let index = |rest: &str| -> Option<bool> {
         let rest = rest.strip_prefix("_train_").or_else(|| rest.strip_prefix("_val_"))?;
         let digits = rest.strip_suffix(".bin")?;
