@@ -7,6 +7,7 @@
 //   gemm_input           dx = bf16(dout W)                                      m rows, n = c_in,  k = c_out
 //   gemm_input_gelu      dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
 //   gemm_input_relu2     dpre = bf16(bf16(dout W) 2 max(pre, 0))
+//   gemm_input_gelu_again, gemm_input_relu2_again: besides, the function of pre, which nobody kept
 //   gemm_input_swiglu    dpre, twice as wide, of bf16(dout W) and pre
 //   gemm_weight          dW (=|+=) dout^T x, and column sums of dout            m = c_out, n = c_in, k rows
 //
@@ -29,7 +30,7 @@
 // swizzle, or 32 under the 64-byte swizzle for WIDTH 160.
 //   left    128-byte swizzle, {64, 128}; gemm_weight {64, 64}
 //   right   gemm_forward: 128-byte swizzle, {64, WIDTH / CLUSTER}; otherwise {PANEL, 64 / CLUSTER}
-//   out, pre  {PANEL, 16}; out of gemm_forward_swiglu 64-byte swizzle, {PANEL / 2, 16}
+//   out, pre, again  {PANEL, 16}; out of gemm_forward_swiglu 64-byte swizzle, {PANEL / 2, 16}
 #include "common.cuh"
 #include "hopper.cuh"
 #include "gelu.cuh"
@@ -43,6 +44,7 @@ struct GemmArgs {
     TensorMap right;
     TensorMap out;
     TensorMap pre;
+    TensorMap again;  // as `out`: where `_again` leaves the function of pre
     float* weight;     // (m, n): the result of gemm_weight
     float* sums;  // column sums or null: gemm_input_gelu (ceil(m/128), n), gemm_weight (splits * shares, m)
     u32* turns;        // gemm_weight: one a tile, 0 before and after
@@ -65,7 +67,8 @@ constexpr int SHARED_BYTES = 232448;
 constexpr u32 TURN = 1, ALONE = 3;
 
 // LEFT_ALONG_M, RIGHT_ALONG_N: whether a factor's rows in memory run along m or n, not along the sum.
-template <int WIDTH, int CLUSTER, int ENDING, bool LEFT_ALONG_M, bool RIGHT_ALONG_N>
+// AGAIN: whether the function of `pre` is stored beside its slope's product.
+template <int WIDTH, int CLUSTER, int ENDING, bool LEFT_ALONG_M, bool RIGHT_ALONG_N, bool AGAIN = false>
 struct Product {
     static constexpr int PANEL = WIDTH % 64 == 0 ? 64 : 32, PANELS = WIDTH / PANEL,
                          PANEL_BYTES = TERMS * PANEL * 2;
@@ -82,14 +85,17 @@ struct Product {
                           SLOPES = ENDING == GELU_GRADIENT || ENDING == RELU2_GRADIENT,
                           READS_PRE = SLOPES || ENDING == SWIGLU_GRADIENT;
     static_assert(!PAIRS || PANEL == 64, "half a panel has a swizzle of its own");
+    static_assert(!AGAIN || SLOPES, "only a slope has a function beside it");
     // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; a function needs two.
+    // With AGAIN there is one more in all, behind the units': each waits until the one before is stored.
     static constexpr int UNITS = 2 * PANELS, UNIT_BYTES = 16 * PANEL * 2,
                          UNIT_BUFFERS = ACTIVATES || PAIRS ? 2 : 1;
     static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : UNIT_BUFFERS == 2 ? 2 : WIDTH == 192 ? 3 : 4;
     // Chunks of eight columns that are read, computed and written together. A warp is alone on its scheduler:
     // what memory accesses keep apart would wait for itself at each step, and eight chunks need registers.
     static constexpr int BATCH = 4;
-    static constexpr int WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES;
+    static constexpr int UNITS_BYTES = UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES,
+                         WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_BYTES + (AGAIN ? UNIT_BYTES : 0);
     // Column sums of four warps a warpgroup, or two tiles of biases, or ones.
     static constexpr int EXTRA_BYTES =
         ENDING == GELU_GRADIENT ? 8 * WIDTH * 4 : ENDING == WEIGHT ? 1024 : 8 * WIDTH;
@@ -292,6 +298,8 @@ struct Product {
             if (READS_PRE)
                 barrier_wait(loaded + 8 * under_way,
                              (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
+            // From the unit's buffer to that of the function's values.
+            const u32 beside = AGAIN ? buffers + UNITS_BYTES - buffer : UNIT_BYTES;
             const float* v = &d[half][panel * (PANEL / 2)];
             if constexpr (ENDING == SWIGLU_GRADIENT) {
                 swiglu_gradient_unit<PANEL, UNIT_BYTES, BATCH>(v, buffer, lane);
@@ -311,6 +319,8 @@ struct Product {
                         const float *upper = v + 4 * (chunk0 + i), *lower = upper + 2;
                         if (READS_PRE) {
                             constexpr bool GELUS = ENDING == GELU_GRADIENT;
+                            if (AGAIN) low_out[i] = activate_pair<GELUS>(low[i]);
+                            if (AGAIN) high_out[i] = activate_pair<GELUS>(high[i]);
                             low[i] = slope_pair<GELUS>(pack_bf16(upper[0], upper[1]), low[i]);
                             high[i] = slope_pair<GELUS>(pack_bf16(lower[0], lower[1]), high[i]);
                             const float even = low_half(low[i]) + low_half(high[i]),
@@ -328,14 +338,15 @@ struct Product {
                         if (ENDING == SWIGLU) low_out[i] = swiglu_pair(low[i], high[i], lane);
                     }
                     if (!READS_PRE && chunk0 == 0 && lane == 0) stores_read<UNITS_UNDER_WAY - 1>();
+                    if (AGAIN && chunk0 == 0 && lane == 0) stores_read<0>();
                     // The results may take the place of what stores, or all lanes, have read.
                     if (READS_PRE || chunk0 == 0) __syncwarp();
 #pragma unroll
                     for (int i = 0; i < BATCH; i += 2) {
                         const u32 at = buffer + swizzled<PANEL>(lane & 15, chunk0 + i + (lane >> 4));
                         store_matrices(at, low[i], high[i], low[i + 1], high[i + 1]);
-                        if (ACTIVATES)
-                            store_matrices(at + UNIT_BYTES, low_out[i], high_out[i], low_out[i + 1],
+                        if (ACTIVATES || AGAIN)
+                            store_matrices(at + beside, low_out[i], high_out[i], low_out[i + 1],
                                            high_out[i + 1]);
                     }
                     if (ENDING == SWIGLU) store_swiglu(low_out, buffer + UNIT_BYTES, chunk0, lane);
@@ -353,6 +364,7 @@ struct Product {
                     if (UNIT_BUFFERS == 2) store_box(args.pre, buffer, column0, row0);
                     store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES,
                               ENDING == SWIGLU ? column0 / 2 : column0, row0);
+                    if (AGAIN) store_box(args.again, buffer + beside, column0, row0);
                 }
                 stores_commit();
                 if (READS_PRE && unit >= 1 && unit - 1 + UNITS_UNDER_WAY < UNITS) {
@@ -531,67 +543,46 @@ struct Product {
 
 using namespace gemm;
 
-// Names end in WIDTH and CLUSTER.
-#define BLOCK(cluster) __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)
-extern "C" __global__ void BLOCK(1) gemm_forward_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, PLAIN, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_forward_gelu_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_gelu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, GELU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_forward_relu2_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, RELU2, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_relu2_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, RELU2, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_relu2_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, RELU2, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_relu2_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, RELU2, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_forward_swiglu_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, SWIGLU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, SWIGLU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_forward_swiglu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, SWIGLU, false, false>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, PLAIN, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_gelu_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_gelu_128_1(const __grid_constant__ GemmArgs args) {
-    Product<128, 1, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_gelu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, GELU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_relu2_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, RELU2_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_relu2_128_1(const __grid_constant__ GemmArgs args) {
-    Product<128, 1, RELU2_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_relu2_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, RELU2_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_input_swiglu_128_1(const __grid_constant__ GemmArgs args) {
-    Product<128, 1, SWIGLU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_input_swiglu_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, SWIGLU_GRADIENT, false, true>::run(args); }
-extern "C" __global__ void BLOCK(1) gemm_weight_192_1(const __grid_constant__ GemmArgs args) {
-    Product<192, 1, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_192_2(const __grid_constant__ GemmArgs args) {
-    Product<192, 2, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_160_2(const __grid_constant__ GemmArgs args) {
-    Product<160, 2, WEIGHT, true, true>::run(args); }
-extern "C" __global__ void BLOCK(2) gemm_weight_128_2(const __grid_constant__ GemmArgs args) {
-    Product<128, 2, WEIGHT, true, true>::run(args); }
+// NAME_WIDTH_CLUSTER: its ending, whether factors run along m and n, AGAIN.
+#define KERNEL(name, width, cluster, ...)                                                        \
+    extern "C" __global__ void __cluster_dims__(cluster, 1, 1) __launch_bounds__(THREADS, 1)     \
+        name##_##width##_##cluster(const __grid_constant__ GemmArgs args) {                      \
+        Product<width, cluster, __VA_ARGS__>::run(args);                                         \
+    }
+KERNEL(gemm_forward, 192, 1, PLAIN, false, false)
+KERNEL(gemm_forward, 192, 2, PLAIN, false, false)
+KERNEL(gemm_forward, 160, 2, PLAIN, false, false)
+KERNEL(gemm_forward, 128, 2, PLAIN, false, false)
+KERNEL(gemm_forward_gelu, 192, 1, GELU, false, false)
+KERNEL(gemm_forward_gelu, 192, 2, GELU, false, false)
+KERNEL(gemm_forward_gelu, 160, 2, GELU, false, false)
+KERNEL(gemm_forward_gelu, 128, 2, GELU, false, false)
+KERNEL(gemm_forward_relu2, 192, 1, RELU2, false, false)
+KERNEL(gemm_forward_relu2, 192, 2, RELU2, false, false)
+KERNEL(gemm_forward_relu2, 160, 2, RELU2, false, false)
+KERNEL(gemm_forward_relu2, 128, 2, RELU2, false, false)
+KERNEL(gemm_forward_swiglu, 192, 1, SWIGLU, false, false)
+KERNEL(gemm_forward_swiglu, 192, 2, SWIGLU, false, false)
+KERNEL(gemm_forward_swiglu, 128, 2, SWIGLU, false, false)
+KERNEL(gemm_input, 192, 1, PLAIN, false, true)
+KERNEL(gemm_input, 192, 2, PLAIN, false, true)
+KERNEL(gemm_input, 160, 2, PLAIN, false, true)
+KERNEL(gemm_input, 128, 2, PLAIN, false, true)
+KERNEL(gemm_input_gelu, 160, 2, GELU_GRADIENT, false, true)
+KERNEL(gemm_input_gelu, 128, 1, GELU_GRADIENT, false, true)
+KERNEL(gemm_input_gelu, 128, 2, GELU_GRADIENT, false, true)
+KERNEL(gemm_input_gelu_again, 160, 2, GELU_GRADIENT, false, true, true)
+KERNEL(gemm_input_gelu_again, 128, 1, GELU_GRADIENT, false, true, true)
+KERNEL(gemm_input_gelu_again, 128, 2, GELU_GRADIENT, false, true, true)
+KERNEL(gemm_input_relu2, 160, 2, RELU2_GRADIENT, false, true)
+KERNEL(gemm_input_relu2, 128, 1, RELU2_GRADIENT, false, true)
+KERNEL(gemm_input_relu2, 128, 2, RELU2_GRADIENT, false, true)
+KERNEL(gemm_input_relu2_again, 160, 2, RELU2_GRADIENT, false, true, true)
+KERNEL(gemm_input_relu2_again, 128, 1, RELU2_GRADIENT, false, true, true)
+KERNEL(gemm_input_relu2_again, 128, 2, RELU2_GRADIENT, false, true, true)
+KERNEL(gemm_input_swiglu, 128, 1, SWIGLU_GRADIENT, false, true)
+KERNEL(gemm_input_swiglu, 128, 2, SWIGLU_GRADIENT, false, true)
+KERNEL(gemm_weight, 192, 1, WEIGHT, true, true)
+KERNEL(gemm_weight, 192, 2, WEIGHT, true, true)
+KERNEL(gemm_weight, 160, 2, WEIGHT, true, true)
+KERNEL(gemm_weight, 128, 2, WEIGHT, true, true)

@@ -2,7 +2,7 @@
 //
 //   forward    out = (x - mean) * rstd * weight + bias, rstd = 1/sqrt(var + 1e-5), a row of C channels
 //              with a branch: residual = x + branch first; statistics are of the residual as stored
-//   backward   g = dout*weight, h = (x - mean)*rstd
+//   backward   g = dout*weight, h = (x - mean)*rstd; where asked for, out again
 //              dx (=|+=) rstd * (g - avg(g) - h*avg(g*h)),  dweight (=|+=) sum dout*h,  dbias (=|+=) sum dout
 //   RMSNorm    the same with a mean of 0: rstd = 1/sqrt(avg(x*x) + 1e-5), h = x*rstd,
 //              dx (=|+=) rstd * (g - h*avg(g*h)); a row has one sum in place of two, forward and backward
@@ -182,6 +182,8 @@ extern "C" __global__ void __launch_bounds__(256, LN_BLOCKS)
 
 struct LayernormBackwardArgs {
     act_t* dx;            // (n, C); may be dout itself
+    act_t* out;           // (n, C): the norm's output again; or null
+    const act_t* bias;    // (C), unused without bias or `out`
     float* partials;      // (blocks, 2, C): sums of dout*h, then of dout, over the rows of each block;
                           // without bias (blocks, 1, C): sums of dout*h
     const act_t* dout;    // (n, C)
@@ -211,6 +213,24 @@ struct NormRow {
         return (RMS ? x : x - mean) * rstd;
     }
 };
+
+// One chunk of the norm's output, as the forward pass computed it. The bias is read here, for registers are
+// scarce.
+template <bool RMS, bool BIAS>
+__device__ __forceinline__ void layernorm_again(const NormRow& row, const Chunk<act_t>& x,
+                                                const Chunk<act_t>& weight, const act_t* bias, act_t* out) {
+    float v[8], w[8], b[8] = {};
+    Chunk<act_t> result;
+    if (BIAS) {
+        result.load_constant(bias);
+        result.widen(b);
+    }
+    x.widen(v), weight.widen(w);
+#pragma unroll
+    for (int i = 0; i < 8; ++i) v[i] = __fmaf_rn(row.normalised<RMS>(v[i]), w[i], b[i]);
+    result.narrow(v);
+    result.store(out);
+}
 
 // What a thread adds up over its rows, for one chunk of columns.
 struct WeightSums {
@@ -324,8 +344,13 @@ __device__ __forceinline__ void layernorm_backward_rows(const LayernormBackwardA
             }
             layernorm_backward_input<RMS>(now.row[r], now.dout[r], now.x[r], weight, avg_g * inverse,
                                           avg_gh * inverse, now.old[r]);
-            if (active && at + r < end)
-                now.old[r].store(args.dx + (at + r) * args.channels + threadIdx.x * 8);
+            const u64 offset = (at + r) * args.channels + threadIdx.x * 8;
+            if (active && at + r < end) {
+                now.old[r].store(args.dx + offset);
+                if (args.out)
+                    layernorm_again<RMS, BIAS>(now.row[r], now.x[r], weight, args.bias + threadIdx.x * 8,
+                                               args.out + offset);
+            }
         }
         now = next;
     }
@@ -383,6 +408,9 @@ __device__ __forceinline__ void layernorm_backward_wide_rows(const LayernormBack
             if (args.add) old.load(args.dx + start + chunk * 8);
             layernorm_backward_input<RMS>(row, dout, x, weight, avg_g, avg_gh, old);
             old.store(args.dx + start + chunk * 8);
+            if (args.out)
+                layernorm_again<RMS, BIAS>(row, x, weight, args.bias + chunk * 8,
+                                           args.out + start + chunk * 8);
         }
     }
 #pragma unroll

@@ -14,15 +14,14 @@
 #![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::fs::{File, Metadata};
-use std::io::{self, Read};
+use std::fs::Metadata;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::dataset::{Dataset, ShardDigest, ShardInfo};
 use super::error::DataError;
@@ -61,17 +60,6 @@ struct KnownDigest {
     /// Of shards alone: the text of a [`PassageSketch`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     passages: Option<String>,
-}
-
-/// SHA-256 of a file, a megabyte in memory at a time.
-pub fn file_sha256(path: &Path) -> io::Result<[u8; 32]> {
-    let (mut file, mut hasher, mut buffer) = (File::open(path)?, Sha256::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(hasher.finalize().into()),
-            read => hasher.update(&buffer[..read]),
-        }
-    }
 }
 
 /// The stamp of a file, when it has settled.
@@ -175,7 +163,7 @@ impl DigestCache {
             return Ok(known);
         }
         let before = settled(path);
-        let sha256 = file_sha256(path)?;
+        let sha256 = regular::sha256(path)?.0;
         if let Some(stamp) = before {
             let sha256 = hex::encode(sha256);
             self.entries
@@ -202,11 +190,13 @@ impl DigestCache {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::super::shard::header;
     use super::super::tokenizer::Tokenizer;
     use super::*;
+    use crate::proof::Hash;
 
     fn shard(path: &Path, tokens: &[u16], age: Duration) {
         let mut bytes = header(tokens.len() as u64).to_vec();
@@ -285,7 +275,7 @@ mod tests {
         shard(&file, &[1, 2, 3], hour);
         let mut cache = DigestCache::open(&dir.path().join("files.json"));
         let first = cache.file(&file).unwrap();
-        assert_eq!(first, <[u8; 32]>::from(Sha256::digest(std::fs::read(&file).unwrap())));
+        assert_eq!(first, Hash::of(&std::fs::read(&file).unwrap()).0);
         let old = cache.entries[&file].clone();
         cache.entries.insert(file.clone(), KnownDigest { sha256: hex::encode([7; 32]), ..old });
         assert_eq!(cache.file(&file).unwrap(), [7; 32], "what is known is not read");
@@ -319,7 +309,7 @@ mod tests {
         assert_eq!(manifest.iter().map(|d| d.name.as_str()).collect::<Vec<_>>(), ["t_1.bin", "t_2.bin"]);
         assert_ne!(manifest[0].sha256, manifest[1].sha256);
         let file = std::fs::read(dir.path().join("t_1.bin")).unwrap();
-        assert_eq!(manifest[0].sha256, <[u8; 32]>::from(Sha256::digest(file)));
+        assert_eq!(manifest[0].sha256, Hash::of(&file).0);
         assert_eq!((manifest[0].largest_token, manifest[1].largest_token), (2, 3));
     }
 

@@ -32,8 +32,8 @@ pub use parameters::{Parameters, Precision, require_finite, require_sizes, value
 
 use sha2::{Digest, Sha256};
 
-use crate::data::digests::file_sha256;
 use crate::experiment::{Model, Tokenizer};
+use crate::proof::regular;
 
 /// Every format, in the order of the help.
 pub static FORMATS: [Format; 5] = [
@@ -149,7 +149,10 @@ impl ForeignModel {
     pub fn sha256(&self) -> Result<[u8; 32]> {
         let digests: Result<Vec<[u8; 32]>> = (self.reader.weights)(&self.path)?
             .into_iter()
-            .map(|path| file_sha256(&path).map_err(|source| FormatError::Io { path, source }))
+            .map(|path| match regular::sha256(&path) {
+                Ok(hash) => Ok(hash.0),
+                Err(source) => Err(FormatError::Io { path, source }),
+            })
             .collect();
         match digests?[..] {
             [digest] => Ok(digest),

@@ -14,7 +14,7 @@ use serde_json::{Map, Value, json};
 use crate::data::mixture::locked_shard;
 use crate::experiment;
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Entry, Hash, LedgerError, LockError, ledger};
+use crate::proof::{Entry, LedgerError, LockError, ledger, regular};
 use crate::store::manifest::Standing;
 use crate::store::{self, RunPaths, StoreError, checkpoint};
 
@@ -121,7 +121,7 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     Ok(json!({
         "_type": STATEMENT,
         "subject": [
-            {"name": inside(checkpoint::STATE_FILE), "digest": {"sha256": manifest.file.sha256}},
+            file(&checkpoint.join(checkpoint::STATE_FILE), &inside(checkpoint::STATE_FILE))?,
             file(&checkpoint.join(checkpoint::MANIFEST_FILE), &inside(checkpoint::MANIFEST_FILE))?,
         ],
         "predicateType": PREDICATE,
@@ -156,9 +156,12 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
 
 /// A file of the run under its name there.
 fn file(path: &Path, name: &str) -> Result<Value, StoreError> {
-    let bytes =
-        std::fs::read(path).map_err(|source| StoreError::Io { path: path.into(), doing: "read", source })?;
-    Ok(json!({"name": name, "digest": {"sha256": Hash::of(&bytes)}}))
+    let sha256 = regular::sha256(path).map_err(|source| StoreError::Io {
+        path: path.into(),
+        doing: "read",
+        source,
+    })?;
+    Ok(json!({"name": name, "digest": {"sha256": sha256}}))
 }
 
 /// Sources, data and tokenizer.

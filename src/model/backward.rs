@@ -1,13 +1,13 @@
 //! The backward pass, block by block from the last to the first.
 
-use super::activations::{Activations, GradientBuffers, LayerActivations, Normed, kept_or_else};
-use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, norm, rotate, vocab};
+use super::activations::{Activations, GradientBuffers, LayerActivations, kept_or_else};
+use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, rotate, vocab};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
 use crate::ops::{
-    Activate, AttentionBackward, Classifier, DeviceError, EmbeddingBackward, LayernormBackward,
-    LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, Ops, QkNormBackward,
-    Result, Rows, Write,
+    AttentionBackward, Classifier, DeviceError, EmbeddingBackward, LayernormBackward, LinearBackwardInput,
+    LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, NormAgain, Ops, QkNormBackward, Result,
+    Rows, Write,
 };
 
 impl<O: Ops> Gpt2<O> {
@@ -66,6 +66,7 @@ impl<O: Ops> Gpt2<O> {
             weight: &p.ln_f.weight,
             mean: ln_f.mean.as_ref(),
             rstd: &ln_f.rstd,
+            again: None,
             rows: n,
             channels: c,
         })?;
@@ -140,33 +141,22 @@ impl<B: Send> BlockBackward<'_, B> {
         let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
         let function = nonlinearity(self.config);
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
-        if let Some(out) = shared_activated.as_mut() {
-            ops.activate(Activate { out, pre: &a.fc, rows: n, channels: f, function })?;
-        }
-        ops.linear_backward_weight(LinearBackwardWeight {
-            dweight: &mut g.fc_proj.weight,
-            dbias: g.fc_proj.bias.as_mut(),
-            dout: dres,
-            x: kept_or_else(&a.activated, shared_activated.as_ref()),
-            shape: down,
-            write,
-        })?;
         ops.linear_backward_input_activate(LinearBackwardInputActivate {
             dpre: wide,
             room: activated.as_mut(),
             dout: dres,
             weight: &w.fc_proj.weight,
             pre: &a.fc,
+            again: shared_activated.as_mut(),
             function,
             shape: down,
         })?;
-        recompute_norm(ops, &mut a.ln_2, shared_norm, &a.residual_mid, &w.ln_2, n, c)?;
         ops.linear_backward_weight(LinearBackwardWeight {
-            dweight: &mut g.fc.weight,
-            dbias: g.fc.bias.as_mut(),
-            dout: wide,
-            x: a.ln_2.output(shared_norm.as_ref()),
-            shape: up,
+            dweight: &mut g.fc_proj.weight,
+            dbias: g.fc_proj.bias.as_mut(),
+            dout: dres,
+            x: kept_or_else(&a.activated, shared_activated.as_ref()),
+            shape: down,
             write,
         })?;
         ops.linear_backward_input(LinearBackwardInput {
@@ -186,8 +176,17 @@ impl<B: Send> BlockBackward<'_, B> {
             weight: &w.ln_2.weight,
             mean: a.ln_2.mean.as_ref(),
             rstd: &a.ln_2.rstd,
+            again: norm_again(shared_norm, &w.ln_2),
             rows: n,
             channels: c,
+        })?;
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.fc.weight,
+            dbias: g.fc.bias.as_mut(),
+            dout: wide,
+            x: a.ln_2.output(shared_norm.as_ref()),
+            shape: up,
+            write,
         })
     }
 
@@ -251,15 +250,6 @@ impl<B: Send> BlockBackward<'_, B> {
         } else {
             rotate(ops, wide, rotary, rows, heads, true)?;
         }
-        recompute_norm(ops, &mut a.ln_1, shared_norm, residual_in, &w.ln_1, n, c)?;
-        ops.linear_backward_weight(LinearBackwardWeight {
-            dweight: &mut g.qkv.weight,
-            dbias: g.qkv.bias.as_mut(),
-            dout: wide,
-            x: a.ln_1.output(shared_norm.as_ref()),
-            shape: qkv,
-            write,
-        })?;
         ops.linear_backward_input(LinearBackwardInput {
             dx: narrow,
             dout: wide,
@@ -277,24 +267,22 @@ impl<B: Send> BlockBackward<'_, B> {
             weight: &w.ln_1.weight,
             mean: a.ln_1.mean.as_ref(),
             rstd: &a.ln_1.rstd,
+            again: norm_again(shared_norm, &w.ln_1),
             rows: n,
             channels: c,
+        })?;
+        ops.linear_backward_weight(LinearBackwardWeight {
+            dweight: &mut g.qkv.weight,
+            dbias: g.qkv.bias.as_mut(),
+            dout: wide,
+            x: a.ln_1.output(shared_norm.as_ref()),
+            shape: qkv,
+            write,
         })
     }
 }
 
-/// Computes a norm's output again when it was not kept: the same operation on the same bits.
-fn recompute_norm<O: Ops>(
-    ops: &mut O,
-    normed: &mut Normed<O::Buf>,
-    shared: &mut Option<O::Buf>,
-    x: &O::Buf,
-    weights: &Affine<O::Buf>,
-    rows: usize,
-    channels: usize,
-) -> Result<()> {
-    if normed.out.is_some() {
-        return Ok(());
-    }
-    norm(ops, normed, shared, x, weights, rows, channels)
+/// A block's norms are kept, or there is room for one of them again.
+fn norm_again<'a, B>(shared: &'a mut Option<B>, weights: &'a Affine<B>) -> Option<NormAgain<'a, B>> {
+    shared.as_mut().map(|out| NormAgain { out, bias: weights.bias.as_ref() })
 }

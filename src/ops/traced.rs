@@ -186,11 +186,12 @@ impl<'a, O: Ops> Traced<'a, O> {
             Outline::LinearBackwardWeight { shape, bias, write, mut order } => {
                 let dout = held(bufs[bufs.len() - 2]);
                 let writer = dout.and_then(|dout| Some(self.trace.operations[dout.writer?].outline));
-                order.after_gelu = matches!(
-                    writer,
-                    Some(Outline::LinearBackwardInputActivate { shape: before, function: Nonlinearity::Gelu })
-                        if (before.rows, before.c_in) == (shape.rows, shape.c_out)
-                );
+                order.after_gelu = match writer {
+                    Some(Outline::LinearBackwardInputActivate { shape: of, function, .. }) => {
+                        function == Nonlinearity::Gelu && (of.rows, of.c_in) == (shape.rows, shape.c_out)
+                    }
+                    _ => false,
+                };
                 Outline::LinearBackwardWeight { shape, bias, write, order }
             }
             other => other,

@@ -5,6 +5,10 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
+use super::Hash;
+
 /// Opens a regular file to read it.
 ///
 /// # Errors
@@ -28,6 +32,20 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Plain SHA-256 of a regular file, as `sha256sum` prints it, a megabyte in memory at a time.
+///
+/// # Errors
+/// Those of [`open`].
+pub fn sha256(path: &Path) -> io::Result<Hash> {
+    let (mut file, mut hasher, mut buffer) = (open(path)?, Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(Hash(hasher.finalize().into())),
+            read => hasher.update(&buffer[..read]),
+        }
+    }
 }
 
 /// The content of a regular file that has at most `most` bytes.

@@ -67,10 +67,9 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
     }
     let new = NewFolder::create_alone(&folder)?;
     write(new.path(), export)?;
-    if folder.exists() {
+    if !new.commit_new()? {
         return Err(FormatError::Exists { path: folder }.into());
     }
-    new.commit()?;
     Ok(Exported { name: experiment.name, manifest, folder })
 }
 

@@ -13,7 +13,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
+use rustix::fs::{Access, CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 use tempfile::NamedTempFile;
 
@@ -105,6 +105,25 @@ impl NewFolder {
         self.committed = true;
         sync_folder(folder)?;
         remove_if_there(&replaced)
+    }
+
+    /// [`NewFolder::commit`] that replaces nothing: false where something stands, and nothing of it stays.
+    pub fn commit_new(mut self) -> Result<bool> {
+        sync_folder(&self.temporary)?;
+        let renamed = match renameat_with(CWD, &self.temporary, CWD, &self.target, RenameFlags::NOREPLACE) {
+            // Not every file system has it; none renames a folder over one that holds anything.
+            Err(Errno::INVAL | Errno::NOSYS) => fs::rename(&self.temporary, &self.target),
+            renamed => renamed.map_err(io::Error::from),
+        };
+        use io::ErrorKind::{AlreadyExists, DirectoryNotEmpty, NotADirectory};
+        match renamed {
+            Err(e) if matches!(e.kind(), AlreadyExists | DirectoryNotEmpty | NotADirectory) => Ok(false),
+            Err(e) => Err(StoreError::io(&self.target, "rename into place")(e)),
+            Ok(()) => {
+                self.committed = true;
+                sync_folder(parent(&self.target)).map(|()| true)
+            }
+        }
     }
 }
 
@@ -274,6 +293,23 @@ pub(super) fn remove_if_there(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_folder_takes_no_place_that_is_taken() {
+        let lab = tempfile::tempdir().unwrap();
+        let (target, empty) = (lab.path().join("out"), lab.path().join("empty"));
+        let made = |target: &Path, content: &str| {
+            let new = NewFolder::create_alone(target).unwrap();
+            fs::write(new.path().join("file"), content).unwrap();
+            new.commit_new().unwrap()
+        };
+        fs::create_dir(&empty).unwrap();
+        assert!(made(&target, "first") && !made(&target, "second") && !made(&empty, "third"));
+        assert_eq!(fs::read(target.join("file")).unwrap(), b"first");
+        assert_eq!(names(lab.path()), ["empty", "out"]);
+        fs::write(lab.path().join("taken"), "mine").unwrap();
+        assert!(!made(&lab.path().join("taken"), "fourth"));
+    }
 
     fn names(folder: &Path) -> Vec<String> {
         let mut names: Vec<String> =

@@ -12,9 +12,10 @@ use super::{Result, RunPaths, StoreError, atomic, checkpoint};
 use crate::proof::{Hash, Opening, regular};
 
 /// The first bytes of a file.
-const MAGIC: &[u8] = b"runner/audit/v2\n";
-/// Those of a file in whose traces classifiers had no `lse`.
-const MAGIC_BEFORE: &[u8] = b"runner/audit/v1\n";
+const MAGIC: &[u8] = b"runner/audit/v3\n";
+/// Those of files whose traces were of other operations: classifiers had no `lse`; a layer's weights came
+/// before its input, and nothing was computed again beside a gradient.
+const MAGICS_BEFORE: [&[u8]; 2] = [b"runner/audit/v1\n", b"runner/audit/v2\n"];
 
 /// What is kept of an audited step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -75,8 +76,8 @@ pub(super) fn drop_from(folder: &Path, step: u64) -> Result<()> {
 pub fn begins_as(path: &Path, step: u64) -> bool {
     let mut start = [0; MAGIC.len() + 8];
     let read = std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start));
-    let [magic, old] = [MAGIC, MAGIC_BEFORE].map(|magic| start.starts_with(magic));
-    read.is_ok() && (magic || old) && start.ends_with(&step.to_le_bytes())
+    let is_one = MAGICS_BEFORE.into_iter().chain([MAGIC]).any(|magic| start.starts_with(magic));
+    read.is_ok() && is_one && start.ends_with(&step.to_le_bytes())
 }
 
 impl AuditFile {
@@ -151,11 +152,12 @@ type Understood<T> = std::result::Result<T, String>;
 
 impl<'a> Cursor<'a> {
     fn file(&mut self) -> Understood<AuditFile> {
-        if self.bytes.starts_with(MAGIC_BEFORE) {
-            return Err("`runner/audit/v1` is the format of an earlier runner, which can check it".into());
+        if let Some(magic) = MAGICS_BEFORE.into_iter().find(|magic| self.bytes.starts_with(magic)) {
+            let name = String::from_utf8_lossy(magic);
+            return Err(format!("`{}` is the format of an earlier runner, which can check it", name.trim()));
         }
         if !self.bytes.starts_with(MAGIC) {
-            return Err("expected the words `runner/audit/v2`".into());
+            return Err("expected the words `runner/audit/v3`".into());
         }
         self.at = MAGIC.len();
         let file = AuditFile {

@@ -14,16 +14,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
 
 use super::atomic::{self, NewFolder};
-use super::manifest::{FORMAT, Facts, FileRecord, Manifest};
+use super::manifest::{FORMAT, Facts, FileRecord, FileSums, Manifest};
+use super::parts::{PART_BYTES, PartsHasher};
 use super::safetensors::{Layout, Reader, Tensor};
 use super::{Result, StoreError};
 use crate::proof::{Hash, regular, state_root, tensor_digest};
 
 pub const STATE_FILE: &str = "state.safetensors";
 pub const MANIFEST_FILE: &str = "manifest.json";
+/// Bytes of tensors that are hashed side by side while as many are read: four parts.
+const GROUP_BYTES: usize = 4 * PART_BYTES as usize;
 /// Bytes of the longest manifest that is read: of some hundred thousand tensors.
 const LONGEST_MANIFEST: u64 = 64 << 20;
 
@@ -83,32 +85,26 @@ fn save_through(
 
     let mut out =
         create(&folder.path().join(STATE_FILE)).map_err(StoreError::write(&file_path, need_bytes))?;
+    let data = || layout.order().iter().map(|&i| &state[i].bytes[..]);
     let write = || -> io::Result<()> {
         out.write_all(layout.header())?;
-        for &i in layout.order() {
-            out.write_all(&state[i].bytes)?;
-            done_bytes.fetch_add(state[i].bytes.len() as u64, Ordering::Relaxed);
+        for bytes in data() {
+            out.write_all(bytes)?;
+            done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         }
         out.sync_all()
     };
-    let sha256 = || {
-        let hasher = Sha256::new_with_prefix(layout.header());
-        layout.order().iter().fold(hasher, |hasher, &i| hasher.chain_update(&state[i].bytes))
-    };
     // Threads of their own: a task that waits for a disk must not sit in the pool that trains.
-    let (written, sha256, tensors) = thread::scope(|scope| {
-        let (write, sha256) = (scope.spawn(write), scope.spawn(sha256));
-        let tensors: BTreeMap<String, Hash> =
-            state.iter().map(|tensor| (tensor.name.clone(), digest(tensor))).collect();
-        (
-            write.join().expect("writing does not panic"),
-            sha256.join().expect("hashing does not panic"),
-            tensors,
-        )
+    let (written, digests) = thread::scope(|scope| {
+        let write = scope.spawn(write);
+        let mut sha256 = PartsHasher::default();
+        sha256.push(&std::iter::once(layout.header()).chain(data()).collect::<Vec<_>>());
+        let tensors = state.iter().map(|tensor| (tensor.name.clone(), digest(tensor))).collect();
+        (write.join().expect("writing does not panic"), Digests { sha256: sha256.finish(), tensors })
     });
     written.map_err(StoreError::write(&file_path, need_bytes))?;
 
-    let manifest = manifest_of(facts, need_bytes, Hash(sha256.finalize().into()), tensors)?;
+    let manifest = manifest_of(facts, need_bytes, digests)?;
     atomic::write(&folder.path().join(MANIFEST_FILE), manifest.to_text().as_bytes())?;
     folder.commit()?;
     Ok(manifest)
@@ -116,12 +112,8 @@ fn save_through(
 
 /// The manifest of a state's file with these digests; refused when they are not those of the state that the
 /// trainer hashed.
-pub(super) fn manifest_of(
-    facts: &Facts,
-    bytes: u64,
-    sha256: Hash,
-    tensors: BTreeMap<String, Hash>,
-) -> Result<Manifest> {
+pub(super) fn manifest_of(facts: &Facts, bytes: u64, digests: Digests) -> Result<Manifest> {
+    let Digests { sha256, tensors } = digests;
     let state_root = root_of(&tensors);
     if let Some(expected) = facts.state_root.filter(|expected| *expected != state_root) {
         return Err(StoreError::StateChanged { expected, found: state_root });
@@ -136,7 +128,7 @@ pub(super) fn manifest_of(
         ledger: facts.ledger,
         numerics: facts.numerics.clone(),
         created_by: facts.created_by.clone(),
-        file: FileRecord { name: STATE_FILE.into(), bytes, sha256 },
+        file: FileRecord { name: STATE_FILE.into(), bytes, sha256: FileSums::Parts(sha256) },
         tensors,
     })
 }
@@ -187,30 +179,40 @@ pub fn inspect(folder: &Path) -> Result<Manifest> {
     }
 }
 
-/// The digests of a state's file.
+/// The digests of a state's file: of its parts, and of each tensor.
 pub(super) struct Digests {
-    pub sha256: Hash,
+    pub sha256: Vec<Hash>,
     pub tensors: BTreeMap<String, Hash>,
 }
 
-/// Reads a whole file and hashes it and every tensor; `take` receives each tensor with its digest, in order.
-pub(super) fn read_whole(path: &Path, take: impl FnMut(Tensor, Hash) -> Result<()>) -> Result<Digests> {
-    read_on(Reader::open(path)?, take)
+/// Reads a whole file and hashes its parts and every tensor.
+pub(super) fn read_whole(path: &Path) -> Result<Digests> {
+    read_on(Reader::open(path)?, PartsHasher::default(), |_, _| Ok(()))
 }
 
-fn read_on(mut reader: Reader, mut take: impl FnMut(Tensor, Hash) -> Result<()>) -> Result<Digests> {
-    let mut whole = Sha256::new_with_prefix(reader.header());
+/// Hashes with `sha256` what `reader` reads; `take` receives each tensor with its digest, in order.
+fn read_on(
+    mut reader: Reader,
+    mut sha256: PartsHasher,
+    mut take: impl FnMut(Tensor, Hash) -> Result<()>,
+) -> Result<Digests> {
+    sha256.push(&[reader.header()]);
     let mut tensors = BTreeMap::new();
-    let mut next = reader.next_tensor()?;
-    while let Some(tensor) = next {
-        // The next tensor is read while this one is hashed twice.
-        let hash = || rayon::join(|| whole.update(&tensor.bytes), || digest(&tensor)).1;
-        let (found, read) = rayon::join(hash, || reader.next_tensor());
-        tensors.insert(tensor.name.clone(), found);
-        take(tensor, found)?;
+    let mut next = reader.next_group(GROUP_BYTES)?;
+    while !next.is_empty() {
+        // The next tensors are read while these are hashed twice.
+        let group = std::mem::take(&mut next);
+        let bytes: Vec<&[u8]> = group.iter().map(|tensor| &tensor.bytes[..]).collect();
+        let digests = || group.iter().map(digest).collect::<Vec<Hash>>();
+        let hash = || rayon::join(|| sha256.push(&bytes), digests).1;
+        let (digests, read) = rayon::join(hash, || reader.next_group(GROUP_BYTES));
+        for (tensor, found) in group.into_iter().zip(digests) {
+            tensors.insert(tensor.name.clone(), found);
+            take(tensor, found)?;
+        }
         next = read?;
     }
-    Ok(Digests { sha256: Hash(whole.finalize().into()), tensors })
+    Ok(Digests { sha256: sha256.finish(), tensors })
 }
 
 /// Opens the state file and compares its header with the manifest.
@@ -246,7 +248,7 @@ pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<LoadedC
     let mut state = Vec::new();
     while let Some(info) = reader.infos().first() {
         if !wanted(&info.name) {
-            reader.skip_tensor()?;
+            reader.skip_tensor();
             continue;
         }
         state.extend(reader.next_tensor()?);
@@ -268,7 +270,8 @@ pub fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     let path = folder.join(STATE_FILE);
     let reader = open_state(&path, &manifest)?;
     let mut state = Vec::with_capacity(reader.infos().len());
-    let read = read_on(reader, |tensor, found| {
+    let (part_bytes, parts) = manifest.file.sha256.parts();
+    let read = read_on(reader, PartsHasher::of(part_bytes), |tensor, found| {
         let expected = manifest.tensors[&tensor.name];
         if found != expected {
             return Err(StoreError::TensorDiffers {
@@ -285,8 +288,8 @@ pub fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     if found != manifest.state_root {
         return Err(StoreError::RootDiffers { path, expected: manifest.state_root, found });
     }
-    if read.sha256 != manifest.file.sha256 {
-        return Err(StoreError::FileDiffers { path, expected: manifest.file.sha256, found: read.sha256 });
+    if let Some((&expected, &found)) = parts.iter().zip(&read.sha256).find(|(a, b)| a != b) {
+        return Err(StoreError::FileDiffers { path, expected, found });
     }
     state.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((manifest, state))

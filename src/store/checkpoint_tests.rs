@@ -71,7 +71,8 @@ fn a_checkpoint_loads_the_state_that_was_saved() {
         manifest.state_root,
         state_root(named.iter().map(|(name, digest)| (name.as_str(), *digest))).unwrap()
     );
-    assert_eq!(manifest.file.sha256, Hash::of(&fs::read(step.join(STATE_FILE)).unwrap()));
+    let sum = Hash::of(&fs::read(step.join(STATE_FILE)).unwrap());
+    assert_eq!(manifest.file.sha256, FileSums::Parts(vec![sum]));
     assert_eq!(names(&step), [MANIFEST_FILE, STATE_FILE]);
     assert_eq!(names(folder.path()), ["step_00002000"]);
 }
@@ -203,7 +204,7 @@ fn a_resealed_manifest_still_has_to_fit_the_tensors() {
     fs::write(step.join(MANIFEST_FILE), forged.to_text()).unwrap();
     assert!(matches!(load(&step), Err(E::RootDiffers { .. })));
     let mut forged = good.clone();
-    forged.file.sha256 = Hash::of(b"another");
+    forged.file.sha256 = FileSums::Parts(vec![Hash::of(b"another")]);
     fs::write(step.join(MANIFEST_FILE), forged.to_text()).unwrap();
     assert!(matches!(load(&step), Err(E::FileDiffers { .. })));
     for (remove, found) in [(true, "has"), (false, "lacks")] {
@@ -215,6 +216,24 @@ fn a_resealed_manifest_still_has_to_fit_the_tensors() {
         };
         fs::write(step.join(MANIFEST_FILE), forged.to_text()).unwrap();
         assert!(matches!(load(&step), Err(E::WrongTensors { found: f, .. }) if f == found));
+    }
+}
+
+/// Manifests of before have one sum of the whole file.
+#[test]
+fn a_checkpoint_of_the_format_before_is_held_to_its_sum() {
+    let folder = saved(&[3]);
+    let step = folder.path().join("step_00000003");
+    let sum = Hash::of(&fs::read(step.join(STATE_FILE)).unwrap());
+    for (sum, good) in [(sum, true), (Hash::of(b"another"), false)] {
+        let mut manifest = inspect(&step).unwrap();
+        manifest.format = "runner/checkpoint/v1".into();
+        manifest.file.sha256 = FileSums::Whole(sum);
+        fs::write(step.join(MANIFEST_FILE), manifest.to_text()).unwrap();
+        match load(&step) {
+            Ok((_, loaded)) => assert!(good && loaded == state(3)),
+            Err(error) => assert!(!good && matches!(error, E::FileDiffers { .. }), "{error}"),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
+use std::thread;
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::main_log::MAIN_LOG;
@@ -119,8 +120,14 @@ impl Copies {
         let file = File::open(&state).map_err(StoreError::io(&state, "open"))?;
         let text = manifest.to_text();
         self.objects.delete(&self.object(step, MANIFEST_FILE))?;
-        self.objects.put_file(&self.object(step, STATE_FILE), file, count)?;
-        let mut sums = BTreeMap::new();
+        // The manifest has sums of its parts.
+        let sum = || regular::sha256(&state).map_err(StoreError::io(&state, "read"));
+        let whole = thread::scope(|scope| {
+            let sum = scope.spawn(sum);
+            self.objects.put_file(&self.object(step, STATE_FILE), file, count)?;
+            sum.join().expect("hashing does not panic")
+        })?;
+        let mut sums = BTreeMap::from([(STATE_FILE, whole)]);
         for record in RECORDS {
             let path = paths.folder().join(record);
             let mut bytes = regular::read(&path).map_err(StoreError::io(&path, "read"))?;
@@ -134,7 +141,6 @@ impl Copies {
         if Ledger::require(&paths.ledger(), Some(&manifest.ledger)).is_err() {
             return Err(StoreError::NotOnLedger { step });
         }
-        sums.insert(STATE_FILE, manifest.file.sha256);
         sums.insert(MANIFEST_FILE, Hash::of(text.as_bytes()));
         let sums: String = sums.iter().map(|(file, sum)| format!("{sum}  {file}\n")).collect();
         self.objects.put(&self.object(step, SUMS), sums.as_bytes())?;

@@ -9,13 +9,16 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::parts::PART_BYTES;
 use super::{Result, StoreError};
 use crate::ops::Dtype;
 use crate::proof::ledger::Log;
 use crate::proof::{Entry, Hash, Head, hash::manifest_seal, json, tensor_digest};
 
-/// The format that this version writes and reads.
-pub const FORMAT: &str = "runner/checkpoint/v1";
+/// The format that this version writes.
+pub const FORMAT: &str = "runner/checkpoint/v2";
+/// The one before, which has one SHA-256 of the whole file.
+const FORMAT_1: &str = "runner/checkpoint/v1";
 
 /// The tensor of the state that counts its steps: a u64.
 pub const STEP: &str = "train/step";
@@ -92,8 +95,27 @@ impl Manifest {
 pub struct FileRecord {
     pub name: String,
     pub bytes: u64,
-    /// Plain SHA-256 of the file, as `sha256sum` prints it.
-    pub sha256: Hash,
+    pub sha256: FileSums,
+}
+
+/// The plain SHA-256 of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FileSums {
+    /// Of each of its parts of [`PART_BYTES`], as `split -b 256M --filter=sha256sum` prints them.
+    Parts(Vec<Hash>),
+    /// Of all of it, as `sha256sum` prints it: in `runner/checkpoint/v1`.
+    Whole(Hash),
+}
+
+impl FileSums {
+    /// The bytes of a part, and the parts.
+    pub fn parts(&self) -> (u64, &[Hash]) {
+        match self {
+            FileSums::Parts(parts) => (PART_BYTES, parts),
+            FileSums::Whole(hash) => (u64::MAX, std::slice::from_ref(hash)),
+        }
+    }
 }
 
 const SEAL: &str = "  \"seal\": ";
@@ -129,7 +151,7 @@ impl Manifest {
         let object = format!("{}\n}}", body.strip_suffix(",\n").unwrap_or(body));
         let format: Format = serde_json::from_str(&object).map_err(|e| bad(e.to_string()))?;
         let expected = manifest_seal(body.as_bytes());
-        if format.format != FORMAT {
+        if ![FORMAT, FORMAT_1].contains(&format.format.as_str()) {
             return Err(StoreError::WrongFormat {
                 path: path.into(),
                 expected: FORMAT,
@@ -140,6 +162,14 @@ impl Manifest {
             return Err(StoreError::SealBroken { path: path.into(), expected, found });
         }
         let manifest: Manifest = json::parse(object.as_bytes()).map_err(|e| bad(e.to_string()))?;
+        let expected = match manifest.file.sha256 {
+            FileSums::Whole(_) => manifest.format == FORMAT_1,
+            FileSums::Parts(_) if manifest.format == FORMAT_1 => false,
+            FileSums::Parts(ref parts) => parts.len() as u64 == manifest.file.bytes.div_ceil(PART_BYTES),
+        };
+        if !expected {
+            return Err(bad("`file` has other sums than one for each 256 MiB, of v1 one in all".into()));
+        }
         let counter = tensor_digest(STEP, Dtype::U64.name(), &[], &manifest.step.to_le_bytes());
         if manifest.tensors.get(STEP).is_some_and(|found| *found != counter) {
             let step = manifest.step;
@@ -165,7 +195,11 @@ mod tests {
             ledger: Head { size: 2000, root: hash },
             numerics: BTreeMap::from([("seed".into(), "1337".into())]),
             created_by: "runner 0.1.0".into(),
-            file: FileRecord { name: "state.safetensors".into(), bytes: 12, sha256: hash },
+            file: FileRecord {
+                name: "state.safetensors".into(),
+                bytes: 12,
+                sha256: FileSums::Parts(vec![hash]),
+            },
             tensors: [("b".to_owned(), hash), ("a".to_owned(), hash)].into(),
         }
     }
@@ -174,7 +208,7 @@ mod tests {
     fn a_manifest_reads_back_and_its_text_is_stable() {
         let text = manifest().to_text();
         assert_eq!(Manifest::parse(Path::new("m"), text.as_bytes()).unwrap(), manifest());
-        assert!(text.starts_with("{\n  \"format\": \"runner/checkpoint/v1\",\n  \"experiment\""));
+        assert!(text.starts_with("{\n  \"format\": \"runner/checkpoint/v2\",\n  \"experiment\""));
         assert!(text.find("\"a\"") < text.find("\"b\""));
         serde_json::from_str::<serde_json::Value>(&text).expect("plain JSON for everyone else");
     }
@@ -202,6 +236,33 @@ mod tests {
         assert!(matches!(parsed(of(1999)), Err(StoreError::BadManifest { .. })));
     }
 
+    /// Of which version and length, and with which sums, a manifest is one.
+    #[test]
+    fn sums_are_those_of_the_format_and_the_length() {
+        let parsed = |format: &str, bytes, sha256| {
+            let file = FileRecord { bytes, sha256, ..manifest().file };
+            let text = Manifest { format: format.into(), file, ..manifest() }.to_text();
+            Manifest::parse(Path::new("m"), text.as_bytes()).map(|manifest| manifest.to_text() == text)
+        };
+        let parts = |count| FileSums::Parts(vec![Hash::of(b"x"); count]);
+        let whole = FileSums::Whole(Hash::of(b"x"));
+        for (format, bytes, sha256, good) in [
+            (FORMAT, PART_BYTES, parts(1), true),
+            (FORMAT, PART_BYTES + 1, parts(2), true),
+            (FORMAT, PART_BYTES + 1, parts(1), false),
+            (FORMAT, PART_BYTES, parts(2), false),
+            (FORMAT, PART_BYTES, parts(0), false),
+            (FORMAT, 12, whole.clone(), false),
+            (FORMAT_1, 12, parts(1), false),
+            (FORMAT_1, PART_BYTES * 3, whole, true),
+        ] {
+            match parsed(format, bytes, sha256) {
+                Ok(same) => assert!(same && good, "{format}, {bytes} bytes"),
+                Err(error) => assert!(!good && error.to_string().contains("256 MiB"), "{error}"),
+            }
+        }
+    }
+
     #[test]
     fn an_edit_and_another_version_are_told_apart() {
         let text = manifest().to_text();
@@ -210,7 +271,7 @@ mod tests {
             Manifest::parse(Path::new("m"), edited.as_bytes()),
             Err(StoreError::SealBroken { .. })
         ));
-        let newer = text.replace("checkpoint/v1", "checkpoint/v2");
+        let newer = text.replace("checkpoint/v2", "checkpoint/v3");
         assert!(matches!(
             Manifest::parse(Path::new("m"), newer.as_bytes()),
             Err(StoreError::WrongFormat { .. })

@@ -5,8 +5,9 @@
 //!
 //! * [`atomic`]: files and folders that appear whole, by rename, and go whole; `mounts`: what keeps them.
 //! * [`safetensors`]: a byte-stable writer and a strict reader.
-//! * [`checkpoint`]: a state and its manifest; [`shared`]: one written by several ranks; [`retention`]: which
-//!   ones are kept; [`writer`]: saving in the background.
+//! * [`checkpoint`]: a state and its manifest; [`parts`]: the sums of its file;
+//!   [`shared`]: one written by several ranks; [`retention`]: which ones are kept; [`writer`]: saving in the
+//!   background.
 //! * [`compare`]: how two checkpoints differ.
 //! * [`columns`]: the numbers of a step, in one table; [`metrics`]: one row a step; [`main_log`]: the same in
 //!   llm.c's line format; [`tensorboard`]: the same as event files; [`records`]: these and the ledger,
@@ -41,6 +42,7 @@ mod mounts;
 pub mod notes;
 pub mod objects;
 pub mod output;
+pub mod parts;
 pub mod polars_panics;
 pub mod protobuf;
 pub mod rebuild;

@@ -11,8 +11,10 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rayon::prelude::*;
 use safetensors::tensor::TensorInfo;
 use serde::Deserialize;
 
@@ -345,10 +347,12 @@ fn floats_behind(
 #[derive(Debug)]
 pub struct Reader {
     path: PathBuf,
-    file: BufReader<File>,
+    file: File,
     header: Vec<u8>,
     /// In the order of the data, which has no gaps.
     infos: std::vec::IntoIter<Info>,
+    /// Where in the file the first of them begins.
+    at: u64,
 }
 
 impl Reader {
@@ -356,7 +360,8 @@ impl Reader {
     pub fn open(path: &Path) -> Result<Reader> {
         let (file, header, length) = open_header(path)?;
         let infos = checked_infos(path, &header, length)?;
-        Ok(Reader { path: path.into(), file, header, infos: infos.into_iter() })
+        let at = header.len() as u64;
+        Ok(Reader { path: path.into(), file: file.into_inner(), header, infos: infos.into_iter(), at })
     }
 
     /// Everything before the data, as read.
@@ -371,20 +376,33 @@ impl Reader {
 
     /// The next tensor of the file; none after the last.
     pub fn next_tensor(&mut self) -> Result<Option<Tensor>> {
-        let Some(Info { name, dtype, shape, bytes: length }) = self.infos.next() else { return Ok(None) };
-        // At most the length that the file had when it was opened.
-        let mut bytes = vec![0; length];
-        self.file.read_exact(&mut bytes).map_err(StoreError::io(&self.path, "read"))?;
-        Ok(Some(Tensor { name, dtype, shape, bytes }))
+        Ok(self.next_group(0)?.pop())
+    }
+
+    /// The next tensors of the file, as many as have `bytes` together or are left, at least one if one is;
+    /// read by several threads.
+    pub fn next_group(&mut self, bytes: usize) -> Result<Vec<Tensor>> {
+        let (mut places, mut taken) = (Vec::new(), 0);
+        while taken < bytes || places.is_empty() {
+            let Some(info) = self.infos.next() else { break };
+            taken += info.bytes;
+            let at = self.at;
+            self.at += info.bytes as u64;
+            places.push((at, info));
+        }
+        let read = |(at, Info { name, dtype, shape, bytes }): (u64, Info)| {
+            // At most the length that the file had when it was opened.
+            let mut bytes = vec![0; bytes];
+            self.file.read_exact_at(&mut bytes, at).map_err(StoreError::io(&self.path, "read"))?;
+            Ok(Tensor { name, dtype, shape, bytes })
+        };
+        places.into_par_iter().map(read).collect()
     }
 
     /// Skips the next tensor of the file without reading it.
-    pub fn skip_tensor(&mut self) -> Result<()> {
-        match self.infos.next() {
-            None => Ok(()),
-            Some(info) => {
-                self.file.seek_relative(info.bytes as i64).map_err(StoreError::io(&self.path, "read"))
-            }
+    pub fn skip_tensor(&mut self) {
+        if let Some(info) = self.infos.next() {
+            self.at += info.bytes as u64;
         }
     }
 }
@@ -393,7 +411,7 @@ impl Reader {
 pub fn read_one(path: &Path, name: &str) -> Result<Option<Tensor>> {
     let mut reader = Reader::open(path)?;
     while reader.infos().first().is_some_and(|info| info.name != name) {
-        reader.skip_tensor()?;
+        reader.skip_tensor();
     }
     reader.next_tensor()
 }

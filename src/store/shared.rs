@@ -2,7 +2,7 @@
 //!
 //! Rank 0 prepares a hidden folder with the state's file: header in place, length set. Every rank writes its
 //! own byte ranges and creates a marker file when they are on the disk. When all markers exist, rank 0 reads
-//! the whole file back, which gives its SHA-256 and proves that the bytes on the disk are the state that was
+//! the whole file back, which gives its sums and proves that the bytes on the disk are the state that was
 //! hashed on the devices; then it writes the manifest and renames the folder into place. The bytes are those
 //! that a single rank would write, so any number of ranks can read them.
 //!
@@ -117,8 +117,7 @@ impl Site {
             thread::sleep(Duration::from_millis(10));
         }
         let path = self.folder.join(STATE_FILE);
-        let read = read_whole(&path, |_, _| Ok(()))?;
-        let manifest = manifest_of(facts, self.layout.file_bytes(), read.sha256, read.tensors)?;
+        let manifest = manifest_of(facts, self.layout.file_bytes(), read_whole(&path)?)?;
         for rank in 0..ranks {
             let mark = mark(&self.folder, rank);
             fs::remove_file(&mark).map_err(StoreError::io(&mark, "remove"))?;

@@ -3,14 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::{Checks, lock as locked, sources};
-use crate::data::digests::file_sha256;
 use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::ledger;
 use crate::proof::lock::{Lock, Table, differences};
-use crate::proof::{Action, Entry, entry};
+use crate::proof::{Action, Entry, entry, regular};
 use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
@@ -371,7 +370,7 @@ fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String>
     if let Some(path) = tasks {
         files += 1;
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        let digest = path.metadata().and_then(|file| Ok((name, file.len(), file_sha256(path)?)));
+        let digest = path.metadata().and_then(|file| Ok((name, file.len(), regular::sha256(path)?.0)));
         let hellaswag = Some(digest.map_err(|why| format!("cannot read `{}`: {why}", path.display()))?);
         let found = lock::evaluation_data(&DataManifest { train: Vec::new(), val: Vec::new(), hellaswag });
         let known = locked.environment.contains_key("data.hellaswag");

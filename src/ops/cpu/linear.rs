@@ -126,8 +126,11 @@ impl Perform<LinearBackwardInput<'_, Buffer>> for Cpu {
 impl Perform<LinearBackwardInputActivate<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LinearBackwardInputActivate<'_, Buffer>) -> Result<()> {
         const OP: &str = "linear_backward_input_activate";
-        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, again, function, shape } = op;
         let (rows, channels) = (shape.rows, shape.c_in);
+        if let Some(out) = again {
+            self.activate(Activate { out, pre, function, rows, channels })?;
+        }
         if function != Nonlinearity::Swiglu {
             self.linear_backward_input(LinearBackwardInput { dx: dpre, dout, weight, shape })?;
             return self.activate_backward(ActivateBackward {

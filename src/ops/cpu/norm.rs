@@ -6,7 +6,7 @@
 
 use rayon::prelude::*;
 
-use super::super::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
+use super::super::{Layernorm, LayernormBackward, NormAgain, Perform, ResidualLayernorm, Result, Write};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
@@ -156,6 +156,25 @@ impl LayernormForward<'_> {
     fn mean(&self, row: usize) -> f32 {
         self.mean.map_or(0.0, |mean| mean[row])
     }
+}
+
+/// The output of every row again, from the statistics that the forward pass left.
+pub fn forward_again(engine: &Engine, out: &mut [f32], forward: LayernormForward<'_>, bias: Option<&[f32]>) {
+    let channels = forward.weight.len();
+    let row = |(row, (out, x, rstd)): (usize, (&mut [f32], &[f32], &f32))| {
+        let mean = forward.mean(row);
+        for (c, (out, x)) in out.iter_mut().zip(x).enumerate() {
+            let bias = bias.map_or(0.0, |bias| bias[c]);
+            *out = ((x - mean) * rstd).mul_add(forward.weight[c], bias);
+        }
+    };
+    engine.install(|| {
+        let rows = (out.par_chunks_mut(channels), forward.x.par_chunks(channels), forward.rstd);
+        rows.into_par_iter()
+            .enumerate()
+            .with_min_len(ROWS)
+            .for_each(|it| vectorize!(engine.isa, |_| row(it)));
+    });
 }
 
 /// Gradient of the input: with `h = (x - mean) rstd` and `g = dout weight`,
@@ -352,6 +371,10 @@ impl Perform<LayernormBackward<'_, Buffer>> for Cpu {
             mean: op.mean.map(|mean| view(OP, "mean", mean, rows)).transpose()?,
             rstd: view(OP, "rstd", op.rstd, rows)?,
         };
+        if let Some(NormAgain { out, bias }) = op.again {
+            let bias = bias.map(|bias| view(OP, "bias", bias, channels)).transpose()?;
+            forward_again(&self.engine, view_mut(OP, "out", out, rows * channels)?, forward, bias);
+        }
         let dout = view(OP, "dout", op.dout, rows * channels)?;
         let dx = view_mut(OP, "dx", op.dx, rows * channels)?;
         backward_input(&self.engine, dx, op.dx_write, dout, forward);

@@ -185,7 +185,7 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
     fn perform(&mut self, op: LinearBackwardInputActivate<'_, Buf>) -> Result<()> {
         const OP: &str = "linear_backward_input_activate";
         let inputs = op.inputs();
-        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, again, function, shape } = op;
         let LinearShape { rows, c_in: channels, .. } = shape;
         let epilogue = match function {
             Nonlinearity::Gelu => backward_gelu(&self.options),
@@ -194,6 +194,15 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
         };
         let key = key(shape, Product::BackwardInput, &self.options, epilogue);
         let own = self.gemm.own(key)?.is_some();
+        let mut again_address = 0;
+        if let Some(out) = again {
+            if own && function != Nonlinearity::Swiglu {
+                again_address = self.kernels.act(OP, "again", out, shape.input())?;
+                self.written(out);
+            } else {
+                self.perform(Activate { out, pre, function, rows, channels })?;
+            }
+        }
         if function == Nonlinearity::Swiglu && !own {
             let room = room.ok_or_else(|| self.kernels.gpu.refuse(OP, NO_ROOM))?;
             let operands = self.input_operands(OP, room, dout, weight, shape)?;
@@ -204,6 +213,7 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
         }
         let mut operands = self.input_operands(OP, dpre, dout, weight, shape)?;
         operands.pre = self.kernels.act(OP, "pre", pre, inputs)?;
+        operands.again = again_address;
         self.kernels.act(OP, "dpre", dpre, inputs)?;
         self.written(dpre);
         let separate = key.epilogue == Epilogue::ThenGeluGradient;

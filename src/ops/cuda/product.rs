@@ -147,6 +147,8 @@ pub struct Operands {
     pub bias: u64,
     /// The pre-activation: written by the epilogues with a function, read by those with its gradient.
     pub pre: u64,
+    /// For the function of `pre` beside its gradient, by our own products; else 0.
+    pub again: u64,
     /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
     pub sums: u64,
 }
@@ -154,7 +156,7 @@ pub struct Operands {
 impl Operands {
     /// A product that replaces `out`, without epilogue.
     pub fn new(left: u64, right: u64, out: u64) -> Operands {
-        Operands { left, right, out, add: false, bias: 0, pre: 0, sums: 0 }
+        Operands { left, right, out, add: false, bias: 0, pre: 0, again: 0, sums: 0 }
     }
 
     /// Without the addresses that cuBLASLt does not use under `epilogue`.

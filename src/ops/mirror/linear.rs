@@ -213,8 +213,11 @@ impl Perform<LinearBackwardInput<'_, MirrorBuffer>> for Mirror {
 impl Perform<LinearBackwardInputActivate<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LinearBackwardInputActivate<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "linear_backward_input_activate";
-        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, function, shape } = op;
+        let LinearBackwardInputActivate { dpre, room, dout, weight, pre, again, function, shape } = op;
         let (rows, channels) = (shape.rows, shape.c_in);
+        if let Some(out) = again {
+            self.perform(Activate { out, pre, function, rows, channels })?;
+        }
         if function == Nonlinearity::Swiglu {
             let room = room.ok_or_else(|| failed(OP, NO_ROOM.into()))?;
             self.perform(LinearBackwardInput { dx: room, dout, weight, shape })?;

@@ -10,7 +10,7 @@ use super::checks::{act, float, float_mut, row_length};
 use super::reduce::reduce_partials;
 use super::scalar::{kept, round, warp_sum, wide};
 use crate::ops::cpu::engine::Engine;
-use crate::ops::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
+use crate::ops::{Layernorm, LayernormBackward, NormAgain, Perform, ResidualLayernorm, Result, Write};
 
 const EPSILON: f32 = 1e-5;
 const LANES: usize = 32;
@@ -82,6 +82,25 @@ pub struct MirrorLayernormForward<'a> {
     pub weight: &'a [bf16],
     pub mean: Option<&'a [f32]>,
     pub rstd: &'a [f32],
+}
+
+/// `out` of [`forward`] again, from the statistics that it left.
+fn forward_again(
+    engine: &Engine,
+    out: &mut [bf16],
+    forward: MirrorLayernormForward<'_>,
+    bias: Option<&[bf16]>,
+) {
+    let channels = forward.weight.len();
+    let row = |(row, (out, x)): (usize, (&mut [bf16], &[bf16]))| {
+        let (mean, rstd) = (forward.mean.map_or(0.0, |mean| mean[row]), forward.rstd[row]);
+        for (c, (out, x)) in out.iter_mut().zip(x).enumerate() {
+            let bias = bias.map_or(0.0, |bias| wide(bias[c]));
+            *out = round(((wide(*x) - mean) * rstd).mul_add(wide(forward.weight[c]), bias));
+        }
+    };
+    let rows = out.par_chunks_mut(channels).zip(forward.x.par_chunks(channels)).enumerate();
+    engine.install(|| rows.for_each(row));
 }
 
 /// Where the gradients of the weights go: (C) each, none of a bias that is not there.
@@ -188,6 +207,11 @@ impl Perform<LayernormBackward<'_, MirrorBuffer>> for Mirror {
             mean: op.mean.map(|mean| float(OP, "mean", mean, rows)).transpose()?,
             rstd: float(OP, "rstd", op.rstd, rows)?,
         };
+        if let Some(NormAgain { out, bias }) = op.again {
+            let bias = bias.map(|bias| act(OP, "bias", bias, channels)).transpose()?;
+            let out = self.act_mut(OP, "out", out, rows * channels)?;
+            forward_again(&self.engine, out, forward, bias);
+        }
         let weights = WeightGradients {
             dweight: float_mut(OP, "dweight", op.dweight, channels)?,
             dbias: op.dbias.map(|dbias| float_mut(OP, "dbias", dbias, channels)).transpose()?,

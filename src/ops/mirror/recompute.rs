@@ -12,8 +12,8 @@ use crate::ops::op::outline::{Outline, SequenceAngles, WeightOrder};
 use crate::ops::{
     Activate, ActivateBackward, Attention, AttentionBackward, Classifier, Embedding, EmbeddingBackward,
     Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate,
-    LinearBackwardWeight, LinearShape, Ops, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm, Result,
-    Role, Rotary, RotaryAt, Rows, Write, rotary_table,
+    LinearBackwardWeight, LinearShape, NormAgain, Ops, QkNorm, QkNormBackward, QkRotary, ResidualLayernorm,
+    Result, Role, Rotary, RotaryAt, Rows, Write, rotary_table,
 };
 
 /// What is written of a weight gradient, before the buffers.
@@ -174,7 +174,7 @@ impl Mirror {
             (Outline::TableGradient(gradient), [_, lse, _, dwte, x, wte]) => {
                 self.table_gradient(&gradient, dwte, TableGradientInputs { x, wte, lse, targets: ids })
             }
-            (Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write }, bufs) => {
+            (Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write, again }, bufs) => {
                 let mut next = each(bufs);
                 self.layernorm_backward(LayernormBackward {
                     dx: next(),
@@ -187,6 +187,7 @@ impl Mirror {
                     weight: next(),
                     mean: (!rms).then(|| &*next()),
                     rstd: next(),
+                    again: again.then(|| NormAgain { out: next(), bias: bias.then(|| &*next()) }),
                     rows,
                     channels,
                 })
@@ -194,7 +195,10 @@ impl Mirror {
             (Outline::LinearBackwardInput { shape }, [dx, dout, weight]) => {
                 self.linear_backward_input(LinearBackwardInput { dx, dout, weight, shape })
             }
-            (Outline::LinearBackwardInputActivate { shape, function }, [dpre, dout, weight, pre]) => {
+            (
+                Outline::LinearBackwardInputActivate { shape, function, .. },
+                [dpre, dout, weight, pre, again @ ..],
+            ) => {
                 let mut room = self.alloc(Role::Activation, shape.input())?;
                 self.linear_backward_input_activate(LinearBackwardInputActivate {
                     dpre,
@@ -202,6 +206,7 @@ impl Mirror {
                     dout,
                     weight,
                     pre,
+                    again: again.first_mut(),
                     function,
                     shape,
                 })

@@ -11,8 +11,9 @@ use crate::ops::testing::{self, Limits};
 use crate::ops::{
     AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
     EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput,
-    LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms, MlpShape, Nonlinearity, Ops,
-    ParamCount, ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab, Write,
+    LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms, MlpShape, Nonlinearity,
+    NormAgain, Ops, ParamCount, ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab,
+    Write,
 };
 
 mod beside;
@@ -167,8 +168,10 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
         }
         to.add(named(&format!("dbias {write:?}")), &dbias, shape.c_out);
     }
-    let mut dpre = to.ops.alloc(Role::Activation, shape.input()).expect("memory");
+    let [mut dpre, mut again] =
+        [(); 2].map(|()| to.ops.alloc(Role::Activation, shape.input()).expect("memory"));
     let gradient = LinearBackwardInputActivate {
+        again: Some(&mut again),
         dpre: &mut dpre,
         room: None,
         dout: &dout,
@@ -179,6 +182,7 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
     };
     to.ops.linear_backward_input_activate(gradient).expect("backward_input_gelu");
     to.add(named("dpre"), &dpre, shape.input());
+    to.add(named("gelu again"), &again, shape.input());
     // The bias gradient of the layer before takes the sums that were left.
     let square = LinearShape { rows: shape.rows, c_in: shape.c_in, c_out: shape.c_in };
     let mut dweight = to.ops.alloc(Role::F32, square.weight()).expect("memory");
@@ -205,6 +209,7 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
         to.add(named(&format!("linear, {function:?}")), &out, outputs);
         let mut dpre = to.ops.alloc(Role::Activation, wide).expect("memory");
         let op = LinearBackwardInputActivate {
+            again: Some(&mut again),
             dpre: &mut dpre,
             room: Some(&mut dx),
             dout: &dout,
@@ -215,6 +220,7 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
         };
         to.ops.linear_backward_input_activate(op).expect("linear_backward_input_activate");
         to.add(named(&format!("dpre, {function:?}")), &dpre, wide);
+        to.add(named(&format!("{function:?} again")), &again, shape.input());
     }
 }
 
@@ -493,6 +499,7 @@ fn infinite_weight<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
     let mut dweight = ops.alloc(Role::F32, shape.weight()).expect("memory");
     let mut dbias = ops.alloc(Role::F32, shape.c_in).expect("memory");
     let gradient = LinearBackwardInputActivate {
+        again: None,
         dpre: &mut dpre,
         room: None,
         dout: &dout,

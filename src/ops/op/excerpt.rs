@@ -262,13 +262,13 @@ impl Outline {
                 let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
                 plain(Outline::LinearBackwardInput { shape }, [dx, dout, weight].map(Some))
             }
-            Outline::LinearBackwardInputActivate { shape, function } => {
+            Outline::LinearBackwardInputActivate { shape, function, again } => {
                 let (rows, columns) = tile(index, shape.rows, shape.c_in);
                 let [_, dout, weight] = backward_input(shape, &rows, &columns);
                 let shape = LinearShape { rows: rows.len(), c_in: columns.len(), ..shape };
-                let [_, pre] = activation((rows, columns), function);
-                let picks = [pre.clone(), dout, weight, pre].map(Some);
-                plain(Outline::LinearBackwardInputActivate { shape, function }, picks)
+                let [out, pre] = activation((rows, columns), function);
+                let picks = [pre.clone(), dout, weight, pre].into_iter().chain(again.then_some(out));
+                plain(Outline::LinearBackwardInputActivate { shape, function, again }, picks.map(Some))
             }
             Outline::LinearBackwardWeight { shape, bias, write, order } => {
                 let across = shape.c_in.div_ceil(TILE_COLUMNS);
@@ -306,7 +306,7 @@ impl Outline {
     /// Rows of `dx`, or columns of the gradients of the weights, which need no more of the row than its mean
     /// and deviation.
     fn layernorm_backward(&self, index: usize) -> Excerpt {
-        let Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write } = *self else {
+        let Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write, again } = *self else {
             unreachable!("only called for this operation")
         };
         let row_blocks = rows.div_ceil(TILE_ROWS);
@@ -315,18 +315,21 @@ impl Outline {
             true => (block(index, TILE_ROWS, rows), 0..channels),
             false => (0..rows, block(index - row_blocks, TILE_COLUMNS, channels)),
         };
+        let (n, columns) = (r.len(), c.len());
         let outline =
-            Outline::LayernormBackward { rows: r.len(), channels: c.len(), rms, bias, dx_write, write };
+            Outline::LayernormBackward { rows: n, channels: columns, rms, bias, dx_write, write, again };
         let wide = Pick::new(r.clone(), c.clone());
         let (vector, statistic) = (Pick::new(0..1, c), Pick::new(r, 0..1));
         let [dx, weights] = match of_rows {
             true => [Some(wide.clone()), None],
             false => [None, Some(vector.clone())],
         };
+        let out = again.then(|| dx.clone());
+        let of_out = (again && bias).then(|| Some(vector.clone()));
         let written = [dx, weights.clone()].into_iter().chain(bias.then_some(weights));
         let mean = (!rms).then(|| statistic.clone());
         let reads = [wide.clone(), wide, vector].into_iter().chain(mean).chain([statistic]);
-        plain(outline, written.chain(reads.map(Some)))
+        plain(outline, written.chain(reads.map(Some)).chain(out).chain(of_out))
     }
 
     /// The gradient of one token's row. Rows are added in pieces of 32 of the list that is sorted by token,

@@ -1,6 +1,6 @@
 //! Linear layers: `out = x weightᵀ + bias`, alone and with the function behind it, and their gradients.
 
-use super::{ElementBytes, Family, Operation, Work};
+use super::{ElementBytes, Family, Operation, Work, again};
 use crate::ops::types::{Nonlinearity, Write};
 
 /// Rows and both widths of a linear layer, the same in the forward and the backward pass.
@@ -141,6 +141,8 @@ pub struct LinearBackwardInputActivate<'a, B> {
     pub weight: &'a B,
     /// As `dpre`: what the function read.
     pub pre: &'a B,
+    /// (n, c_in), activation: set to `f(pre)`, which the forward pass did not keep.
+    pub again: Option<&'a mut B>,
     pub function: Nonlinearity,
     pub shape: LinearShape,
 }
@@ -161,13 +163,16 @@ impl<B> Operation for LinearBackwardInputActivate<'_, B> {
     }
 
     fn label(&self) -> String {
-        format!("input gradient + {} {} to {}", self.function.name(), self.shape.c_out, self.shape.c_in)
+        let LinearShape { c_in, c_out, .. } = self.shape;
+        let (name, again) = (self.function.name(), again(self.again.is_some()));
+        format!("input gradient + {name}{again} {c_out} to {c_in}")
     }
 
     fn work(&self, element: ElementBytes) -> Work {
         let Work { flops, bytes } = self.shape.backward_input(element);
         // What is written is counted once as the product's, and `pre` is read.
-        let more = 2 * self.inputs() - self.shape.input();
+        let again = if self.again.is_some() { self.shape.input() } else { 0 };
+        let more = 2 * self.inputs() - self.shape.input() + again;
         Work { flops, bytes: bytes + element.moved(more, 0) }
     }
 }

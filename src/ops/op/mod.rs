@@ -38,7 +38,7 @@ pub use linear::{
     LinearShape,
 };
 pub use muon::{MatrixPart, MuonDirection, MuonPolynomial, MuonUpdate};
-pub use norm::{Layernorm, LayernormBackward, ResidualLayernorm};
+pub use norm::{Layernorm, LayernormBackward, NormAgain, ResidualLayernorm};
 pub use optimizer::{AdamW, AdamWUpdate, Average, ChunkSquares, ParamSlot, SumSquares};
 pub use qk_norm::{QkNorm, QkNormBackward, QkRotary};
 pub use rotary::{Rotary, RotaryAt, rotary_table};
@@ -180,6 +180,11 @@ impl ElementBytes {
     fn product(self, n: usize, k: usize, m: usize) -> Work {
         Work { flops: 2.0 * (n * k * m) as f64, bytes: self.moved(n * (k + m), k * m) }
     }
+}
+
+/// How a label says that an operation computes again what the forward pass did not keep.
+fn again(is_again: bool) -> &'static str {
+    if is_again { ", again" } else { "" }
 }
 
 /// What an operation reports of itself, on any device.

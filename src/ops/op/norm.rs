@@ -1,7 +1,7 @@
 //! Layernorm over the channels of a row (Ba et al. 2016) and, without a mean, RMSNorm (Zhang and Sennrich
 //! 2019); epsilon 1e-5 for both.
 
-use super::{ElementBytes, Family, Operation, Work};
+use super::{ElementBytes, Family, Operation, Work, again};
 use crate::ops::types::Write;
 
 /// `out = (x - mean) * rstd * weight + bias` for each row, where `rstd` is one over the root of the variance
@@ -122,10 +122,20 @@ pub struct LayernormBackward<'a, B> {
     pub mean: Option<&'a B>,
     /// (N), f32.
     pub rstd: &'a B,
+    pub again: Option<NormAgain<'a, B>>,
     /// N.
     pub rows: usize,
     /// C.
     pub channels: usize,
+}
+
+/// The norm's output, which the forward pass did not keep: its bits again, beside the gradient that reads the
+/// same input.
+pub struct NormAgain<'a, B> {
+    /// (N, C), activation.
+    pub out: &'a mut B,
+    /// (C), parameter: present where there is a `dbias`.
+    pub bias: Option<&'a B>,
 }
 
 impl<B> LayernormBackward<'_, B> {
@@ -141,10 +151,11 @@ impl<B> Operation for LayernormBackward<'_, B> {
     }
 
     fn label(&self) -> String {
-        format!("{} backward", name(self.is_rms()))
+        format!("{} backward{}", name(self.is_rms()), again(self.again.is_some()))
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass((3 + usize::from(self.dx_write == Write::Add)) * self.rows * self.channels)
+        let more = usize::from(self.dx_write == Write::Add) + usize::from(self.again.is_some());
+        element.pass((3 + more) * self.rows * self.channels)
     }
 }

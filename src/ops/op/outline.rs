@@ -84,6 +84,8 @@ pub enum Outline {
         bias: bool,
         dx_write: Write,
         write: Write,
+        /// Whether it leaves the norm's output too.
+        again: bool,
     },
     LinearBackwardInput {
         shape: LinearShape,
@@ -91,6 +93,8 @@ pub enum Outline {
     LinearBackwardInputActivate {
         shape: LinearShape,
         function: Nonlinearity,
+        /// Whether it leaves the function's output too.
+        again: bool,
     },
     ActivateBackward {
         rows: usize,
@@ -370,27 +374,32 @@ impl Outline {
                 m("x", Activation, Read, n, c),
                 m("wte", Param, Read, count, c),
             ],
-            Outline::LayernormBackward { rows: n, channels: c, rms, bias, dx_write, write } => listed([
-                Some(m("dx", Activation, dx_write.into(), n, c)),
-                Some(m("dweight", F32, write.into(), 1, c)),
-                bias.then(|| m("dbias", F32, write.into(), 1, c)),
-                Some(m("dout", Activation, Read, n, c)),
-                Some(m("x", Activation, Read, n, c)),
-                Some(m("weight", Param, Read, 1, c)),
-                (!rms).then(|| m("mean", F32, Read, n, 1)),
-                Some(m("rstd", F32, Read, n, 1)),
-            ]),
+            Outline::LayernormBackward { rows: n, channels: c, rms, bias, dx_write, write, again } => {
+                listed([
+                    Some(m("dx", Activation, dx_write.into(), n, c)),
+                    Some(m("dweight", F32, write.into(), 1, c)),
+                    bias.then(|| m("dbias", F32, write.into(), 1, c)),
+                    Some(m("dout", Activation, Read, n, c)),
+                    Some(m("x", Activation, Read, n, c)),
+                    Some(m("weight", Param, Read, 1, c)),
+                    (!rms).then(|| m("mean", F32, Read, n, 1)),
+                    Some(m("rstd", F32, Read, n, 1)),
+                    again.then(|| m("out", Activation, Set, n, c)),
+                    (again && bias).then(|| m("bias", Param, Read, 1, c)),
+                ])
+            }
             Outline::LinearBackwardInput { shape: s } => vec![
                 m("dx", Activation, Set, s.rows, s.c_in),
                 m("dout", Activation, Read, s.rows, s.c_out),
                 m("weight", Param, Read, s.c_out, s.c_in),
             ],
-            Outline::LinearBackwardInputActivate { shape: s, function } => vec![
-                m("dpre", Activation, Set, s.rows, function.inputs() * s.c_in),
-                m("dout", Activation, Read, s.rows, s.c_out),
-                m("weight", Param, Read, s.c_out, s.c_in),
-                m("pre", Activation, Read, s.rows, function.inputs() * s.c_in),
-            ],
+            Outline::LinearBackwardInputActivate { shape: s, function, again } => listed([
+                Some(m("dpre", Activation, Set, s.rows, function.inputs() * s.c_in)),
+                Some(m("dout", Activation, Read, s.rows, s.c_out)),
+                Some(m("weight", Param, Read, s.c_out, s.c_in)),
+                Some(m("pre", Activation, Read, s.rows, function.inputs() * s.c_in)),
+                again.then(|| m("out", Activation, Set, s.rows, s.c_in)),
+            ]),
             Outline::ActivateBackward { rows: n, channels: c, function, in_place } => {
                 let wide = function.inputs() * c;
                 let mut all = vec![m("dpre", Activation, if in_place { Access::Add } else { Set }, n, wide)];

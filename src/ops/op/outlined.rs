@@ -131,6 +131,7 @@ outlined! {
             bias: op.dbias.is_some(),
             dx_write: op.dx_write,
             write: op.write,
+            again: op.again.is_some(),
         }),
         [&*op.dx, op.dweight]
             .into_iter()
@@ -138,6 +139,7 @@ outlined! {
             .chain([op.dout, op.x, op.weight])
             .chain(op.mean)
             .chain([op.rstd])
+            .chain(op.again.iter().flat_map(|again| std::iter::once(&*again.out).chain(again.bias)))
             .collect();
     LinearBackwardInput<B>: |op| Some(Outline::LinearBackwardInput { shape: op.shape }),
         vec![op.dx, op.dout, op.weight];
@@ -145,8 +147,9 @@ outlined! {
     LinearBackwardInputActivate<B>: |op| Some(Outline::LinearBackwardInputActivate {
             shape: op.shape,
             function: op.function,
+            again: op.again.is_some(),
         }),
-        vec![op.dpre, op.dout, op.weight, op.pre];
+        [&*op.dpre, op.dout, op.weight, op.pre].into_iter().chain(op.again.as_deref()).collect();
     ActivateBackward<B>: |op| Some(Outline::ActivateBackward {
             rows: op.rows,
             channels: op.channels,

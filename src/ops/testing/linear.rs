@@ -77,11 +77,15 @@ impl<O: Ops> Bench<'_, O> {
 
             let dout = self.input(Role::Activation, n * c_out, 1.0);
             let pre = self.input(Role::Activation, n * c_in, 1.5);
-            let [mut dx, mut dpre] = [(); 2].map(|()| self.poisoned(Role::Activation, n * c_in));
+            let [mut dx, mut dpre, mut gave, mut again] =
+                [(); 4].map(|()| self.poisoned(Role::Activation, n * c_in));
+            let op = Activate { out: &mut gave, pre: &pre.buf, function, rows: n, channels: c_in };
+            self.ops.activate(op).unwrap();
             let (dout_buf, weight_buf) = (&dout.buf, &weight.buf);
             let op = LinearBackwardInput { dx: &mut dx, dout: dout_buf, weight: weight_buf, shape };
             self.ops.linear_backward_input(op).unwrap();
             let op = LinearBackwardInputActivate {
+                again: Some(&mut again),
                 dpre: &mut dpre,
                 room: None,
                 dout: dout_buf,
@@ -91,6 +95,7 @@ impl<O: Ops> Bench<'_, O> {
                 shape,
             };
             self.ops.linear_backward_input_activate(op).unwrap();
+            assert_eq!(self.read(&again, n * c_in), self.read(&gave, n * c_in), "gelu again {name}");
             let want = reference::linear_backward_input(&dout.values, &weight.values, n, c_in, c_out);
             self.result(&format!("linear_backward_input {name}"), &dx, want.clone());
             let want =
@@ -164,8 +169,12 @@ impl<O: Ops> Bench<'_, O> {
             let dout = self.input(Role::Activation, shape.output(), 1.0);
             let pre = self.input(Role::Activation, n * wide, 1.5);
             let mut dpre = self.poisoned(Role::Activation, n * wide);
-            let mut room = self.poisoned(Role::Activation, n * channels);
+            let [mut room, mut gave, mut again] =
+                [(); 3].map(|()| self.poisoned(Role::Activation, n * channels));
+            let op = Activate { out: &mut gave, pre: &pre.buf, function, rows: n, channels };
+            self.ops.activate(op).unwrap();
             let op = LinearBackwardInputActivate {
+                again: Some(&mut again),
                 dpre: &mut dpre,
                 room: (function == Nonlinearity::Swiglu).then_some(&mut room),
                 dout: &dout.buf,
@@ -175,6 +184,8 @@ impl<O: Ops> Bench<'_, O> {
                 shape,
             };
             self.ops.linear_backward_input_activate(op).unwrap();
+            let [gave, again] = [&gave, &again].map(|buf| self.read(buf, n * channels));
+            assert_eq!(again, gave, "{what} again {name}");
             let want = reference::linear_backward_input(&dout.values, &down.values, n, channels, c_in);
             let want = reference::activate_backward(&want, &pre.values, function);
             self.result(&format!("{what}_backward {name}"), &dpre, want);
@@ -208,6 +219,7 @@ impl<O: Ops> Bench<'_, O> {
             let before = self.input(Role::Activation, n * c_in, 1.5);
             let mut dpre = self.poisoned(Role::Activation, n * c_in);
             let op = LinearBackwardInputActivate {
+                again: None,
                 dpre: &mut dpre,
                 room: None,
                 dout: &dout.buf,

@@ -1,7 +1,7 @@
 //! Layernorm and RMSNorm, with and without bias, alone and behind a residual addition, and their gradients.
 
 use super::{Bench, Input, reference, sum};
-use crate::ops::{Layernorm, LayernormBackward, Ops, ResidualLayernorm, Role, Write};
+use crate::ops::{Layernorm, LayernormBackward, NormAgain, Ops, ResidualLayernorm, Role, Write};
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
@@ -40,6 +40,7 @@ impl<O: Ops> Bench<'_, O> {
             self.result(&format!("layernorm {n} {c}"), &out, want);
             self.result(&format!("layernorm mean {n} {c}"), &mean, want_mean);
             self.result(&format!("layernorm rstd {n} {c}"), &rstd, want_rstd);
+            let kept = self.read(&out, n * c);
 
             let [mut out, mut mean2, mut rstd2] = [(Role::Activation, n * c), (Role::F32, n), (Role::F32, n)]
                 .map(|(role, len)| self.poisoned(role, len));
@@ -76,7 +77,9 @@ impl<O: Ops> Bench<'_, O> {
                     Write::Add => self.input(Role::Activation, n * c, 1.0),
                 };
                 let (mut dweight, mut dbias) = (self.target(c, write), self.target(c, write));
+                let mut again = self.poisoned(Role::Activation, n * c);
                 let op = LayernormBackward {
+                    again: Some(NormAgain { out: &mut again, bias: Some(&bias.buf) }),
                     dx: &mut dx.buf,
                     dx_write,
                     dweight: &mut dweight.buf,
@@ -91,6 +94,7 @@ impl<O: Ops> Bench<'_, O> {
                     channels: c,
                 };
                 self.ops.layernorm_backward(op).unwrap();
+                assert_eq!(self.read(&again, n * c), kept, "layernorm again {n} {c}");
                 let (want_dx, want_dw, want_db) =
                     reference::layernorm_backward(&dout.values, &x.values, &weight.values, c);
                 self.result(
@@ -194,7 +198,10 @@ impl<O: Ops> Bench<'_, O> {
             };
             let mut dweight = self.target(c, write);
             let mut dbias = with_bias.then(|| self.target(c, write));
+            let mut again = self.poisoned(Role::Activation, n * c);
+            let of_out = bias.as_ref().map(|bias| &bias.buf);
             let op = LayernormBackward {
+                again: (write == Write::Add).then_some(NormAgain { out: &mut again, bias: of_out }),
                 dx: &mut dx.buf,
                 dx_write: write,
                 dweight: &mut dweight.buf,
@@ -209,6 +216,9 @@ impl<O: Ops> Bench<'_, O> {
                 channels: c,
             };
             self.ops.layernorm_backward(op).unwrap();
+            if write == Write::Add {
+                assert_eq!(self.read(&again, n * c), self.read(&out, n * c), "{kind} again {n} {c}");
+            }
             let (want_dx, want_dw, want_db) = gradient(&dout.values, &x.values, &weight.values, c);
             let written = [(Some(&dx), want_dx, "dx"), (Some(&dweight), want_dw, "dweight")];
             for (got, want, name) in written.into_iter().chain([(dbias.as_ref(), want_db, "dbias")]) {

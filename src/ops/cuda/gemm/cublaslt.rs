@@ -124,7 +124,7 @@ impl Descriptors {
             made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, width as i64)?;
         }
         // The heuristic wants to see that there are pointers; `run` sets the true ones.
-        let some = Operands { left: 0, right: 0, out: 0, add: false, bias: 256, pre: 256, sums: 0 };
+        let some = Operands { bias: 256, pre: 256, ..Operands::new(0, 0, 0) };
         made.set_pointers(&some.only(key.epilogue))?;
         Ok(made)
     }

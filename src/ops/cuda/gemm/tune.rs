@@ -100,6 +100,7 @@ impl Gemm {
                 filled = Some(floats);
             }
             let operands = Operands {
+                again: 0,
                 left: left.address(),
                 right: right.address(),
                 out: out.address(),

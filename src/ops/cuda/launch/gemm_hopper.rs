@@ -12,9 +12,9 @@ use crate::ops::Result;
 bindings! {
     "gemm_hopper.cu" as HOPPER {
         struct GemmArgs {
-            left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap, weight: Out<F32>,
-            sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, m: i32, n: i32, k: i32, splits: i32,
-            shares: i32, group: i32, add: u32, unused: u32,
+            left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap, again: TensorMap,
+            weight: Out<F32>, sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, m: i32, n: i32, k: i32,
+            splits: i32, shares: i32, group: i32, add: u32, unused: u32,
         }
         each ENTRIES;
     }
@@ -39,6 +39,8 @@ struct TileKernel {
     kind: HopperProduct,
     width: u32,
     cluster: u32,
+    /// Whether it leaves the function of `pre` beside its gradient.
+    again: bool,
     kernel: Kernel<GemmArgs>,
 }
 
@@ -49,11 +51,15 @@ impl TileKernel {
 }
 
 const fn entry(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
-    TileKernel { kind, width, cluster, kernel: Kernel::new(name) }
+    TileKernel { kind, width, cluster, again: false, kernel: Kernel::new(name) }
+}
+
+const fn again(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
+    TileKernel { again: true, ..entry(kind, width, cluster, name) }
 }
 
 /// Those that came first somewhere, on an H100 at the widths of GPT-2 124M and 1.5B.
-const ENTRIES: [TileKernel; 31] = [
+const ENTRIES: [TileKernel; 37] = [
     entry(HopperProduct::Forward, 192, 1, "gemm_forward_192_1"),
     entry(HopperProduct::Forward, 192, 2, "gemm_forward_192_2"),
     entry(HopperProduct::Forward, 160, 2, "gemm_forward_160_2"),
@@ -76,9 +82,15 @@ const ENTRIES: [TileKernel; 31] = [
     entry(HopperProduct::InputGelu, 160, 2, "gemm_input_gelu_160_2"),
     entry(HopperProduct::InputGelu, 128, 1, "gemm_input_gelu_128_1"),
     entry(HopperProduct::InputGelu, 128, 2, "gemm_input_gelu_128_2"),
+    again(HopperProduct::InputGelu, 160, 2, "gemm_input_gelu_again_160_2"),
+    again(HopperProduct::InputGelu, 128, 1, "gemm_input_gelu_again_128_1"),
+    again(HopperProduct::InputGelu, 128, 2, "gemm_input_gelu_again_128_2"),
     entry(HopperProduct::InputRelu2, 160, 2, "gemm_input_relu2_160_2"),
     entry(HopperProduct::InputRelu2, 128, 1, "gemm_input_relu2_128_1"),
     entry(HopperProduct::InputRelu2, 128, 2, "gemm_input_relu2_128_2"),
+    again(HopperProduct::InputRelu2, 160, 2, "gemm_input_relu2_again_160_2"),
+    again(HopperProduct::InputRelu2, 128, 1, "gemm_input_relu2_again_128_1"),
+    again(HopperProduct::InputRelu2, 128, 2, "gemm_input_relu2_again_128_2"),
     entry(HopperProduct::InputSwiglu, 128, 1, "gemm_input_swiglu_128_1"),
     entry(HopperProduct::InputSwiglu, 128, 2, "gemm_input_swiglu_128_2"),
     entry(HopperProduct::Weight, 192, 1, "gemm_weight_192_1"),
@@ -247,7 +259,8 @@ fn splits(key: &GemmKey) -> u64 {
 pub fn tilings(key: &GemmKey) -> Vec<Tiling> {
     let Some(kind) = kind(key) else { return Vec::new() };
     let mut found = Vec::new();
-    for TileKernel { width, cluster, .. } in ENTRIES.iter().filter(|entry| entry.kind == kind) {
+    let once = |entry: &&TileKernel| entry.kind == kind && !entry.again;
+    for TileKernel { width, cluster, .. } in ENTRIES.iter().filter(once) {
         let (width, cluster) = (*width, *cluster);
         let groups = match kind {
             HopperProduct::Weight => vec![4, 64],
@@ -260,7 +273,9 @@ pub fn tilings(key: &GemmKey) -> Vec<Tiling> {
 }
 
 /// Runs the product of `key`. Column sums go to `operands.sums` unless that is 0: a row of partial sums for
-/// each 128 rows with [`Epilogue::ThenGeluGradient`], [`sum_rows`] where [`Order::bias_chains`] says so.
+/// each 128 rows with [`Epilogue::ThenGeluGradient`], [`sum_rows`] where [`Order::bias_chains`] says so. The
+/// function of `operands.pre` goes to `operands.again` unless that is 0, with the gradients of GELU and
+/// squared ReLU alone.
 ///
 /// # Safety
 /// The addresses are those of live device buffers that hold the matrices of `key`, 256-byte aligned; `turns`
@@ -278,10 +293,12 @@ pub unsafe fn launch(
     }
     let Tiling { width, cluster, group } = *tiling;
     let Order { splits, bias_chains } = order(key);
-    let entry = ENTRIES
-        .iter()
-        .find(|entry| Some(entry.kind) == kind(key) && entry.width == width && entry.cluster == cluster)
-        .expect("a tiling without flaw has a kernel");
+    let is_again = operands.again != 0;
+    let wanted = |entry: &&TileKernel| {
+        Some(entry.kind) == kind(key)
+            && (entry.width, entry.cluster, entry.again) == (width, cluster, is_again)
+    };
+    let entry = ENTRIES.iter().find(wanted).expect("a tiling without flaw has a kernel");
     let extent = ProductSize::of(key);
     let map = |address: u64, rows: u64, columns: u64, boxes: [u32; 2]| {
         matrix(&k.gpu, op, address, rows, columns, boxes)
@@ -315,12 +332,17 @@ pub unsafe fn launch(
         HopperProduct::InputSwiglu => map(operands.pre, extent.m, 2 * extent.n, [panel, 16])?,
         _ => map(operands.pre, extent.m, extent.n, [panel, 16])?,
     };
+    let again = match operands.again {
+        0 => TensorMap::NONE,
+        again => map(again, extent.m, extent.n, [panel, 16])?,
+    };
     let only = |address: u64, wanted: bool| if wanted { address } else { 0 };
     let args = GemmArgs {
         left,
         right,
         out,
         pre,
+        again,
         weight: Out::at(only(operands.out, is_weight)),
         sums: Out::at(only(
             operands.sums,
@@ -386,13 +408,9 @@ mod tests {
             assert!(source.lines().any(|l| l == line), "the source says `{line}`: the launch counts on it");
         }
         for TileKernel { width, cluster, kernel, .. } in &ENTRIES {
-            assert!(kernel.name.ends_with(&format!("_{width}_{cluster}")), "{}", kernel.name);
-            let launch = format!(
-                "BLOCK({cluster}) {}(const __grid_constant__ GemmArgs args) \
-                 {{\n    Product<{width}, {cluster},",
-                kernel.name
-            );
-            assert!(source.contains(&launch), "{launch}");
+            let name = kernel.name.strip_suffix(&format!("_{width}_{cluster}")).unwrap_or_default();
+            let launch = format!("\nKERNEL({name}, {width}, {cluster}, ");
+            assert!(source.contains(&launch), "{}: the source has no `{launch}`", kernel.name);
         }
     }
 

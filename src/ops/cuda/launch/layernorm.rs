@@ -15,8 +15,9 @@ bindings! {
             weight: In<Act>, bias: In<Act>, rows: u64, channels: u32, warps_per_row: u32,
         }
         struct LayernormBackwardArgs {
-            dx: Out<Act>, partials: Out<F32>, dout: In<Act>, x: In<Act>, weight: In<Act>, mean: In<F32>,
-            rstd: In<F32>, rows: u64, channels: u32, rows_per_block: u32, add: u32, unused: u32,
+            dx: Out<Act>, out: Out<Act>, bias: In<Act>, partials: Out<F32>, dout: In<Act>, x: In<Act>,
+            weight: In<Act>, mean: In<F32>, rstd: In<F32>, rows: u64, channels: u32, rows_per_block: u32,
+            add: u32, unused: u32,
         }
         each FORWARD;
         each RESIDUAL_FORWARD;
@@ -140,14 +141,18 @@ fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> Resul
         weight,
         mean,
         rstd,
+        again,
         rows: n,
         channels,
     } = op;
     check_channels(k, OP, channels)?;
     let size = n * channels;
     let (rows_per_block, count) = blocks(n as u64);
+    let bias = again.as_ref().and_then(|again| again.bias);
     let args = LayernormBackwardArgs {
         dx: Out::at(k.act(OP, "dx", dx, size)?),
+        out: again.map_or(Ok(Out::null()), |again| k.act(OP, "out", again.out, size).map(Out::at))?,
+        bias: bias.map_or(Ok(In::null()), |bias| k.act(OP, "bias", bias, channels).map(In::at))?,
         partials: Out::at(partials),
         dout: In::at(k.act(OP, "dout", dout, size)?),
         x: In::at(k.act(OP, "x", x, size)?),
@@ -200,6 +205,9 @@ impl Perform<ResidualLayernorm<'_, Buf>> for Cuda {
 impl Perform<LayernormBackward<'_, Buf>> for Cuda {
     fn perform(&mut self, op: LayernormBackward<'_, Buf>) -> Result<()> {
         self.written(op.dx);
+        if let Some(again) = &op.again {
+            self.written(again.out);
+        }
         let bytes = partials_bytes(op.rows as u64, op.channels as u64, op.dbias.is_some());
         let partials = self.scratch.get(&mut self.memory, Use::LayernormPartials, bytes)?;
         backward(&self.kernels, partials, op)

@@ -79,6 +79,7 @@ fn the_products_of_a_wide_layer_agree_with_the_cpu_in_every_mode() {
             .expect("linear_backward_input");
         let mut dpre = ops.alloc(Role::Activation, n * c_in).expect("memory");
         let op = LinearBackwardInputActivate {
+            again: None,
             dpre: &mut dpre,
             room: None,
             dout: &d,
@@ -167,6 +168,7 @@ fn the_sums_of_a_gelu_gradient_are_used_once_and_agree_with_a_pass_of_their_own(
     };
     let shape = LinearShape { rows: n, c_in: wide, c_out: c };
     let op = LinearBackwardInputActivate {
+        again: None,
         dpre: &mut dpre,
         room: None,
         dout: &dout,

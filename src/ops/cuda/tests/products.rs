@@ -85,9 +85,16 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
     gradient(ops, Some(&mut db), Write::Set);
     results.push(("dweight added", gradient(ops, Some(&mut db), Write::Add)));
     results.push(("dbias added", values(ops, &db, c_out)));
+    let mut gave = poison(ops, Role::Activation, shape.input());
     // GELU's last: the sums below are its.
-    for (name, function) in [("relu2 gradient", relu2), ("dpre", gelu)] {
+    for (name, function, again) in [
+        ("dpre alone", gelu, None),
+        ("relu2 gradient alone", relu2, None),
+        ("relu2 gradient", relu2, Some("relu2 again")),
+        ("dpre", gelu, Some("gelu again")),
+    ] {
         let op = LinearBackwardInputActivate {
+            again: again.is_some().then_some(&mut gave),
             dpre: &mut dpre,
             room: None,
             dout: &d,
@@ -98,6 +105,7 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
         };
         ops.linear_backward_input_activate(op).expect("linear_backward_input_activate");
         results.push((name, values(ops, &dpre, shape.input())));
+        results.extend(again.map(|name| (name, values(ops, &gave, shape.input()))));
     }
     let square = LinearShape { rows, c_in, c_out: c_in };
     let function = Nonlinearity::Swiglu;
@@ -114,6 +122,7 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
     let pairs = filled(ops, Role::Activation, &numbers("pairs", 2 * shape.input(), 1.5));
     let mut wide = poison(ops, Role::Activation, 2 * shape.input());
     let op = LinearBackwardInputActivate {
+        again: Some(&mut gave),
         dpre: &mut wide,
         room: Some(&mut room),
         dout: &d,
@@ -124,6 +133,7 @@ fn run<O: Ops>(ops: &mut O, shape: LinearShape) -> Vec<(&'static str, Vec<f32>)>
     };
     ops.linear_backward_input_activate(op).expect("linear_backward_input_activate");
     results.push(("swiglu gradient", values(ops, &wide, 2 * shape.input())));
+    results.push(("swiglu again", values(ops, &gave, shape.input())));
     let (mut dw, mut db) = (poison(ops, Role::F32, square.weight()), poison(ops, Role::F32, c_in));
     ops.linear_backward_weight(LinearBackwardWeight {
         dweight: &mut dw,
@@ -174,13 +184,18 @@ fn our_products_are_exact_where_sums_are_and_have_the_bits_of_separate_passes() 
                     "sums of dpre" => assert!(distance(got, passes) < 1e-6, "{what}"),
                     "gelu"
                     | "gelu without bias"
+                    | "gelu again"
+                    | "dpre alone"
                     | "dpre"
                     | "relu2"
                     | "relu2 without bias"
+                    | "relu2 gradient alone"
                     | "relu2 gradient"
+                    | "relu2 again"
                     | "swiglu"
                     | "swiglu without bias"
-                    | "swiglu gradient" => {
+                    | "swiglu gradient"
+                    | "swiglu again" => {
                         assert!(got == passes, "{what} differs from a pass of its own")
                     }
                     name => {

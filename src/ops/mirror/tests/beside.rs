@@ -299,8 +299,10 @@ pub(super) fn constant_rows<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
         };
         ops.layernorm(op).expect("layernorm");
         let [mut dweight, mut dbias] = [(); 2].map(|()| ops.alloc(Role::F32, channels).expect("memory"));
-        let mut dx = ops.alloc(Role::Activation, rows * channels).expect("memory");
+        let [mut dx, mut again] =
+            [(); 2].map(|()| ops.alloc(Role::Activation, rows * channels).expect("memory"));
         let op = LayernormBackward {
+            again: Some(NormAgain { out: &mut again, bias: Some(&bias) }),
             dx: &mut dx,
             dx_write: Write::Set,
             dweight: &mut dweight,
@@ -321,6 +323,7 @@ pub(super) fn constant_rows<O: Ops>(ops: &mut O) -> Vec<(String, Vec<u32>)> {
             ("mean", &mean, rows),
             ("rstd", &rstd, rows),
             ("dx", &dx, rows * channels),
+            ("again", &again, rows * channels),
             ("dweight", &dweight, channels),
             ("dbias", &dbias, channels),
         ] {

@@ -60,9 +60,11 @@ pub(super) fn norms<O: Ops>(
     to.add(named("rstd"), &rstd, rows);
     let [mut dweight, mut dbias] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, channels, 1.0));
     let mut dx = draw.buf(to.ops, Role::Activation, size, 1e-3);
+    let mut again = to.ops.alloc(Role::Activation, size).expect("memory");
     for write in [Write::Set, Write::Add] {
         to.ops
             .layernorm_backward(LayernormBackward {
+                again: (write == Write::Set).then_some(NormAgain { out: &mut again, bias }),
                 dx: &mut dx,
                 dx_write: write,
                 dweight: &mut dweight,
@@ -78,6 +80,7 @@ pub(super) fn norms<O: Ops>(
             })
             .expect("layernorm_backward");
         to.add(named(&format!("layernorm_backward dx {write:?}")), &dx, size);
+        to.add(named("layernorm_backward again"), &again, size);
         to.add(named(&format!("layernorm_backward dweight {write:?}")), &dweight, channels);
         to.add(named(&format!("layernorm_backward dbias {write:?}")), &dbias, channels);
     }
@@ -130,6 +133,7 @@ fn without_and_with_zeros<O: Ops>(
         };
         ops.linear_activate(op).expect("linear_gelu");
         let op = LayernormBackward {
+            again: None,
             dx: &mut dx,
             dx_write: Write::Set,
             dweight: &mut dweight,
