@@ -43,6 +43,10 @@ def checkpoint(folder):
     manifest, body = json.loads(text), text.rsplit(b'  "seal": ', 1)[0]
     check("seal of the manifest", tagged("runner/manifest/v1", body).hex(), manifest["seal"])
     record, digests = manifest["file"], {}
+    parts = {"runner/checkpoint/v1": None, "runner/checkpoint/v2": 1 << 28}
+    if manifest["format"] not in parts:
+        sys.exit(f"MISMATCH format: {manifest['format']} is none that this script knows")
+    check("name of the file", "state.safetensors", record["name"])
     with open(folder / record["name"], "rb") as file:
         head = file.read(8)
         head += file.read(struct.unpack("<Q", head)[0])
@@ -51,8 +55,9 @@ def checkpoint(folder):
             digests[name] = tensor(name, info["dtype"], info["shape"], data)
             check(f"tensor {name}", digests[name].hex(), manifest["tensors"].get(name))
         check("length of the file", file.seek(0, 2), record["bytes"])
-        sums = [record["sha256"]] if manifest["format"] == "runner/checkpoint/v1" else record["sha256"]
-        size = record["bytes"] if manifest["format"] == "runner/checkpoint/v1" else 1 << 28
+        size = parts[manifest["format"]] or record["bytes"]
+        sums = record["sha256"] if parts[manifest["format"]] else [record["sha256"]]
+        check("sums of the file", [str] * len(sums), [type(sum) for sum in sums])
         check("number of parts", -(-record["bytes"] // size), len(sums))
         file.seek(0)
         for number, expected in enumerate(sums, 1):
@@ -115,6 +120,7 @@ def vectors():
 
 
 if __name__ == "__main__":
+    sys.excepthook = lambda kind, error, _: sys.exit(f"MISMATCH: not readable as such: {kind.__name__}: {error}")
     path = (
         Path(sys.argv[1])
         if len(sys.argv) == 2

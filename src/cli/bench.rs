@@ -67,12 +67,13 @@ fn to_text(measured: &Measured) -> String {
         measured.data_waits,
     );
     let total: f64 = measured.operations.iter().map(|part| part.record.time.as_secs_f64()).sum();
+    let widest = measured.operations.iter().map(|part| part.name.len()).max().unwrap_or(0).max(38);
     // Of a device without known peaks the columns would be empty.
     let floors = measured.operations.iter().any(|part| part.floor.is_some());
     let columns =
         |floor: &str, gap: &str| if floors { format!(" {floor:>9} {gap:>8}") } else { String::new() };
     text.push_str(&format!(
-        "{:<38} {:>6} {:>10}{} {:>6} {:>9} {:>8}\n",
+        "{:<widest$} {:>6} {:>10}{} {:>6} {:>9} {:>8}\n",
         "operation",
         "calls",
         "ms a step",
@@ -92,7 +93,7 @@ fn to_text(measured: &Measured) -> String {
             None => ("-".into(), "-".into()),
         };
         text.push_str(&format!(
-            "{name:<38} {:>6} {:>10}{} {:>5.1}% {:>9} {:>8}\n",
+            "{name:<widest$} {:>6} {:>10}{} {:>5.1}% {:>9} {:>8}\n",
             record.calls,
             ms(seconds),
             columns(&floor, &gap),
@@ -103,7 +104,7 @@ fn to_text(measured: &Measured) -> String {
     }
     let least: f64 = measured.operations.iter().filter_map(|part| part.floor).map(|f| f.as_secs_f64()).sum();
     let sums = columns(&ms(least), &ms(total - least));
-    text.push_str(&format!("{:<38} {:>6} {:>10}{sums}\n", "all, each waited for", "", ms(total)));
+    text.push_str(&format!("{:<widest$} {:>6} {:>10}{sums}\n", "all, each waited for", "", ms(total)));
     text
 }
 

@@ -319,8 +319,8 @@ section! {
     pub struct MemoryKeys {
         /// What the backward pass computes again instead of keeping: 0 nothing, 1 the MLP's activation, 2
         /// that and the norms, those of queries and keys too. Changes no bit, and is refused where it would:
-        /// above 0 with `kernels.gelu_fusion` in bf16. Of 1558M on an H200, 1 saves 9 GiB for 0.3 % of the
-        /// time, 2 saves 14 GiB for 0.9 %. Default: 0.
+        /// above 0 with `kernels.gelu_fusion` in bf16. Of 1558M on an H200, 1 saves 9 GiB for 0.6 % of the
+        /// time, 2 saves 14 GiB for 0.8 %. Default: 0.
         pub recompute: u8,
         /// Where the partial sums of a GPU's virtual workers wait, log2(V/N) of them, each as large as the
         /// fp32 gradients: `device`, or `host` for pinned memory of the machine, from and to which they move

@@ -94,7 +94,7 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
         };
         match store::load(&checkpoint) {
             // A run that goes on has saved a newer one, and deleted this one while it was read.
-            Err(_) if !checkpoint.exists() => {}
+            Err(_) if !store::list(&paths.checkpoints())?.iter().any(|(other, _)| *other == step) => {}
             loaded => break (step, checkpoint, loaded?.0),
         }
     };

@@ -367,7 +367,7 @@ impl<B: Send> BlockForward<'_, B> {
     }
 }
 
-/// The norm of `x`, alone: the first one, and those that the backward pass computes again.
+/// The norm of `x`, alone: that before the first block.
 pub(super) fn norm<O: Ops>(
     ops: &mut O,
     norm: &mut Normed<O::Buf>,

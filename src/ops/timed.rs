@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(
             records,
             [
-                ("gelu again".to_owned(), Family::Gelu, 1, 0.0, 512.0),
+                ("gelu".to_owned(), Family::Gelu, 1, 0.0, 512.0),
                 ("linear 16 to 32".to_owned(), Family::Linear, 2, 2.0 * 8192.0, 2.0 * bytes),
             ]
         );

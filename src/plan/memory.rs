@@ -13,6 +13,7 @@ use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::{Dtype, Role, Rows, cpu, cuda};
 use crate::optim::{UpdateRule, update_rule};
 use crate::parallel::{Shards, sums, tree};
+use crate::store::checkpoint::GROUP_BYTES;
 use crate::train::shapes::training_shape;
 use crate::train::state::{Division, Home, Row, table};
 
@@ -343,6 +344,9 @@ impl Builder {
         let mut add = |name: &str, bytes: u64| self.count(Category::Host, name, bytes);
         // The copy lives until the checkpoint is on the disk, while training goes on.
         add("copy of the state, while a checkpoint is written", state);
+        let read_back = (2 * GROUP_BYTES as u64).min(state_bytes(experiment, storage));
+        let reads_back = experiment.parallel.ranks > 1;
+        add("parts of a checkpoint that is read back, on rank 0", if reads_back { read_back } else { 0 });
         // Before the step, after it, and after it again.
         add(
             "copies of the state, for a replayed step",

@@ -72,6 +72,18 @@ pub(super) fn drop_from(folder: &Path, step: u64) -> Result<()> {
     Ok(())
 }
 
+/// The format of a file that an earlier version wrote, and this one does not read.
+pub fn earlier_format(path: &Path) -> Option<&'static str> {
+    let mut start = [0; MAGIC.len()];
+    std::fs::File::open(path).and_then(|mut file| file.read_exact(&mut start)).ok()?;
+    earlier(&start)
+}
+
+fn earlier(bytes: &[u8]) -> Option<&'static str> {
+    let magic = MAGICS_BEFORE.into_iter().find(|magic| bytes.starts_with(magic))?;
+    std::str::from_utf8(magic).ok().map(str::trim)
+}
+
 /// Whether a file begins as the audit of `step` does. The rest is for [`AuditFile::read`].
 pub fn begins_as(path: &Path, step: u64) -> bool {
     let mut start = [0; MAGIC.len() + 8];
@@ -94,6 +106,9 @@ impl AuditFile {
     /// It is missing, or not such a file to the last byte.
     pub fn read(path: &Path) -> Result<AuditFile> {
         let bytes = regular::read(path).map_err(StoreError::io(path, "read"))?;
+        if let Some(format) = earlier(&bytes) {
+            return Err(StoreError::EarlierAudit { path: path.into(), format });
+        }
         let mut cursor = Cursor { bytes: &bytes, at: 0 };
         cursor.file().map_err(|why| StoreError::BadAudit { path: path.into(), byte: cursor.at, why })
     }
@@ -152,10 +167,6 @@ type Understood<T> = std::result::Result<T, String>;
 
 impl<'a> Cursor<'a> {
     fn file(&mut self) -> Understood<AuditFile> {
-        if let Some(magic) = MAGICS_BEFORE.into_iter().find(|magic| self.bytes.starts_with(magic)) {
-            let name = String::from_utf8_lossy(magic);
-            return Err(format!("`{}` is the format of an earlier runner, which can check it", name.trim()));
-        }
         if !self.bytes.starts_with(MAGIC) {
             return Err("expected the words `runner/audit/v3`".into());
         }
@@ -276,6 +287,26 @@ mod tests {
         assert!(
             AuditFile::read(&path).expect_err("a longer file").to_string().contains("the end of the file")
         );
+    }
+
+    #[test]
+    fn a_file_of_an_earlier_format_is_known_for_what_it_is_and_is_no_damage() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = path(&RunPaths::new(folder.path()), 20);
+        example().write(&path).expect("written");
+        assert!(earlier_format(&path).is_none() && begins_as(&path, 20));
+        let bytes = example().to_bytes();
+        for format in ["runner/audit/v1", "runner/audit/v2"] {
+            let start = format!("{format}\n").into_bytes();
+            std::fs::write(&path, [&start, &bytes[MAGIC.len()..]].concat()).expect("writable");
+            assert_eq!(earlier_format(&path), Some(format));
+            assert!(begins_as(&path, 20) && !begins_as(&path, 21));
+            let error = AuditFile::read(&path).expect_err("another format").to_string();
+            assert!(error.contains(format) && !error.contains("damaged"), "{error}");
+        }
+        std::fs::write(&path, [b"runner/audit/v9\n", &bytes[MAGIC.len()..]].concat()).expect("writable");
+        assert!(earlier_format(&path).is_none() && !begins_as(&path, 20));
+        assert!(matches!(AuditFile::read(&path), Err(StoreError::BadAudit { .. })));
     }
 
     #[test]

@@ -24,8 +24,8 @@ use crate::proof::{Hash, regular, state_root, tensor_digest};
 
 pub const STATE_FILE: &str = "state.safetensors";
 pub const MANIFEST_FILE: &str = "manifest.json";
-/// Bytes of tensors that are hashed side by side while as many are read: four parts.
-const GROUP_BYTES: usize = 4 * PART_BYTES as usize;
+/// Bytes of tensors that are hashed side by side while as many are read.
+pub const GROUP_BYTES: usize = 2 * PART_BYTES as usize;
 /// Bytes of the longest manifest that is read: of some hundred thousand tensors.
 const LONGEST_MANIFEST: u64 = 64 << 20;
 
@@ -168,8 +168,12 @@ pub fn inspect(folder: &Path) -> Result<Manifest> {
     if let Some(expected) = step_of(name).filter(|step| *step != manifest.step) {
         return Err(StoreError::WrongStep { path, expected, found: manifest.step });
     }
+    if manifest.file.name != STATE_FILE {
+        let why = format!("its `file` is `{}`, expected `{STATE_FILE}`", manifest.file.name);
+        return Err(StoreError::BadManifest { path, why });
+    }
     let file = folder.join(STATE_FILE);
-    match fs::metadata(&file) {
+    match regular::open(&file).and_then(|file| file.metadata()) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => Err(StoreError::Missing { path: file }),
         Err(e) => Err(StoreError::io(&file, "open")(e)),
         Ok(found) if found.len() != manifest.file.bytes => {
@@ -288,11 +292,25 @@ pub fn load(folder: &Path) -> Result<LoadedCheckpoint> {
     if found != manifest.state_root {
         return Err(StoreError::RootDiffers { path, expected: manifest.state_root, found });
     }
-    if let Some((&expected, &found)) = parts.iter().zip(&read.sha256).find(|(a, b)| a != b) {
-        return Err(StoreError::FileDiffers { path, expected, found });
-    }
+    require_parts(&path, parts, &read.sha256)?;
     state.sort_by(|a, b| a.name.cmp(&b.name));
     Ok((manifest, state))
+}
+
+/// Refuses a state's file whose parts are not those of its manifest.
+pub(super) fn require_parts(path: &Path, expected: &[Hash], found: &[Hash]) -> Result<()> {
+    let parts = expected.len();
+    match expected.iter().zip(found).enumerate().find(|(_, (expected, found))| expected != found) {
+        None if found.len() == parts => Ok(()),
+        None => Err(StoreError::WrongLength {
+            path: path.into(),
+            expected: PART_BYTES * parts as u64,
+            found: PART_BYTES * found.len() as u64,
+        }),
+        Some((at, (&expected, &found))) => {
+            Err(StoreError::PartDiffers { path: path.into(), part: at + 1, parts, expected, found })
+        }
+    }
 }
 
 /// The newest checkpoint that loads whole, and why each newer one does not.

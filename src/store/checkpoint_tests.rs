@@ -148,7 +148,7 @@ fn every_flipped_byte_is_found_and_named() {
             E::BadHeader { .. }
             | E::WrongTensors { .. }
             | E::WrongLength { .. }
-            | E::FileDiffers { .. }
+            | E::PartDiffers { .. }
             | E::TensorDiffers { .. }
                 if byte < header => {}
             other => panic!("byte {byte}: {other}"),
@@ -206,7 +206,7 @@ fn a_resealed_manifest_still_has_to_fit_the_tensors() {
     let mut forged = good.clone();
     forged.file.sha256 = FileSums::Parts(vec![Hash::of(b"another")]);
     fs::write(step.join(MANIFEST_FILE), forged.to_text()).unwrap();
-    assert!(matches!(load(&step), Err(E::FileDiffers { .. })));
+    assert!(matches!(load(&step), Err(E::PartDiffers { .. })));
     for (remove, found) in [(true, "has"), (false, "lacks")] {
         let mut forged = good.clone();
         if remove {
@@ -232,7 +232,7 @@ fn a_checkpoint_of_the_format_before_is_held_to_its_sum() {
         fs::write(step.join(MANIFEST_FILE), manifest.to_text()).unwrap();
         match load(&step) {
             Ok((_, loaded)) => assert!(good && loaded == state(3)),
-            Err(error) => assert!(!good && matches!(error, E::FileDiffers { .. }), "{error}"),
+            Err(error) => assert!(!good && matches!(error, E::PartDiffers { .. }), "{error}"),
         }
     }
 }

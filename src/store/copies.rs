@@ -8,13 +8,16 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use super::main_log::MAIN_LOG;
 use super::manifest::{Manifest, Standing};
-use super::metrics::JSONL;
+use super::metrics::{self, JSONL};
+use super::metrics_parquet;
 use super::objects::{Count, Objects};
+use super::parts::{self, FileHashes};
 use super::run_folder::{EXPERIMENT, LEDGER, LOCK_FILE, SUMS};
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
@@ -120,13 +123,17 @@ impl Copies {
         let file = File::open(&state).map_err(StoreError::io(&state, "open"))?;
         let text = manifest.to_text();
         self.objects.delete(&self.object(step, MANIFEST_FILE))?;
-        // The manifest has sums of its parts.
-        let sum = || regular::sha256(&state).map_err(StoreError::io(&state, "read"));
-        let whole = thread::scope(|scope| {
-            let sum = scope.spawn(sum);
-            self.objects.put_file(&self.object(step, STATE_FILE), file, count)?;
-            sum.join().expect("hashing does not panic")
+        let again = file.try_clone().map_err(StoreError::io(&state, "open"))?;
+        let ((part_bytes, parts), stop) = (manifest.file.sha256.parts(), AtomicBool::new(false));
+        let hashed = thread::scope(|scope| {
+            let hashing = scope.spawn(|| parts::hash_file(&again, part_bytes, &stop));
+            let put = self.objects.put_file(&self.object(step, STATE_FILE), file, count);
+            stop.store(put.is_err(), Ordering::Relaxed);
+            let hashed = hashing.join().expect("hashing does not panic");
+            put.and_then(|()| hashed.map_err(StoreError::io(&state, "read")))
         })?;
+        let FileHashes { whole, parts: found } = hashed.expect("it is stopped after an error alone");
+        checkpoint::require_parts(&state, parts, &found)?;
         let mut sums = BTreeMap::from([(STATE_FILE, whole)]);
         for record in RECORDS {
             let path = paths.folder().join(record);
@@ -159,21 +166,29 @@ impl Copies {
         fs::create_dir_all(&folder).map_err(StoreError::write(&folder, 0))?;
         let damaged =
             |file: &str, why: String| StoreError::DamagedCopy { object: self.address_of(step, file), why };
+        let hold = |file: &str, found: Hash| match sums.get(file) {
+            Some(expected) if *expected == found => Ok(()),
+            expected => {
+                let expected = expected.map_or("nothing".into(), Hash::to_string);
+                Err(damaged(file, format!("its SHA-256 is {found}, `{SUMS}` has {expected}")))
+            }
+        };
         for file in [MANIFEST_FILE].iter().chain(&RECORDS) {
             let bytes = self.objects.get(&self.object(step, file), u64::MAX)?;
             let bytes = bytes.ok_or_else(|| self.missing(step, file))?;
-            let (found, expected) = (Hash::of(&bytes), sums.get(*file));
-            if expected != Some(&found) {
-                let expected = expected.map_or("nothing".into(), Hash::to_string);
-                return Err(damaged(file, format!("its SHA-256 is {found}, `{SUMS}` has {expected}")));
-            }
+            hold(file, Hash::of(&bytes))?;
             let path = if *file == MANIFEST_FILE { folder.join(file) } else { paths.folder().join(file) };
             super::atomic::write(&path, &bytes)?;
         }
         if !self.objects.get_file(&self.object(step, STATE_FILE), &folder.join(STATE_FILE), count)? {
             return Err(self.missing(step, STATE_FILE));
         }
-        checkpoint::load(&folder).map_err(|error| match error {
+        let state = folder.join(STATE_FILE);
+        let (loaded, sum) = thread::scope(|scope| {
+            let sum = scope.spawn(|| regular::sha256(&state));
+            (checkpoint::load(&folder).map(drop), sum.join().expect("hashing does not panic"))
+        });
+        loaded.map_err(|error| match error {
             StoreError::Io { .. } | StoreError::DiskFull { .. } => error,
             error => {
                 let here = folder.display().to_string();
@@ -181,12 +196,19 @@ impl Copies {
                 damaged(STATE_FILE, error.to_string().replace(&here, &there))
             }
         })?;
+        hold(STATE_FILE, sum.map_err(StoreError::io(&state, "read"))?)?;
         let (log, entries) =
             ledger::read(&paths.ledger()).map_err(|error| damaged(LEDGER, error.to_string()))?;
         if !matches!(manifest.standing(&log, &entries), Standing::Bound | Standing::Unbound) {
             return Err(damaged(LEDGER, format!("it is not that of `{MANIFEST_FILE}`")));
         }
-        Ok(())
+        // A finished run is not opened again to write it.
+        let rows = metrics::read_jsonl(&paths.metrics_jsonl());
+        let table = rows.and_then(|rows| match rows.is_empty() {
+            true => Ok(()),
+            false => metrics_parquet::write(&paths.metrics_parquet(), &rows),
+        });
+        table.map_err(|error| damaged(JSONL, error.to_string()))
     }
 
     fn sums(&self, step: u64) -> Result<BTreeMap<String, Hash>> {

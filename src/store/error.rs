@@ -52,9 +52,9 @@ pub enum StoreError {
     #[error("`{}` {found} a tensor `{tensor}`, which its manifest {expected}\n  hint: the header is \
              damaged, or the two files belong to different checkpoints", path.display())]
     WrongTensors { path: PathBuf, tensor: String, found: &'static str, expected: &'static str },
-    #[error("`{}` has the SHA-256 {found}, expected {expected}, though every tensor is right: its header \
-             was changed", path.display())]
-    FileDiffers { path: PathBuf, expected: Hash, found: Hash },
+    #[error("part {part} of {parts} of `{}` has the SHA-256 {found}, its manifest has {expected}\n  hint: \
+             where every tensor is right, its header was changed, or the manifest was", path.display())]
+    PartDiffers { path: PathBuf, part: usize, parts: usize, expected: Hash, found: Hash },
     #[error("the tensors of `{}` have the state root {found}, expected {expected}", path.display())]
     RootDiffers { path: PathBuf, expected: Hash, found: Hash },
 
@@ -68,6 +68,8 @@ pub enum StoreError {
         path.display()
     )]
     BadAudit { path: PathBuf, byte: usize, why: String },
+    #[error("`{}` has the format `{format}` of an earlier runner, which can check it", path.display())]
+    EarlierAudit { path: PathBuf, format: &'static str },
     #[error("`{}` is not a checkpoint manifest: {why}", path.display())]
     BadManifest { path: PathBuf, why: String },
     #[error("`{}` has the format `{found}`, expected `{expected}`\n  hint: it was written by another \

@@ -4,6 +4,11 @@
 //! fast disk. So a file is hashed in parts of 256 MiB, each by itself, as
 //! `split -b 256M --filter=sha256sum FILE` prints them.
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 
@@ -65,6 +70,31 @@ impl PartsHasher {
     }
 }
 
+/// The plain SHA-256 of a file, and of its parts.
+#[derive(Debug, PartialEq, Eq)]
+pub struct FileHashes {
+    pub whole: Hash,
+    pub parts: Vec<Hash>,
+}
+
+/// Hashes a file, whose position stays where it is, to its end; none when `stop` is set before that.
+pub fn hash_file(file: &File, part_bytes: u64, stop: &AtomicBool) -> io::Result<Option<FileHashes>> {
+    let (mut whole, mut parts) = (Sha256::new(), PartsHasher::of(part_bytes));
+    let (mut buffer, mut at) = (vec![0; 1 << 20], 0);
+    while !stop.load(Ordering::Relaxed) {
+        let bytes = match file.read_at(&mut buffer, at)? {
+            0 => {
+                let whole = Hash(whole.finalize().into());
+                return Ok(Some(FileHashes { whole, parts: parts.finish() }));
+            }
+            read => &buffer[..read],
+        };
+        rayon::join(|| whole.update(bytes), || parts.push(&[bytes]));
+        at += bytes.len() as u64;
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -83,5 +113,16 @@ mod tests {
             }
         }
         assert_eq!(PartsHasher::default().finish(), [Hash::of(b"")]);
+    }
+
+    #[test]
+    fn a_file_is_hashed_whole_and_in_parts_until_it_is_stopped() {
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i ^ i >> 8) as u8).collect();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &bytes).unwrap();
+        let hashed = |stop| hash_file(file.as_file(), 1_000_001, &AtomicBool::new(stop)).unwrap();
+        let parts = bytes.chunks(1_000_001).map(Hash::of).collect();
+        assert_eq!(hashed(false), Some(FileHashes { whole: Hash::of(&bytes), parts }));
+        assert_eq!(hashed(true), None);
     }
 }

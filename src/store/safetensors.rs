@@ -232,6 +232,9 @@ fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
     Ok((file, header, length))
 }
 
+/// The longest header that the format's own library reads.
+const LONGEST_HEADER: u64 = 100_000_000;
+
 /// Everything before the data of a file of `length` bytes.
 fn read_header(path: &Path, file: &mut impl Read, length: u64) -> Result<Vec<u8>> {
     let bad = |why: String| StoreError::BadHeader { path: path.into(), why };
@@ -243,6 +246,9 @@ fn read_header(path: &Path, file: &mut impl Read, length: u64) -> Result<Vec<u8>
     let size = u64::from_le_bytes(size);
     if size > length - 8 {
         return Err(bad(format!("it claims {size} bytes, but {} follow", length - 8)));
+    }
+    if size > LONGEST_HEADER {
+        return Err(bad(format!("it claims {size} bytes, and the format allows {LONGEST_HEADER}")));
     }
     let mut header = size.to_le_bytes().to_vec();
     header.resize(8 + usize::try_from(size).map_err(|e| bad(e.to_string()))?, 0);

@@ -134,6 +134,10 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
                 );
                 whole.push(manifest);
             }
+            // Another version's, or what could not be read, may be whole.
+            Err(why @ (StoreError::WrongFormat { .. } | StoreError::Io { .. })) => {
+                checks.failed(&format!("checkpoint {step}"), why.to_string());
+            }
             Err(why) => checks.failed(
                 &format!("checkpoint {step}"),
                 format!("{why}\n  do: delete its folder; `runner resume` goes on from the one before"),

@@ -283,6 +283,27 @@ fn any_number_of_ranks_leaves_the_same_ledger() {
     assert_eq!(on("4", "2", "audit of the update: no block was kept"), alone);
 }
 
+/// A run that went on under a new program has files of both; each program checks its own.
+#[test]
+fn audits_of_an_earlier_format_are_left_to_the_program_that_wrote_them() {
+    let lab = Lab::new();
+    train(&lab, &["parallel.workers=1", "batch.tokens=128"]);
+    let age = |step| {
+        let mut bytes = std::fs::read(file(&lab, step)).expect("an audit");
+        assert_eq!(&bytes[..16], b"runner/audit/v3\n");
+        bytes[14] = b'2';
+        std::fs::write(file(&lab, step), bytes).expect("writable");
+    };
+    age(2);
+    lab.verify(RUN, ALL).assert_says(&[
+        "skipped audits: of the steps 2 have the format `runner/audit/v2` of an earlier runner",
+        "in 1 of 1 steps",
+    ]);
+    age(4);
+    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps have one, 2 of their files are here"]);
+    lab.verify(RUN, ALL).assert_fails(2, &["the format `runner/audit/v2` of an earlier runner", "[source]"]);
+}
+
 #[test]
 fn what_cannot_be_audited_is_refused_with_what_to_do() {
     let lab = Lab::new();

@@ -6,10 +6,11 @@
 
 use rayon::prelude::*;
 
+use super::super::op::norm::OTHER_BIAS;
 use super::super::{Layernorm, LayernormBackward, NormAgain, Perform, ResidualLayernorm, Result, Write};
 use super::Cpu;
 use super::buffer::Buffer;
-use super::checks::{view, view_mut};
+use super::checks::{failed, view, view_mut};
 use super::engine::Engine;
 use super::linear::add;
 use super::simd::{self, LANES, sum_lanes, sum_of, vectorize};
@@ -364,6 +365,9 @@ impl Perform<ResidualLayernorm<'_, Buffer>> for Cpu {
 impl Perform<LayernormBackward<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: LayernormBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "layernorm_backward";
+        if !op.again_fits() {
+            return Err(failed(OP, OTHER_BIAS.into()));
+        }
         let (rows, channels) = (op.rows, op.channels);
         let forward = LayernormForward {
             x: view(OP, "x", op.x, rows * channels)?,

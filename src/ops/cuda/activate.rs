@@ -1,5 +1,4 @@
-//! The functions of an MLP by themselves, where no product ends in them or the backward pass computes them
-//! again.
+//! The functions of an MLP by themselves, where no product ends in them.
 
 use super::Cuda;
 use super::launch::activate;
@@ -8,16 +7,22 @@ use crate::ops::{Activate, ActivateBackward, Nonlinearity, Perform, Result};
 
 impl Perform<Activate<'_, Buf>> for Cuda {
     fn perform(&mut self, op: Activate<'_, Buf>) -> Result<()> {
-        // GELU again, only where the forward pass rounded `pre` first, as this does.
-        let again = op.function != Nonlinearity::Gelu || self.options.fusion() == 0;
-        self.kernels.check("activate", again, || {
+        self.require_stored_input("activate", op.function)?;
+        self.written(op.out);
+        activate::forward(&self.kernels, op)
+    }
+}
+
+impl Cuda {
+    /// Refuses GELU of what was stored where the forward pass took that of the sum before rounding.
+    pub(super) fn require_stored_input(&self, op: &'static str, function: Nonlinearity) -> Result<()> {
+        let same = function != Nonlinearity::Gelu || self.options.fusion() == 0;
+        self.kernels.check(op, same, || {
             "a GELU inside the matrix multiplication sees the sum before rounding, so it cannot be \
              computed again from what was stored\n  \
              hint: set `memory.recompute` or `kernels.gelu_fusion` to 0"
                 .into()
-        })?;
-        self.written(op.out);
-        activate::forward(&self.kernels, op)
+        })
     }
 }
 

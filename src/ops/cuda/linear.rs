@@ -196,6 +196,7 @@ impl Perform<LinearBackwardInputActivate<'_, Buf>> for Cuda {
         let own = self.gemm.own(key)?.is_some();
         let mut again_address = 0;
         if let Some(out) = again {
+            self.require_stored_input(OP, function)?;
             if own && function != Nonlinearity::Swiglu {
                 again_address = self.kernels.act(OP, "again", out, shape.input())?;
                 self.written(out);

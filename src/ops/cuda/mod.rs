@@ -132,7 +132,7 @@ pub struct Cuda {
     tables: scratch::Tables,
     graphs: graph::Graphs,
     lanes: Lanes,
-    /// The column sums that GELU's gradient leaves for the weight gradient after it.
+    /// The column sums that GELU's gradient leaves for the weight gradient that reads what it wrote.
     gelu_sums: Option<GeluSums>,
     /// Channels of a head, once the model is known.
     head_size: Option<usize>,

@@ -9,7 +9,9 @@ use super::buffer::MirrorBuffer;
 use super::checks::{act, float, float_mut, row_length};
 use super::reduce::reduce_partials;
 use super::scalar::{kept, round, warp_sum, wide};
+use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
+use crate::ops::op::norm::OTHER_BIAS;
 use crate::ops::{Layernorm, LayernormBackward, NormAgain, Perform, ResidualLayernorm, Result, Write};
 
 const EPSILON: f32 = 1e-5;
@@ -199,6 +201,9 @@ impl Perform<ResidualLayernorm<'_, MirrorBuffer>> for Mirror {
 impl Perform<LayernormBackward<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: LayernormBackward<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "layernorm_backward";
+        if !op.again_fits() {
+            return Err(failed(OP, OTHER_BIAS.into()));
+        }
         let (rows, channels) = (op.rows, op.channels);
         row_length(OP, channels)?;
         let forward = MirrorLayernormForward {

@@ -1,8 +1,8 @@
 //! The function between the two layers of an MLP, and its gradient.
 //!
 //! In training it is part of the products around it ([`super::LinearActivate`],
-//! [`super::LinearBackwardInputActivate`]). [`Activate`] computes it again in the backward pass, or where a
-//! device has no such product.
+//! [`super::LinearBackwardInputActivate`]). Where a device has no such product, and in decoding where its
+//! product is another, [`Activate`] is a pass of its own.
 
 use super::{ElementBytes, Family, Operation, Work};
 use crate::ops::types::Nonlinearity;
@@ -26,7 +26,7 @@ impl<B> Operation for Activate<'_, B> {
     }
 
     fn label(&self) -> String {
-        format!("{} again", self.function.name())
+        self.function.name().into()
     }
 
     fn work(&self, element: ElementBytes) -> Work {

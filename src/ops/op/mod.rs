@@ -19,7 +19,7 @@ pub mod excerpt;
 pub mod grid;
 pub(in crate::ops) mod linear;
 mod muon;
-mod norm;
+pub(in crate::ops) mod norm;
 mod optimizer;
 pub mod outline;
 mod outlined;

@@ -143,7 +143,15 @@ impl<B> LayernormBackward<'_, B> {
     pub fn is_rms(&self) -> bool {
         self.mean.is_none()
     }
+
+    /// Whether what is computed again has a bias where, and only where, one has a gradient.
+    pub fn again_fits(&self) -> bool {
+        self.again.as_ref().is_none_or(|again| again.bias.is_some() == self.dbias.is_some())
+    }
 }
+
+/// Why a [`LayernormBackward`] is refused whose output again has another bias than its gradients.
+pub(in crate::ops) const OTHER_BIAS: &str = "a norm's output has a bias where its bias has a gradient";
 
 impl<B> Operation for LayernormBackward<'_, B> {
     fn family(&self) -> Family {

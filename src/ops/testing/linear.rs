@@ -95,7 +95,7 @@ impl<O: Ops> Bench<'_, O> {
                 shape,
             };
             self.ops.linear_backward_input_activate(op).unwrap();
-            assert_eq!(self.read(&again, n * c_in), self.read(&gave, n * c_in), "gelu again {name}");
+            assert_eq!(self.bits(&again, n * c_in), self.bits(&gave, n * c_in), "gelu again {name}");
             let want = reference::linear_backward_input(&dout.values, &weight.values, n, c_in, c_out);
             self.result(&format!("linear_backward_input {name}"), &dx, want.clone());
             let want =
@@ -184,7 +184,7 @@ impl<O: Ops> Bench<'_, O> {
                 shape,
             };
             self.ops.linear_backward_input_activate(op).unwrap();
-            let [gave, again] = [&gave, &again].map(|buf| self.read(buf, n * channels));
+            let [gave, again] = [&gave, &again].map(|buf| self.bits(buf, n * channels));
             assert_eq!(again, gave, "{what} again {name}");
             let want = reference::linear_backward_input(&dout.values, &down.values, n, channels, c_in);
             let want = reference::activate_backward(&want, &pre.values, function);

@@ -224,6 +224,11 @@ impl<O: Ops> Bench<'_, O> {
         values
     }
 
+    /// The bits of what [`Self::read`] reads.
+    fn bits(&mut self, buf: &O::Buf, len: usize) -> Vec<u32> {
+        self.read(buf, len).into_iter().map(f32::to_bits).collect()
+    }
+
     fn ids(&mut self, len: usize, vocab: usize) -> (O::Ids, Vec<u16>) {
         self.seed += 1;
         let key = Key::new(self.seed, "ops/testing/ids");

@@ -40,7 +40,7 @@ impl<O: Ops> Bench<'_, O> {
             self.result(&format!("layernorm {n} {c}"), &out, want);
             self.result(&format!("layernorm mean {n} {c}"), &mean, want_mean);
             self.result(&format!("layernorm rstd {n} {c}"), &rstd, want_rstd);
-            let kept = self.read(&out, n * c);
+            let kept = self.bits(&out, n * c);
 
             let [mut out, mut mean2, mut rstd2] = [(Role::Activation, n * c), (Role::F32, n), (Role::F32, n)]
                 .map(|(role, len)| self.poisoned(role, len));
@@ -94,7 +94,7 @@ impl<O: Ops> Bench<'_, O> {
                     channels: c,
                 };
                 self.ops.layernorm_backward(op).unwrap();
-                assert_eq!(self.read(&again, n * c), kept, "layernorm again {n} {c}");
+                assert_eq!(self.bits(&again, n * c), kept, "layernorm again {n} {c}");
                 let (want_dx, want_dw, want_db) =
                     reference::layernorm_backward(&dout.values, &x.values, &weight.values, c);
                 self.result(
@@ -217,7 +217,7 @@ impl<O: Ops> Bench<'_, O> {
             };
             self.ops.layernorm_backward(op).unwrap();
             if write == Write::Add {
-                assert_eq!(self.read(&again, n * c), self.read(&out, n * c), "{kind} again {n} {c}");
+                assert_eq!(self.bits(&again, n * c), self.bits(&out, n * c), "{kind} again {n} {c}");
             }
             let (want_dx, want_dw, want_db) = gradient(&dout.values, &x.values, &weight.values, c);
             let written = [(Some(&dx), want_dx, "dx"), (Some(&dweight), want_dw, "dweight")];

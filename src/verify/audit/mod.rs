@@ -93,6 +93,7 @@ pub fn verify(
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     let (mut without_blocks, mut other_pieces) = (Vec::new(), Vec::new());
     let mut tally = Tally::default();
+    let steps = of_this_format(&audited, steps, checks)?;
     for at in &steps {
         let opened = audited.open(*at).and_then(|opened| {
             let parts = audited.parts(*at, &opened)?;
@@ -160,6 +161,34 @@ pub fn verify(
     }
     tally.report(&audited, steps.len(), all, options.seed, checks);
     Ok(())
+}
+
+/// The audits whose files this version reads, and says which it does not.
+///
+/// # Errors
+/// It reads none of them.
+fn of_this_format(
+    audited: &Audited,
+    steps: Vec<usize>,
+    checks: &mut Checks<'_>,
+) -> anyhow::Result<Vec<usize>> {
+    let entries = &audited.run.entries;
+    let earlier = |at: &usize| audit::earlier_format(&audit::path(&audited.run.paths, entries[*at].step));
+    let (others, steps): (Vec<usize>, Vec<usize>) = steps.into_iter().partition(|at| earlier(at).is_some());
+    let Some(format) = others.first().and_then(earlier) else { return Ok(steps) };
+    if steps.is_empty() {
+        return Err(UsageError(format!(
+            "all audits of this run have the format `{format}` of an earlier runner, or one before\n  \
+             hint: `runner verify --audit` of the program in the lock's `[source]` checks them"
+        ))
+        .into());
+    }
+    let listed = others.iter().map(|at| entries[*at].step.to_string()).collect::<Vec<_>>().join(", ");
+    let what = format!(
+        "of the steps {listed} have the format `{format}` of an earlier runner, or one before: not drawn"
+    );
+    checks.skipped("audits", what);
+    Ok(steps)
 }
 
 /// Says which audits are not drawn from, because they were made with other numerics, and which are not there.

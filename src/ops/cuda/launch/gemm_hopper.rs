@@ -407,10 +407,13 @@ mod tests {
         ] {
             assert!(source.lines().any(|l| l == line), "the source says `{line}`: the launch counts on it");
         }
-        for TileKernel { width, cluster, kernel, .. } in &ENTRIES {
+        for TileKernel { width, cluster, kernel, again, .. } in &ENTRIES {
             let name = kernel.name.strip_suffix(&format!("_{width}_{cluster}")).unwrap_or_default();
             let launch = format!("\nKERNEL({name}, {width}, {cluster}, ");
-            assert!(source.contains(&launch), "{}: the source has no `{launch}`", kernel.name);
+            let line = source.lines().find(|line| format!("\n{line}").starts_with(&launch));
+            let line = line.unwrap_or_else(|| panic!("{}: the source has no `{launch}`", kernel.name));
+            let switches = line.split(", ").skip(4).count();
+            assert_eq!((*again, name.ends_with("_again")), (switches == 3, switches == 3), "{line}");
         }
     }
 

@@ -6,6 +6,7 @@ use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::super::scratch::Use;
 use super::reduce::{self, Targets};
+use crate::ops::op::norm::OTHER_BIAS;
 use crate::ops::{Layernorm, LayernormBackward, Perform, ResidualLayernorm, Result, Write};
 
 bindings! {
@@ -129,6 +130,7 @@ pub fn partials_bytes(n: u64, channels: u64, bias: bool) -> u64 {
 /// `partials` has the bytes of [`partials_bytes`].
 fn backward(k: &Kernels, partials: u64, op: LayernormBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "layernorm_backward";
+    k.check(OP, op.again_fits(), || OTHER_BIAS.into())?;
     let variant = variant(op.is_rms(), op.dbias.is_some());
     let LayernormBackward {
         dx,

@@ -42,16 +42,26 @@ fn structs_in_source(text: &str) -> Vec<&str> {
     declared.filter_map(|words| words.split_whitespace().last()).collect()
 }
 
-/// `name(const __grid_constant__ Args args)` behind `__global__`, as (name, Args without namespace).
+/// `name(const __grid_constant__ Args args)` behind `__global__`, as (name, Args without namespace). Where
+/// that stands in the macro `KERNEL(a, b, c, …)`, names are `a_b_c` of its uses.
 fn kernels_in_source(text: &str) -> Vec<(String, String)> {
     const PARAMETER: &str = "(const __grid_constant__ ";
+    let uses = |line: &str| {
+        let parts: Vec<&str> = line.strip_prefix("KERNEL(")?.split(", ").take(3).collect();
+        Some(parts.join("_"))
+    };
     text.split("__global__")
         .skip(1)
-        .map(|rest| {
+        .flat_map(|rest| {
             let at = rest.find(PARAMETER).expect("a kernel takes one argument struct");
             let name = rest[..at].split_whitespace().last().expect("a name");
             let args = rest[at + PARAMETER.len()..].split_whitespace().next().expect("a type");
-            (name.to_owned(), args.rsplit("::").next().expect("a type").to_owned())
+            let args = args.rsplit("::").next().expect("a type");
+            let names = match name.contains("##") {
+                true => text.lines().filter_map(uses).collect(),
+                false => vec![name.to_owned()],
+            };
+            names.into_iter().map(|name| (name, args.to_owned()))
         })
         .collect()
 }

@@ -178,6 +178,12 @@ fn the_sums_of_a_gelu_gradient_are_used_once_and_agree_with_a_pass_of_their_own(
         shape,
     };
     cuda.linear_backward_input_activate(op).expect("gradient");
+    // In a pass the gradient of the layer behind comes between.
+    let (mut behind, mut db) =
+        (cuda.alloc(Role::F32, wide * c).expect("memory"), cuda.alloc(Role::F32, c).expect("memory"));
+    let (dweight, dbias, write) = (&mut behind, Some(&mut db), Write::Set);
+    cuda.linear_backward_weight(LinearBackwardWeight { dweight, dbias, dout: &dout, x: &pre, shape, write })
+        .expect("gradient");
     assert!(cuda.gelu_sums.is_some(), "the sums wait for the weight gradient");
     let kept = gradient(&mut cuda, &dpre);
     let stored = bytes(&mut cuda, &dpre);
