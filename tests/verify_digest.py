@@ -120,7 +120,7 @@ def vectors():
 
 
 if __name__ == "__main__":
-    sys.excepthook = lambda kind, error, _: sys.exit(f"MISMATCH: not readable as such: {kind.__name__}: {error}")
+    sys.excepthook = lambda kind, error, _: print(f"MISMATCH: {kind.__name__}: {error}", file=sys.stderr)
     path = (
         Path(sys.argv[1])
         if len(sys.argv) == 2

@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
 use super::error::{FormatError, Result};
@@ -98,7 +99,14 @@ fn open_store(store: &Path, now: u64) -> Result<()> {
              lifecycle_stage: active\nname: {name}\n",
             quoted(&uri(&folder))
         );
-        atomic::write(&folder.join(META), text.as_bytes())?;
+        let meta = folder.join(META);
+        let mut file = atomic::one_of_many(&meta).map_err(io(&meta))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.as_file().sync_all()).map_err(io(&meta))?;
+        match file.persist_noclobber(&meta) {
+            // Another export has made it meanwhile.
+            Err(error) if error.error.kind() == ErrorKind::AlreadyExists => {}
+            made => drop(made.map_err(|error| io(&meta)(error.error))?),
+        }
     }
     Ok(())
 }
@@ -234,6 +242,21 @@ mod tests {
             3,
             "two runs and the experiment's file"
         );
+    }
+
+    #[test]
+    fn a_store_may_be_begun_by_several_at_once() {
+        let root = tempfile::tempdir().unwrap();
+        for number in 0..20 {
+            let store = root.path().join(number.to_string());
+            std::thread::scope(|scope| {
+                let all = [(); 4].map(|()| scope.spawn(|| open_store(&store, 7)));
+                all.into_iter().for_each(|one| one.join().unwrap().unwrap());
+            });
+            let mut made = files(&store);
+            made.sort();
+            assert_eq!(made, [format!("0/{META}"), format!("{EXPERIMENT}/{META}")]);
+        }
     }
 
     #[test]
