@@ -1,6 +1,6 @@
 //! The backward pass, block by block from the last to the first.
 
-use super::activations::{Activations, GradientBuffers, LayerActivations, kept_or_else};
+use super::activations::{Activations, GradientBuffers, LayerActivations, Normed, kept_or_else};
 use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, rotate, vocab};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
@@ -136,8 +136,7 @@ impl<B: Send> BlockBackward<'_, B> {
         shared_activated: &mut Option<B>,
         activated: &mut Option<B>,
     ) -> Result<()> {
-        let (n, c, f, write) =
-            (self.rows.count(), self.config.channels, self.config.mlp_channels(), self.write);
+        let (c, f, write) = (self.config.channels, self.config.mlp_channels(), self.write);
         let (up, down) = (self.shape(c, self.config.mlp_inputs()), self.shape(f, c));
         let function = nonlinearity(self.config);
         let BlockBackward { acts: a, weights: w, grads: g, dres, narrow, wide, shared_norm, .. } = self;
@@ -159,35 +158,13 @@ impl<B: Send> BlockBackward<'_, B> {
             shape: down,
             write,
         })?;
-        ops.linear_backward_input(LinearBackwardInput {
-            dx: narrow,
-            dout: wide,
-            weight: &w.fc.weight,
-            shape: up,
-        })?;
-        ops.layernorm_backward(LayernormBackward {
-            dx: dres,
-            dx_write: Write::Add,
-            dweight: &mut g.ln_2.weight,
-            dbias: g.ln_2.bias.as_mut(),
-            write,
-            dout: narrow,
+        let layer = LayerAfterNorm {
+            norm: (&w.ln_2, &mut g.ln_2, &a.ln_2),
+            layer: (&w.fc, &mut g.fc),
             x: &a.residual_mid,
-            weight: &w.ln_2.weight,
-            mean: a.ln_2.mean.as_ref(),
-            rstd: &a.ln_2.rstd,
-            again: norm_again(shared_norm, &w.ln_2),
-            rows: n,
-            channels: c,
-        })?;
-        ops.linear_backward_weight(LinearBackwardWeight {
-            dweight: &mut g.fc.weight,
-            dbias: g.fc.bias.as_mut(),
-            dout: wide,
-            x: a.ln_2.output(shared_norm.as_ref()),
             shape: up,
-            write,
-        })
+        };
+        layer.backward(ops, [dres, narrow], wide, shared_norm, write)
     }
 
     /// `residual_in` is the residual stream before the block.
@@ -250,39 +227,66 @@ impl<B: Send> BlockBackward<'_, B> {
         } else {
             rotate(ops, wide, rotary, rows, heads, true)?;
         }
+        let layer = LayerAfterNorm {
+            norm: (&w.ln_1, &mut g.ln_1, &a.ln_1),
+            layer: (&w.qkv, &mut g.qkv),
+            x: residual_in,
+            shape: qkv,
+        };
+        layer.backward(ops, [dres, narrow], wide, shared_norm, write)
+    }
+}
+
+/// A norm of the residual stream and the linear layer that reads its output, each with its gradients.
+struct LayerAfterNorm<'a, B> {
+    norm: (&'a Affine<B>, &'a mut Affine<B>, &'a Normed<B>),
+    layer: (&'a Affine<B>, &'a mut Affine<B>),
+    /// What the norm read (N, C).
+    x: &'a B,
+    /// Of the layer.
+    shape: LinearShape,
+}
+
+impl<B: Send> LayerAfterNorm<'_, B> {
+    /// From `wide`, the gradient of the layer's output, to that of the residual stream, which it adds to.
+    /// A norm's output that was not kept comes again into `shared`, beside the gradient that reads its input.
+    fn backward<O: Ops<Buf = B>>(
+        self,
+        ops: &mut O,
+        [dres, narrow]: [&mut B; 2],
+        wide: &B,
+        shared: &mut Option<B>,
+        write: Write,
+    ) -> Result<()> {
+        let LayerAfterNorm { norm: (norm, dnorm, normed), layer: (layer, dlayer), x, shape } = self;
         ops.linear_backward_input(LinearBackwardInput {
             dx: narrow,
             dout: wide,
-            weight: &w.qkv.weight,
-            shape: qkv,
+            weight: &layer.weight,
+            shape,
         })?;
         ops.layernorm_backward(LayernormBackward {
             dx: dres,
             dx_write: Write::Add,
-            dweight: &mut g.ln_1.weight,
-            dbias: g.ln_1.bias.as_mut(),
+            dweight: &mut dnorm.weight,
+            dbias: dnorm.bias.as_mut(),
             write,
             dout: narrow,
-            x: residual_in,
-            weight: &w.ln_1.weight,
-            mean: a.ln_1.mean.as_ref(),
-            rstd: &a.ln_1.rstd,
-            again: norm_again(shared_norm, &w.ln_1),
-            rows: n,
-            channels: c,
+            x,
+            weight: &norm.weight,
+            mean: normed.mean.as_ref(),
+            rstd: &normed.rstd,
+            again: shared.as_mut().map(|out| NormAgain { out, bias: norm.bias.as_ref() }),
+            rows: shape.rows,
+            channels: shape.c_in,
         })?;
         ops.linear_backward_weight(LinearBackwardWeight {
-            dweight: &mut g.qkv.weight,
-            dbias: g.qkv.bias.as_mut(),
+            dweight: &mut dlayer.weight,
+            dbias: dlayer.bias.as_mut(),
             dout: wide,
-            x: a.ln_1.output(shared_norm.as_ref()),
-            shape: qkv,
+            x: normed.output(shared.as_ref()),
+            shape,
             write,
         })
     }
-}
-
-/// A block's norms are kept, or there is room for one of them again.
-fn norm_again<'a, B>(shared: &'a mut Option<B>, weights: &'a Affine<B>) -> Option<NormAgain<'a, B>> {
-    shared.as_mut().map(|out| NormAgain { out, bias: weights.bias.as_ref() })
 }

@@ -424,11 +424,7 @@ pub fn read_one(path: &Path, name: &str) -> Result<Option<Tensor>> {
 
 /// Reads all tensors of a file, sorted by name.
 pub fn read(path: &Path) -> Result<Vec<Tensor>> {
-    let mut reader = Reader::open(path)?;
-    let mut tensors = Vec::with_capacity(reader.infos().len());
-    while let Some(tensor) = reader.next_tensor()? {
-        tensors.push(tensor);
-    }
+    let mut tensors = Reader::open(path)?.next_group(usize::MAX)?;
     tensors.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(tensors)
 }
