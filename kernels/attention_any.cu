@@ -8,7 +8,8 @@
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
 // Shapes: qkv, dqkv (B,T,NH+2*KH,HS): query heads, then key heads, then value heads, each key and value head
-// for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
+// for the queries of NH/KH heads in turn. Where values are apart, qkv is (B,T,NH+KH,HS), and `values` has
+// them in the places of a whole qkv; out, dout (B,T,NH,HS), lse, delta (B,NH,T). HS at most 128.
 //
 // Launch: grid (ceil(T / 4), B*NH), B*KH for keys, block 128. A warp owns one row: of queries in
 // attention_any_forward and attention_any_query, of keys in attention_any_key, which runs last and reads the
@@ -25,36 +26,39 @@
 constexpr u32 COLUMNS = 4;  // columns a lane, so that HS <= 128
 
 struct AttentionAnyArgs {
-    act_t* out;        // (B, T, NH, HS)
-    float* lse;        // (B, NH, T)
-    const act_t* qkv;  // (B, T, NH + 2 KH, HS)
-    u32 tokens;        // T
-    u32 heads;         // NH
-    u32 kv_heads;      // KH, divides NH
-    u32 head_size;     // HS
-    float scale;       // 1/sqrt(HS)
-    u32 unused;        // 0
+    act_t* out;           // (B, T, NH, HS)
+    float* lse;           // (B, NH, T)
+    const act_t* qkv;     // (B, T, slices, HS)
+    const act_t* values;  // (B, T, NH + 2 KH, HS), of which values alone are read: `qkv`, or another
+    u32 tokens;           // T
+    u32 heads;            // NH
+    u32 kv_heads;         // KH, divides NH
+    u32 head_size;        // HS
+    float scale;          // 1/sqrt(HS)
+    u32 slices;           // NH + 2 KH, or without values NH + KH
 };
 
 struct AttentionAnyBackwardArgs {
-    act_t* dqkv;        // (B, T, NH + 2 KH, HS)
-    float* delta;       // (B, NH, T)
-    const act_t* dout;  // (B, T, NH, HS)
-    const act_t* qkv;   // (B, T, NH + 2 KH, HS)
-    const act_t* out;   // (B, T, NH, HS)
-    const float* lse;   // (B, NH, T)
-    u32 tokens;         // T
-    u32 heads;          // NH
-    u32 kv_heads;       // KH, divides NH
-    u32 head_size;      // HS
-    float scale;        // 1/sqrt(HS)
-    u32 unused;         // 0
+    act_t* dqkv;          // (B, T, NH + 2 KH, HS)
+    float* delta;         // (B, NH, T)
+    const act_t* dout;    // (B, T, NH, HS)
+    const act_t* qkv;     // (B, T, slices, HS)
+    const act_t* values;  // (B, T, NH + 2 KH, HS), of which values alone are read: `qkv`, or another
+    const act_t* out;     // (B, T, NH, HS)
+    const float* lse;     // (B, NH, T)
+    u32 tokens;           // T
+    u32 heads;            // NH
+    u32 kv_heads;         // KH, divides NH
+    u32 head_size;        // HS
+    float scale;          // 1/sqrt(HS)
+    u32 slices;           // NH + 2 KH, or without values NH + KH
 };
 
 // Where one head of queries of one sequence lies, and its keys and values.
 struct Head {
-    u64 q, k, v, out, lse;       // of token 0
-    u64 qkv_stride, out_stride;  // from token to token
+    u64 q, k, v, out, lse;  // of token 0, v in `values`
+    u64 dq, dk, dv;         // of token 0 of dqkv
+    u64 qkv_stride, out_stride, wide_stride;  // from token to token; the last of values and dqkv
 
     // Head `of_all` of the B NH heads of queries.
     template <typename Args>
@@ -62,12 +66,15 @@ struct Head {
         const u64 batch = of_all / args.heads, head = of_all % args.heads;
         const u64 kv = head / (args.heads / args.kv_heads), kv_channels = u64(args.kv_heads) * args.head_size;
         out_stride = u64(args.heads) * args.head_size;
-        qkv_stride = out_stride + 2 * kv_channels;
+        qkv_stride = u64(args.slices) * args.head_size;
+        wide_stride = out_stride + 2 * kv_channels;
         out = batch * args.tokens * out_stride + head * args.head_size;
         const u64 sequence = batch * args.tokens * qkv_stride;
         q = sequence + head * args.head_size;
         k = sequence + out_stride + kv * args.head_size;
-        v = k + kv_channels;
+        dq = batch * args.tokens * wide_stride + head * args.head_size;
+        dk = batch * args.tokens * wide_stride + out_stride + kv * args.head_size;
+        v = dv = dk + kv_channels;
         lse = u64(of_all) * args.tokens;
     }
 };
@@ -105,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const Head head(args, blockIdx.y);
     const act_t* q = args.qkv + head.q + row * head.qkv_stride;
     const act_t* k = args.qkv + head.k;
-    const act_t* v = args.qkv + head.v;
+    const act_t* v = args.values + head.v;
     float highest = -3.402823466e38f, total = 0.f, sum[COLUMNS] = {};
     for (u32 first = 0; first <= row; first += 32) {
         const u32 keys = min(32u, row + 1 - first);
@@ -118,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(128)
         total = __fmaf_rn(total, rescale, warp_sum(p));
 #pragma unroll
         for (u32 c = 0; c < COLUMNS; ++c) sum[c] *= rescale;
-        add_rows(sum, p, v + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
+        add_rows(sum, p, v + first * head.wide_stride, head.wide_stride, keys, args.head_size);
     }
     store_row(args.out + head.out + row * head.out_stride, sum, __frcp_rn(total), args.head_size);
     if (lane == 0) args.lse[head.lse + row] = highest + exact::ln(total);
@@ -131,7 +138,7 @@ extern "C" __global__ void __launch_bounds__(128)
     const Head head(args, blockIdx.y);
     const act_t* q = args.qkv + head.q + row * head.qkv_stride;
     const act_t* k = args.qkv + head.k;
-    const act_t* v = args.qkv + head.v;
+    const act_t* v = args.values + head.v;
     const act_t* dout = args.dout + head.out + row * head.out_stride;
     const act_t* out = args.out + head.out + row * head.out_stride;
     float delta = 0.f;
@@ -145,13 +152,14 @@ extern "C" __global__ void __launch_bounds__(128)
         const u32 keys = min(32u, row + 1 - first);
         float ds = 0.f;
         if (lane < keys) {
-            const u64 at = (first + lane) * head.qkv_stride;
-            const float p = exact::exp(dot(q, k + at, args.head_size) * args.scale - lse);
-            ds = p * (dot(dout, v + at, args.head_size) - delta);
+            const u64 key = first + lane;
+            const float p =
+                exact::exp(dot(q, k + key * head.qkv_stride, args.head_size) * args.scale - lse);
+            ds = p * (dot(dout, v + key * head.wide_stride, args.head_size) - delta);
         }
         add_rows(sum, ds, k + first * head.qkv_stride, head.qkv_stride, keys, args.head_size);
     }
-    store_row(args.dqkv + head.q + row * head.qkv_stride, sum, args.scale, args.head_size);
+    store_row(args.dqkv + head.dq + row * head.wide_stride, sum, args.scale, args.head_size);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 6)
@@ -165,7 +173,7 @@ extern "C" __global__ void __launch_bounds__(128, 6)
         const Head head(args, first_head + member);
         const act_t* q = args.qkv + head.q;
         const act_t* k = args.qkv + head.k + row * head.qkv_stride;
-        const act_t* v = args.qkv + head.v + row * head.qkv_stride;
+        const act_t* v = args.values + head.v + row * head.wide_stride;
         const act_t* dout = args.dout + head.out;
         for (u32 first = row; first < args.tokens; first += 32) {
             const u32 queries = min(32u, args.tokens - first);
@@ -182,6 +190,6 @@ extern "C" __global__ void __launch_bounds__(128, 6)
         }
     }
     const Head head(args, first_head);
-    store_row(args.dqkv + head.k + row * head.qkv_stride, dk, args.scale, args.head_size);
-    store_row(args.dqkv + head.v + row * head.qkv_stride, dv, 1.0f, args.head_size);
+    store_row(args.dqkv + head.dk + row * head.wide_stride, dk, args.scale, args.head_size);
+    store_row(args.dqkv + head.dv + row * head.wide_stride, dv, 1.0f, args.head_size);
 }

@@ -4,8 +4,9 @@
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
 // Shapes: qkv, dqkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads, each key and value
-// head for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS) bf16; lse, delta (B,NH,T) f32. Any
-// T >= 1. `delta` is scratch: the first kernel sets it to D, the second reads it.
+// head for the queries of NH/KH heads in turn; qkv without values (B,T,NH+KH,HS); out, dout (B,T,NH,HS) bf16;
+// lse, delta (B,NH,T) f32. Any T >= 1. `delta` is scratch: the first kernel sets it to D, the second reads
+// it.
 //
 // Launch of attention_backward_query: grid (ceil(T / 64), B*NH, 1), block 128;
 //   dynamic shared memory (2*64 + 4*KEYS) * (2*HS + 16) bytes, KEYS = 64 for head sizes 64 and 80, else 32.
@@ -28,13 +29,14 @@ struct BackwardArgs {
     bf16* dqkv;
     float* delta;
     const bf16* dout;
-    const bf16* qkv;
+    const bf16* qkv;     // without values where those are apart
+    const bf16* values;  // (B,T,NH+2*KH,HS), of which values alone are read: `qkv`, or another
     const bf16* out;
     const float* lse;
     int tokens;    // T
     int heads;     // NH
     int kv_heads;  // KH, divides NH
-    int unused;    // 0
+    int slices;    // of a token in qkv: NH + 2*KH, or NH + KH
 };
 
 constexpr int THREADS = 128;
@@ -53,12 +55,13 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
     const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
-    const long long stride = channels + 2 * kv_channels;
-    const long long in_qkv = batch * tokens * stride;
+    const long long stride = args.slices * HS, wide = channels + 2 * kv_channels;  // wide: of values, dqkv
+    const long long in_qkv = batch * tokens * stride, in_wide = batch * tokens * wide;
     const long long in_out = static_cast<long long>(batch) * tokens * channels + head * HS;
+    const long long of_kv = channels + head / (heads / kv_heads) * HS;
     const bf16* q = args.qkv + in_qkv + head * HS;
-    const bf16* k = args.qkv + in_qkv + channels + head / (heads / kv_heads) * HS;
-    const bf16* v = k + kv_channels;
+    const bf16* k = args.qkv + in_qkv + of_kv;
+    const bf16* v = args.values + in_wide + of_kv + kv_channels;
     const bf16* dout = args.dout + in_out;
 
     const u32 q_tile = shared_address(shared);
@@ -69,7 +72,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     load_tile<ROWS, THREADS>(q_tile, q + row0 * stride, stride, tokens - row0, thread);
     load_tile<ROWS, THREADS>(dout_tile, dout + row0 * channels, channels, tokens - row0, thread);
     load_tile<KEYS, THREADS>(kv_tiles, k, stride, tokens, thread);
-    load_tile<KEYS, THREADS>(kv_tiles + TILE, v, stride, tokens, thread);
+    load_tile<KEYS, THREADS>(kv_tiles + TILE, v, wide, tokens, thread);
     copy_async_commit();
 
     const int warp_row0 = row0 + static_cast<int>(warp) * 16 * M;
@@ -104,7 +107,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
             const u32 next = kv_tiles + ((tile + 1) & 1) * 2 * TILE;
             const int at = key0 + KEYS;
             load_tile<KEYS, THREADS>(next, k + at * stride, stride, tokens - at, thread);
-            load_tile<KEYS, THREADS>(next + TILE, v + at * stride, stride, tokens - at, thread);
+            load_tile<KEYS, THREADS>(next + TILE, v + at * wide, wide, tokens - at, thread);
             copy_async_commit();
         }
         const u32 patch = warp * 16 * M * ROW_BYTES + lane_offset_a(lane);
@@ -137,7 +140,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
     float scale[M][2];
 #pragma unroll
     for (int m = 0; m < M; ++m) scale[m][0] = scale[m][1] = SCALE;
-    store_rows<M>(args.dqkv + in_qkv + head * HS + warp_row0 * stride, stride, tokens - warp_row0,
+    store_rows<M>(args.dqkv + in_wide + head * HS + warp_row0 * wide, wide, tokens - warp_row0,
                   q_tile + warp * 16 * M * ROW_BYTES, dq, scale, lane);
 }
 
@@ -154,10 +157,11 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
     const int batch = static_cast<int>(blockIdx.y) / kv_heads, kv = static_cast<int>(blockIdx.y) % kv_heads;
     const int group = GROUPED ? heads / kv_heads : 1;  // query heads with these keys
     const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
-    const long long stride = channels + 2 * kv_channels;
-    const long long in_qkv = batch * tokens * stride, in_keys = in_qkv + channels + kv * HS;
-    const bf16* k = args.qkv + in_keys;
-    const bf16* v = k + kv_channels;
+    const long long stride = args.slices * HS, wide = channels + 2 * kv_channels;  // wide: of values, dqkv
+    const long long in_qkv = batch * tokens * stride, in_wide = batch * tokens * wide;
+    const long long of_kv = channels + kv * HS;
+    const bf16* k = args.qkv + in_qkv + of_kv;
+    const bf16* v = args.values + in_wide + of_kv + kv_channels;
     const u32 v_tile = k_tile + KEYS * ROW_BYTES;
     const u32 tiles0 = v_tile + KEYS * ROW_BYTES;  // Q, dout, lse, D of even tiles, then of odd ones
     constexpr u32 TILE = ROWS * ROW_BYTES, STAGE = 2 * TILE + ROWS * 8;
@@ -175,7 +179,7 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
         copy_async_commit();
     };
     load_tile<KEYS, THREADS>(k_tile, k + key0 * stride, stride, tokens - key0, thread);
-    load_tile<KEYS, THREADS>(v_tile, v + key0 * stride, stride, tokens - key0, thread);
+    load_tile<KEYS, THREADS>(v_tile, v + key0 * wide, wide, tokens - key0, thread);
     const int first = key0 / ROWS, tiles = (tokens + ROWS - 1) / ROWS;
     load(tiles0 + (first & 1) * STAGE, kv * group, first * ROWS);
 
@@ -240,9 +244,9 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
 
     // The warp's own rows of K and V have been read: stage the results there.
     const float scale[1][2] = {{SCALE, SCALE}}, one[1][2] = {{1.0f, 1.0f}};
-    bf16* dst = args.dqkv + in_keys + warp_key0 * stride;
-    store_rows<1>(dst, stride, tokens - warp_key0, k_tile + warp * 16 * ROW_BYTES, dk, scale, lane);
-    store_rows<1>(dst + kv_channels, stride, tokens - warp_key0, v_tile + warp * 16 * ROW_BYTES, dv, one,
+    bf16* dst = args.dqkv + in_wide + of_kv + warp_key0 * wide;
+    store_rows<1>(dst, wide, tokens - warp_key0, k_tile + warp * 16 * ROW_BYTES, dk, scale, lane);
+    store_rows<1>(dst + kv_channels, wide, tokens - warp_key0, v_tile + warp * 16 * ROW_BYTES, dv, one,
                   lane);
 }
 

@@ -4,9 +4,10 @@
 //   dQ = dS K / sqrt(HS),  dK = dS^T Q / sqrt(HS),  dV = P^T dout
 //
 // Shapes: qkv (by its tensor map), dqkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads,
-// each key and value head for the queries of NH/KH heads in turn; out, dout (B,T,NH,HS) bf16, dout also by
-// its tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32, scratch: the first kernel sets
-// -lse*sqrt(HS) and -D of each row, zeros past T, and the second reads them. Any T >= 1.
+// each key and value head for the queries of NH/KH heads in turn; qkv without values (B,T,NH+KH,HS); out,
+// dout (B,T,NH,HS) bf16, dout also by its tensor map; lse (B,NH,T) f32; rows (B,NH,2,ceil(T/64)*64) f32,
+// scratch: the first kernel sets -lse*sqrt(HS) and -D of each row, zeros past T, and the second reads them.
+// Any T >= 1.
 //
 // Launch of attention_backward_query: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G;
 //   G = 2 and N = 4 for head size 64, G = 3 and N = 3 for 128;
@@ -32,6 +33,7 @@ namespace attention {
 
 struct BackwardArgs {
     TensorMap qkv_map;
+    TensorMap values_map;  // of a whole qkv, of which values alone are read: that one, or another
     TensorMap dout_map;
     bf16* dqkv;
     float* rows;
@@ -82,7 +84,7 @@ attention_backward_query(const __grid_constant__ attention::BackwardArgs args) {
         barrier_expect(full + 8 * stage, 2 * TILE);
         attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv_map, full + 8 * stage, heads + kv,
                                    tile * KEYS, batch);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv_map, full + 8 * stage,
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.values_map, full + 8 * stage,
                                    heads + kv_heads + kv, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
@@ -259,7 +261,7 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
         barrier_expect(kv_full, 2 * tile_bytes(KEYS));
         attention::load_tile<KEYS>(k_tile, args.qkv_map, kv_full, heads + kv, key0, batch);
         load(begin, 0);
-        attention::load_tile<KEYS>(v_tile, args.qkv_map, kv_full, heads + kv_heads + kv, key0,
+        attention::load_tile<KEYS>(v_tile, args.values_map, kv_full, heads + kv_heads + kv, key0,
                                    batch);
     }
     __syncthreads();
@@ -272,7 +274,7 @@ __device__ __forceinline__ void attention_backward_keys(const attention::Backwar
             const int later = y / kv_heads, later_kv = y % kv_heads;
             prefetch_tile<KEYS>(args.qkv_map, later_kv * group, r, later);
             prefetch_tile<KEYS>(args.qkv_map, heads + later_kv, r, later);
-            prefetch_tile<KEYS>(args.qkv_map, heads + kv_heads + later_kv, r, later);
+            prefetch_tile<KEYS>(args.values_map, heads + kv_heads + later_kv, r, later);
             prefetch_tile<KEYS>(args.dout_map, later_kv * group, r, later);
         }
     }

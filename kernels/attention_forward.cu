@@ -4,7 +4,8 @@
 //   out = softmax(S) V,    lse[q] = ln sum_k exp(S[q][k])
 //
 // Shapes: qkv (B,T,NH+2*KH,HS) bf16: query heads, then key heads, then value heads, each key and value head
-// for the queries of NH/KH heads in turn; out (B,T,NH,HS) bf16, lse (B,NH,T) f32. Any T >= 1.
+// for the queries of NH/KH heads in turn, or without values (B,T,NH+KH,HS); out (B,T,NH,HS) bf16, lse
+// (B,NH,T) f32. Any T >= 1.
 //
 // Launch: grid (ceil(T / ROWS), B*NH, 1), block 128, with ROWS = 128 for head size 64, else 64;
 // dynamic shared memory (ROWS + 4*64) * (2*HS + 16) bytes. The longest rows of a head start first.
@@ -23,11 +24,12 @@ namespace attention {
 struct ForwardArgs {
     bf16* out;
     float* lse;
-    const bf16* qkv;
+    const bf16* qkv;     // without values where those are apart
+    const bf16* values;  // (B,T,NH+2*KH,HS), of which values alone are read: `qkv`, or another
     int tokens;    // T
     int heads;     // NH
     int kv_heads;  // KH, divides NH
-    int unused;    // 0
+    int slices;    // of a token in qkv: NH + 2*KH, or NH + KH
 };
 
 /// Query rows of a warp, in sixteens.
@@ -47,11 +49,12 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
     const int row0 = static_cast<int>(gridDim.x - 1 - blockIdx.x) * ROWS;
     const int batch = static_cast<int>(blockIdx.y) / heads, head = static_cast<int>(blockIdx.y) % heads;
     const long long channels = static_cast<long long>(heads) * HS, kv_channels = kv_heads * HS;
-    const long long stride = channels + 2 * kv_channels;
+    const long long stride = args.slices * HS, v_stride = channels + 2 * kv_channels;
     const bf16* sequence = args.qkv + batch * tokens * stride;
     const bf16* q = sequence + head * HS;
-    const bf16* k = sequence + channels + head / (heads / kv_heads) * HS;
-    const bf16* v = k + kv_channels;
+    const long long of_kv = channels + head / (heads / kv_heads) * HS;
+    const bf16* k = sequence + of_kv;
+    const bf16* v = args.values + batch * tokens * v_stride + of_kv + kv_channels;
 
     const u32 q_tile = shared_address(shared);
     const u32 kv_tiles = q_tile + ROWS * ROW_BYTES;  // K, V of even tiles, then of odd ones
@@ -59,7 +62,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
 
     load_tile<ROWS, THREADS>(q_tile, q + row0 * stride, stride, tokens - row0, thread);
     load_tile<KEYS, THREADS>(kv_tiles, k, stride, tokens, thread);
-    load_tile<KEYS, THREADS>(kv_tiles + TILE, v, stride, tokens, thread);
+    load_tile<KEYS, THREADS>(kv_tiles + TILE, v, v_stride, tokens, thread);
     copy_async_commit();
 
     const int warp_row0 = row0 + static_cast<int>(warp) * 16 * M;
@@ -83,7 +86,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             const u32 next = kv_tiles + ((tile + 1) & 1) * 2 * TILE;
             const int at = key0 + KEYS;
             load_tile<KEYS, THREADS>(next, k + at * stride, stride, tokens - at, thread);
-            load_tile<KEYS, THREADS>(next + TILE, v + at * stride, stride, tokens - at, thread);
+            load_tile<KEYS, THREADS>(next + TILE, v + at * v_stride, v_stride, tokens - at, thread);
             copy_async_commit();
         }
         if (tile == 0) load_operand<M>(qa, q_tile + warp * 16 * M * ROW_BYTES + lane_offset_a(lane));

@@ -4,8 +4,8 @@
 //   out = softmax(S) V,    lse[q] = ln sum_k exp(S[q][k])
 //
 // Shapes: qkv (B,T,NH+2*KH,HS) bf16, by its tensor map: query heads, then key heads, then value heads, each
-// key and value head for the queries of NH/KH heads in turn; out (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any
-// T >= 1.
+// key and value head for the queries of NH/KH heads in turn, or without values (B,T,NH+KH,HS); out
+// (B,T,NH,HS) bf16; lse (B,NH,T) f32. Any T >= 1.
 //
 // Launch: grid (ceil(T / R), B*NH, 1), block 128*G, R = 64*G, G = 2 for head size 64 and 3 for 128;
 // dynamic shared memory 2*HS*(R + 8*64) + 104 bytes. The longest rows of a head start first.
@@ -23,6 +23,7 @@ namespace attention {
 
 struct ForwardArgs {
     TensorMap qkv;
+    TensorMap values;  // of a whole qkv, of which values alone are read: that one, or another
     bf16* out;
     float* lse;
     int tokens;    // T
@@ -67,7 +68,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
         attention::load_tile<KEYS>(k_tiles + stage * TILE, args.qkv, k_full + 8 * stage, heads + kv,
                                    tile * KEYS, batch);
         barrier_expect(v_full + 8 * stage, TILE);
-        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.qkv, v_full + 8 * stage,
+        attention::load_tile<KEYS>(v_tiles + stage * TILE, args.values, v_full + 8 * stage,
                                    heads + kv_heads + kv, tile * KEYS, batch);
     };
     // The last warpgroup meets every tile; its first thread feeds all.
@@ -93,7 +94,7 @@ attention_forward(const __grid_constant__ attention::ForwardArgs args) {
             const int later_kv = y % heads / sharing;
             prefetch_tile<ROWS>(args.qkv, y % heads, r, y / heads);
             prefetch_tile<ROWS>(args.qkv, heads + later_kv, r, y / heads);
-            prefetch_tile<ROWS>(args.qkv, heads + kv_heads + later_kv, r, y / heads);
+            prefetch_tile<ROWS>(args.values, heads + kv_heads + later_kv, r, y / heads);
         }
     }
     __syncwarp();

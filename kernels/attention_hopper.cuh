@@ -5,7 +5,8 @@
 // The same tile serves as an operand summed along its columns and, transposed, along its rows.
 //
 // Tensor maps: element type bf16, 128-byte swizzle, zeros out of bounds, box {64, 1, 64, 1};
-//   qkv   dimensions {HS, S, T, B}, S = NH + 2*KH, strides in bytes {2*HS, 2*HS*S, 2*HS*S*T};
+//   qkv   dimensions {HS, S, T, B}, S = NH + 2*KH or, without values, NH + KH, strides in bytes {2*HS,
+//         2*HS*S, 2*HS*S*T};
 //   dout  dimensions {HS, NH, T, B},   strides in bytes {2*HS, 2*C, 2*C*T}.
 #pragma once
 #include "attention.cuh"

@@ -2,7 +2,8 @@
 //
 //   lse = log sum_j exp(x_j), loss = lse - x_target          j over the `used` columns
 //   logits_j = exp(x_j - lse) * scale - [j == target] * scale      zero for j >= used
-//   logits (n, padded) act_t, losses (n) float; everything between is float
+//   logits (n, padded) act_t, losses (n), denominators (n, 2) float: lse log2 e, and 1; everything between is
+//   float
 //
 // Kernels of their own add two terms. The soft-cap (Gemma Team 2024) puts y = cap tanh(x / cap) in place of a
 // logit wherever it is read, and multiplies its gradient by dy/dx = 1 - tanh^2. The z-loss (Chowdhery et al.
@@ -10,14 +11,17 @@
 //   logits_j = (exp(y_j - lse) w - [j == target] scale) dy_j/dx_j, w = scale (1 + 2 z lse)
 // The logits in memory stay as the product rounded them: both passes compute y from them.
 //
+// In bf16 on Hopper classifier_hopper.cu stands in the place of all this.
+//
 // One block a row. Each thread keeps a running maximum and a sum relative to it, so one pass gives the lse;
-// the row waits for the gradient pass in shared memory (50304 bf16 are 98 KiB, two rows a multiprocessor on
-// Hopper). Where it does not fit, the second pass reads global memory again, as a rule from L2.
+// the row waits for the gradient pass in shared memory (50304 bf16 are 98 KiB). Where it does not fit, the
+// second pass reads global memory again, as a rule from L2.
 // A NaN logit gives a NaN loss: the maximum ignores it, the sum does not.
 //
 // Order: chunks t, t+512, ... in thread t, then the butterfly of a warp, then the 16 warps by index.
 #include "common.cuh"
 #include "exact.cuh"
+#include "softcap.cuh"
 
 constexpr u32 CLS_THREADS = 512;
 constexpr u32 CLS_WARPS = CLS_THREADS / 32;
@@ -27,36 +31,14 @@ constexpr float LOWEST = -3.402823466e38f;
 struct ClassifierArgs {
     act_t* logits;       // (n, padded); gradients afterwards
     float* losses;       // (n)
-    float* lse;          // (n), by `classifier_gradient` alone
-    const u16* targets;  // (n), each below `used`; else the loss is NaN
+    float2* denominators;  // (n), by `classifier_gradient` alone: lse log2 e, and 1
+    const u16* targets;    // (n), each below `used`; else the loss is NaN
     u64 padded;          // columns in memory, a multiple of 8
     u64 used;            // columns that mean a token
     float scale;         // of the gradient
     u32 cached;  // 1: dynamic shared memory holds a row, padded * sizeof(act_t) bytes; 0: it holds nothing
     float cap;     // of the soft-cap, positive; read by the `capped` kernels alone
     float z_loss;  // its coefficient z, by `classifier_gradient_z` and `classifier_gradient_capped`
-};
-
-// y = cap tanh(x / cap) and its slope, from e = e^(-2 |x| / cap): y = cap (1 - e) / (1 + e) with the sign
-// of x, dy/dx = 4 e / (1 + e)^2. Far out e is 0: an infinite logit counts as the cap.
-struct SoftCap {
-    float cap, gate;  // gate: -2 log2(e) / cap
-
-    __device__ __forceinline__ explicit SoftCap(float cap)
-        : cap(cap), gate(__fdiv_rn(-2.0f * exact::LOG2_E, cap)) {}
-
-    __device__ __forceinline__ float operator()(float x, float& slope) const {
-        const float e = exact::exp2(fabsf(x) * gate);
-        const float r = exact::reciprocal(1.0f + e);
-        slope = 4.0f * e * r * r;
-        const float size = (1.0f - e) * r * cap;
-        return __uint_as_float(__float_as_uint(size) | (__float_as_uint(x) & 0x80000000u));
-    }
-
-    __device__ __forceinline__ float operator()(float x) const {
-        float slope;
-        return (*this)(x, slope);
-    }
 };
 
 // Running (maximum, sum of exp(x - maximum)).
@@ -140,7 +122,7 @@ __device__ __forceinline__ void row_loss(const ClassifierArgs& args) {
         args.losses[blockIdx.x] = token_loss<CAPPED>(args, row, lse, args.targets[blockIdx.x]);
 }
 
-// One row of losses, log-sum-exp and gradients.
+// One row of losses, denominators and gradients.
 template <bool CAPPED, bool Z_LOSS>
 __device__ __forceinline__ void row_gradient(const ClassifierArgs& args) {
     extern __shared__ uint4 dynamic[];
@@ -152,7 +134,7 @@ __device__ __forceinline__ void row_gradient(const ClassifierArgs& args) {
     const float lse = row_log_sum_exp<CAPPED>(args, row, cache);
     // Read above, before any thread can write: row_log_sum_exp has a barrier.
     if (threadIdx.x == 0) {
-        args.lse[blockIdx.x] = lse;
+        args.denominators[blockIdx.x] = make_float2(lse * exact::LOG2_E, 1.0f);
         args.losses[blockIdx.x] = target < args.used ? lse - at_target : __int_as_float(0x7fffffff);
     }
 

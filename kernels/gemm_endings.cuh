@@ -1,10 +1,12 @@
-// What the tiles of gemm_hopper.cu end in: column sums, GELU, squared ReLU, and SwiGLU, whose gate and factor
-// are neighbours, so that one thread of wgmma's accumulators has both.
+// What the tiles of gemm_hopper.cu end in: column sums, GELU, squared ReLU, SwiGLU, whose gate and factor are
+// neighbours, so that one thread of wgmma's accumulators has both, and the powers of a softmax.
 #pragma once
 #include "activate.cuh"
 #include "common.cuh"
+#include "exact.cuh"
 #include "gelu.cuh"
 #include "hopper.cuh"
+#include "softcap.cuh"
 
 namespace gemm {
 using namespace hopper;
@@ -122,6 +124,53 @@ __device__ __forceinline__ void swiglu_gradient_unit(const float* d, u32 buffer,
                          "r"(x[i / 2][i % 2][0]), "r"(x[i / 2][i % 2][1])
                          : "memory");
     }
+}
+
+// The largest exponent of 2, NaN aside, and the sum of the powers.
+struct PowerSum {
+    float highest = exact::bits(0xff800000), sum = 0.0f;
+
+    // Of the four threads of a row.
+    __device__ __forceinline__ PowerSum quad() const {
+        PowerSum all = *this;
+#pragma unroll
+        for (int step = 1; step <= 2; ++step) {
+            all.highest = fmaxf(all.highest, __shfl_xor_sync(FULL_WARP, all.highest, step));
+            all.sum += __shfl_xor_sync(FULL_WARP, all.sum, step);
+        }
+        return all;
+    }
+};
+
+// Of 16 rows of a panel that begins with column `first`, `d` in the order of the accumulators: what is at the
+// targets of rows r and r + 8 goes to `to`, which is the first row's place. Few panels have any.
+template <int PANEL>
+__device__ __forceinline__ void store_at_targets(const float* d, const int (&targets)[2], int first,
+                                                 float* to, u32 lane) {
+    const int upper = targets[0] - first, lower = targets[1] - first;
+    const bool here = static_cast<u32>(upper) < PANEL || static_cast<u32>(lower) < PANEL;
+    if (!__any_sync(FULL_WARP, here)) return;
+#pragma unroll
+    for (int i = 0; i < PANEL / 2; ++i)
+        if ((i & 2 ? lower : upper) == i / 4 * 8 + static_cast<int>(lane & 3) * 2 + i % 2)
+            to[(lane >> 2) + (i & 2) * 4] = d[i];
+}
+
+// Two neighbouring columns of 2^(y log2 e - base), with a soft-cap times its slope: rounded, and what they
+// add to `of_row`. A logit of -infinity is none.
+template <bool CAPPED>
+__device__ __forceinline__ u32 power_pair(const float* x, float base, SoftCap cap, PowerSum& of_row) {
+    float exponent[2], power[2], slope[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        const float none = exact::bits(0xff800000), y = CAPPED ? cap(x[i], slope[i]) : x[i];
+        exponent[i] = __fmaf_rn(y, exact::LOG2_E, -base);
+        if (CAPPED && x[i] == none) exponent[i] = none;
+        power[i] = exact::exp2(exponent[i]);
+    }
+    of_row.highest = fmaxf(of_row.highest, fmaxf(exponent[0], exponent[1]));
+    of_row.sum += power[0] + power[1];
+    return CAPPED ? pack_bf16(power[0] * slope[0], power[1] * slope[1]) : pack_bf16(power[0], power[1]);
 }
 
 }  // namespace gemm

@@ -4,7 +4,11 @@
 //   gemm_forward_gelu    pre = bf16(x W^T + bias), out = bf16(gelu(pre))
 //   gemm_forward_relu2   the same with max(pre, 0)^2
 //   gemm_forward_swiglu  pre the same, out = bf16(swiglu(pre)), one of each pair of columns
-//   gemm_input           dx = bf16(dout W)                                      m rows, n = c_in,  k = c_out
+//   gemm_forward_softmax out = bf16(2^(y log2 e - base)), y = x W^T, unrounded, with a base for each row; of
+//                        stripes of 192 columns the largest exponent of 2 and the sum of powers, unrounded,
+//                        where columns from `used` on count in neither; of each row x W^T at its target
+//   gemm_forward_softmax_capped  the same with y = cap tanh(x W^T / cap), and out = bf16(power dy/d(x W^T))
+//   gemm_input           dx = bf16(dout W), or of (dout W) times a factor a row  m rows, n = c_in, k = c_out
 //   gemm_input_gelu      dpre = bf16(bf16(dout W) gelu'(pre)), and its column sums a tile of rows
 //   gemm_input_relu2     dpre = bf16(bf16(dout W) 2 max(pre, 0))
 //   gemm_input_gelu_again, gemm_input_relu2_again: besides, the function of pre, which nobody kept
@@ -35,6 +39,7 @@
 #include "hopper.cuh"
 #include "gelu.cuh"
 #include "gemm_endings.cuh"
+#include "gemm_sums.cuh"
 #include "gemm_wgmma.cuh"
 
 namespace gemm {
@@ -46,9 +51,15 @@ struct GemmArgs {
     TensorMap pre;
     TensorMap again;  // as `out`: where `_again` leaves the function of pre
     float* weight;     // (m, n): the result of gemm_weight
-    float* sums;  // column sums or null: gemm_input_gelu (ceil(m/128), n), gemm_weight (splits * shares, m)
+    // Column sums or null: gemm_input_gelu (ceil(m/128), n), gemm_weight (splits * shares, m). Of stripes:
+    float* sums;       // gemm_forward_softmax (ceil(n/192), m, 2)
     u32* turns;        // gemm_weight: one a tile, 0 before and after
     const bf16* bias;  // (n), or null
+    // gemm_input: factors (m), or null; gemm_forward_softmax (m, 2): bases, each before another number.
+    const float* row_terms;
+    const u16* targets;    // gemm_forward_softmax (m): a column of each row
+    float* at_targets;     // gemm_forward_softmax (m)
+    const u32* overflow;  // gemm_forward_softmax: nothing is done where this word is 0; or null
     int m;
     int n;
     int k;
@@ -56,13 +67,23 @@ struct GemmArgs {
     int shares;  // column tiles that share the work of the column sums, at most the number of column tiles
     int group;   // tiles (of clusters) above each other that are dealt out before the next column
     u32 add;     // gemm_weight: 1: dW += ; 0: dW =
-    u32 unused;  // 0
+    int used;    // gemm_forward_softmax: columns that count
+    u32 keep;    // gemm_forward_softmax: whether out is stored
+    float cap;   // gemm_forward_softmax_capped, like the next
+    float gate;  // -2 log2(e) / cap
 };
 
-enum Ending { PLAIN, GELU, RELU2, SWIGLU, GELU_GRADIENT, RELU2_GRADIENT, SWIGLU_GRADIENT, WEIGHT };
+enum Ending {
+    PLAIN,
+    GELU, RELU2, SWIGLU,
+    SOFTMAX, SOFTMAX_CAPPED,
+    GELU_GRADIENT, RELU2_GRADIENT, SWIGLU_GRADIENT,
+    WEIGHT
+};
 
 constexpr int THREADS = 384, ROWS = 128, TERMS = 64;
 constexpr int SHARED_BYTES = 232448;
+constexpr int STRIPE = 192;
 // Barriers among warps: the turn of either warpgroup, and one for each warpgroup alone.
 constexpr u32 TURN = 1, ALONE = 3;
 
@@ -84,6 +105,10 @@ struct Product {
                           ACTIVATES = ENDING == GELU || ENDING == RELU2,
                           SLOPES = ENDING == GELU_GRADIENT || ENDING == RELU2_GRADIENT,
                           READS_PRE = SLOPES || ENDING == SWIGLU_GRADIENT;
+    // Endings with powers of 2 for a softmax; without `pre`, but with factors or bases of rows.
+    static constexpr bool POWERS = ENDING == SOFTMAX || ENDING == SOFTMAX_CAPPED,
+                          OF_ROWS = POWERS || (ENDING == PLAIN && RIGHT_ALONG_N);
+    static_assert(!POWERS || WIDTH == STRIPE, "a tile's columns are what is added before memory");
     static_assert(!PAIRS || PANEL == 64, "half a panel has a swizzle of its own");
     static_assert(!AGAIN || SLOPES, "only a slope has a function beside it");
     // A warp finishes 16 rows of a panel at a time, a unit, in a buffer of its own; a function needs two.
@@ -92,8 +117,9 @@ struct Product {
                          UNIT_BUFFERS = ACTIVATES || PAIRS ? 2 : 1;
     static constexpr int UNITS_UNDER_WAY = WIDTH == 160 ? 5 : UNIT_BUFFERS == 2 ? 2 : WIDTH == 192 ? 3 : 4;
     // Chunks of eight columns that are read, computed and written together. A warp is alone on its scheduler:
-    // what memory accesses keep apart would wait for itself at each step, and eight chunks need registers.
-    static constexpr int BATCH = 4;
+    // what memory accesses keep apart would wait for itself at each step, and eight chunks, or four with a
+    // soft-cap, need more registers than there are.
+    static constexpr int BATCH = ENDING == SOFTMAX_CAPPED ? 2 : 4;
     static constexpr int UNITS_BYTES = UNITS_UNDER_WAY * UNIT_BUFFERS * UNIT_BYTES,
                          WARP_BYTES = ENDING == WEIGHT ? 0 : UNITS_BYTES + (AGAIN ? UNIT_BYTES : 0);
     // Column sums of four warps a warpgroup, or two tiles of biases, or ones.
@@ -291,13 +317,40 @@ struct Product {
                     d[i / (WIDTH / 2)][i % (WIDTH / 2)] = 0.0f;
         }
         float sums[PANEL / 8][2];
+        // Of rows r and r + 8: their factors or bases, targets, and the powers so far.
+        float of_rows[2];
+        int targets[2];
+        PowerSum powers[2];
 #pragma unroll
         for (int unit = 0; unit < UNITS; ++unit) {
-            const int panel = unit / 2, half = unit % 2, under_way = unit % UNITS_UNDER_WAY;
+            // What belongs to rows is kept for one half at a time.
+            const int panel = OF_ROWS ? unit % PANELS : unit / 2, half = OF_ROWS ? unit / PANELS : unit % 2,
+                      under_way = unit % UNITS_UNDER_WAY;
             const u32 buffer = buffers + under_way * UNIT_BUFFERS * UNIT_BYTES;
             if (READS_PRE)
                 barrier_wait(loaded + 8 * under_way,
                              (parity * (UNITS / UNITS_UNDER_WAY) + unit / UNITS_UNDER_WAY) & 1);
+            const int row0 = w.row + half * 64 + static_cast<int>(warp & 3) * 16;
+            if (OF_ROWS && panel == 0) {
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    const int at = row0 + static_cast<int>(row) + i * 8;
+                    of_rows[i] = POWERS ? 0.0f : 1.0f;
+                    targets[i] = -1;
+                    if (args.row_terms && at < args.m)
+                        of_rows[i] = __ldg(args.row_terms + (POWERS ? 2ll : 1ll) * at);
+                    if (POWERS && at < args.m) targets[i] = __ldg(args.targets + at);
+                }
+            }
+            if (POWERS && w.column + (panel + 1) * PANEL > args.used) {
+                const int used = args.used - w.column - panel * PANEL - static_cast<int>(lane & 3) * 2;
+#pragma unroll
+                for (int i = 0; i < PANEL / 2; ++i)
+                    if (i / 4 * 8 + i % 2 >= used) d[half][panel * (PANEL / 2) + i] = exact::bits(0xff800000);
+            }
+            if (POWERS)
+                store_at_targets<PANEL>(&d[half][panel * (PANEL / 2)], targets, w.column + panel * PANEL,
+                                        args.at_targets + row0, lane);
             // From the unit's buffer to that of the function's values.
             const u32 beside = AGAIN ? buffers + UNITS_BYTES - buffer : UNIT_BYTES;
             const float* v = &d[half][panel * (PANEL / 2)];
@@ -311,7 +364,7 @@ struct Product {
                     for (int i = 0; i < BATCH; ++i) {
                         const u32 chunk = chunk0 + i, bias = extra + panel * PANEL * 2 + chunk * 16;
                         const u32 at = READS_PRE ? buffer + swizzled<PANEL>(row, chunk) : bias;
-                        low[i] = load_shared(at + quad);
+                        if (!OF_ROWS) low[i] = load_shared(at + quad);
                         if (READS_PRE) high[i] = load_shared(buffer + swizzled<PANEL>(row + 8, chunk) + quad);
                     }
 #pragma unroll
@@ -328,6 +381,14 @@ struct Product {
                             float(&sum)[2] = sums[chunk0 + i];  // GELU's alone are used
                             sum[0] = half == 0 ? even : sum[0] + even;
                             sum[1] = half == 0 ? odd : sum[1] + odd;
+                        } else if (POWERS) {
+                            constexpr bool CAPPED = ENDING == SOFTMAX_CAPPED;
+                            const SoftCap cap(args.cap, args.gate);
+                            low[i] = power_pair<CAPPED>(upper, of_rows[0], cap, powers[0]);
+                            high[i] = power_pair<CAPPED>(lower, of_rows[1], cap, powers[1]);
+                        } else if (OF_ROWS) {
+                            low[i] = pack_bf16(upper[0] * of_rows[0], upper[1] * of_rows[0]);
+                            high[i] = pack_bf16(lower[0] * of_rows[1], lower[1] * of_rows[1]);
                         } else {
                             const float even = low_half(low[i]), odd = high_half(low[i]);  // biases
                             low[i] = pack_bf16(upper[0] + even, upper[1] + odd);
@@ -355,21 +416,32 @@ struct Product {
             shared_fence();
             __syncwarp();
             if (lane == 0) {
-                const int column0 = w.column + panel * PANEL,
-                          row0 = w.row + half * 64 + static_cast<int>(warp & 3) * 16;
+                const int column0 = w.column + panel * PANEL;
                 if (ENDING == SWIGLU_GRADIENT) {
                     store_box(args.out, buffer, 2 * column0, row0);
                     store_box(args.out, buffer + UNIT_BYTES, 2 * column0 + PANEL, row0);
                 } else {
                     if (UNIT_BUFFERS == 2) store_box(args.pre, buffer, column0, row0);
-                    store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES,
-                              ENDING == SWIGLU ? column0 / 2 : column0, row0);
+                    if (!POWERS || args.keep)
+                        store_box(args.out, buffer + (UNIT_BUFFERS - 1) * UNIT_BYTES,
+                                  ENDING == SWIGLU ? column0 / 2 : column0, row0);
                     if (AGAIN) store_box(args.again, buffer + beside, column0, row0);
                 }
                 stores_commit();
                 if (READS_PRE && unit >= 1 && unit - 1 + UNITS_UNDER_WAY < UNITS) {
                     stores_read<1>();
                     load_pre(args, w, unit - 1 + UNITS_UNDER_WAY, buffers, loaded, warp);
+                }
+            }
+            if (POWERS && panel == PANELS - 1) {
+                float2* to = reinterpret_cast<float2*>(args.sums) +
+                             static_cast<long long>(w.column / STRIPE) * args.m;
+#pragma unroll
+                for (int lower = 0; lower < 2; ++lower) {
+                    const PowerSum of_quad = powers[lower].quad();
+                    const int at = row0 + static_cast<int>(row) + lower * 8;
+                    if ((lane & 3) == 0 && at < args.m) to[at] = make_float2(of_quad.highest, of_quad.sum);
+                    powers[lower] = PowerSum();
                 }
             }
             if (ENDING == GELU_GRADIENT && half == 1)
@@ -386,70 +458,6 @@ struct Product {
                         total += __uint_as_float(load_shared(extra + (i * WIDTH + column) * 4));
                     args.sums[static_cast<long long>(w.row / ROWS) * args.n + w.column + column] = total;
                 }
-        }
-    }
-
-    // ---- fp32 results ------------------------------------------------------------------------------------
-
-    // Adds a part of a tile to memory, after the part before it.
-    static __device__ __forceinline__ void accumulate(const float (&d)[2][WIDTH / 2], const GemmArgs& args,
-                                                      const Work& w, u32 group, u32 warp, u32 lane) {
-        const bool add = args.add || w.split > 0, first = (warp & 3) == 0 && lane == 0;
-        if (w.split > 0) {
-            if (first) {
-                u32 turn;
-                do asm volatile("ld.acquire.gpu.global.u32 %0, [%1];"
-                                : "=r"(turn) : "l"(args.turns + w.tile) : "memory");
-                while (turn != static_cast<u32>(w.split));
-            }
-            named_sync<128>(ALONE + group);
-        }
-        const int width = args.n - w.column;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = w.row + half * 64 + static_cast<int>(warp & 3) * 16 + static_cast<int>(lane >> 2);
-            float* at = args.weight + static_cast<long long>(row) * args.n + w.column + (lane & 3) * 2;
-#pragma unroll
-            for (int chunk0 = 0; chunk0 < WIDTH / 8; chunk0 += 4) {
-                float2 old[4][2];
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    const int chunk = chunk0 + i / 2, lower = i % 2 * 8;
-                    old[i / 2][i % 2] = make_float2(0.f, 0.f);
-                    // Past the first-level cache: another multiprocessor may have written.
-                    const float* from = at + static_cast<long long>(lower) * args.n + chunk * 8;
-                    if (add && row + lower < args.m && chunk * 8 < width)
-                        old[i / 2][i % 2] = __ldcg(reinterpret_cast<const float2*>(from));
-                }
-#pragma unroll
-                for (int i = 0; i < 8; ++i) {
-                    const int chunk = chunk0 + i / 2, lower = i % 2 * 8;
-                    const float* v = &d[half][chunk * 4 + i % 2 * 2];
-                    const float2 sum = make_float2(old[i / 2][i % 2].x + v[0], old[i / 2][i % 2].y + v[1]);
-                    float* to = at + static_cast<long long>(lower) * args.n + chunk * 8;
-                    if (row + lower < args.m && chunk * 8 < width) __stcg(reinterpret_cast<float2*>(to), sum);
-                }
-            }
-        }
-        if (args.splits > 1) {
-            __threadfence();
-            named_sync<128>(ALONE + group);
-            const u32 next = w.split + 1 == args.splits ? 0 : w.split + 1;
-            if (first)
-                asm volatile("st.release.gpu.global.u32 [%0], %1;" ::"l"(args.turns + w.tile), "r"(next)
-                             : "memory");
-        }
-    }
-
-    static __device__ __forceinline__ void store_sums(const float (&s)[2][4], const GemmArgs& args,
-                                                      const Work& w, u32 warp, u32 lane) {
-        if (args.sums == nullptr || w.column_tile >= args.shares || (lane & 3) != 0) return;
-        float* to = args.sums + static_cast<long long>(w.split * args.shares + w.column_tile) * args.m;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const int row = w.row + i / 2 * 64 + static_cast<int>(warp & 3) * 16 +
-                            static_cast<int>(lane >> 2) + i % 2 * 8;
-            if (row < args.m) to[row] = s[i / 2][i % 2 * 2];
         }
     }
 
@@ -481,7 +489,7 @@ struct Product {
                         load_pre(args, w, unit, buffers, loaded, warp);
                 }
                 __syncwarp();
-            } else if (ENDING != WEIGHT) {
+            } else if (ENDING != WEIGHT && !OF_ROWS) {
                 // Two tiles' worth, for a warp may be here while another still finishes the tile before.
                 const u32 i = (warp & 3) * 32 + lane;
                 const int column = w.column + static_cast<int>(i) * 2;
@@ -493,7 +501,7 @@ struct Product {
             multiply_tile(d, s, args, w, at, use, group, lane);
             if constexpr (ENDING == WEIGHT) {
                 store_sums(s, args, w, warp, lane);
-                accumulate(d, args, w, group, warp, lane);
+                accumulate<WIDTH>(d, args, w, ALONE + group, warp, lane);
             } else {
                 finish(d, args, w, buffers, loaded, parity, ENDING == GELU_GRADIENT ? extra : biases, group,
                        warp, lane);
@@ -505,6 +513,7 @@ struct Product {
 
     static __device__ __forceinline__ void run(const GemmArgs& args) {
         extern __shared__ __align__(1024) unsigned char shared[];
+        if (POWERS && args.overflow && *args.overflow == 0) return;  // all threads of all blocks
         const u32 thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
         const u32 group =
             __shfl_sync(FULL_WARP, thread >> 7, 0);  // the same in a warp, and the compiler knows it
@@ -564,6 +573,9 @@ KERNEL(gemm_forward_relu2, 128, 2, RELU2, false, false)
 KERNEL(gemm_forward_swiglu, 192, 1, SWIGLU, false, false)
 KERNEL(gemm_forward_swiglu, 192, 2, SWIGLU, false, false)
 KERNEL(gemm_forward_swiglu, 128, 2, SWIGLU, false, false)
+KERNEL(gemm_forward_softmax, 192, 1, SOFTMAX, false, false)
+KERNEL(gemm_forward_softmax, 192, 2, SOFTMAX, false, false)
+KERNEL(gemm_forward_softmax_capped, 192, 2, SOFTMAX_CAPPED, false, false)
 KERNEL(gemm_input, 192, 1, PLAIN, false, true)
 KERNEL(gemm_input, 192, 2, PLAIN, false, true)
 KERNEL(gemm_input, 160, 2, PLAIN, false, true)

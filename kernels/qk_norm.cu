@@ -2,11 +2,12 @@
 // turn of its output (rotary.cu) in the same pass.
 //
 //   forward    out = x rstd w, rstd = 1/sqrt(mean(x^2) + 1e-5) over the HS elements of a head; values copied
+//              if out has a place for them: out (n, slices, HS), slices NH + 2 KH, or NH + KH
 //   backward   h = x rstd, g = dout w;  dx = rstd (g - h mean(g h)) in the place of dout
 //              dq_weight, dk_weight (=|+=) sum of dout h over all rows and heads
 //   rotary     out is turned by the row's angles before it is rounded, dout turned back before all else: once
 //              rounded and not at all
-//   x, out, dqkv (n, NH + 2 KH, HS), q_weight, k_weight (HS) act_t; rstd (n, NH + KH) float
+//   x, dqkv (n, NH + 2 KH, HS), q_weight, k_weight (HS) act_t; rstd (n, NH + KH) float
 //   dq_weight, dk_weight (HS) float; table (P, HS/2, 2) float: cosine and sine of each pair
 //
 // A group of lanes has a head, eight columns a lane: 8 lanes for heads of up to 64 columns, 16 up to 128, 32
@@ -39,19 +40,21 @@ __device__ __forceinline__ void load_angles(Chunk<float>& angles, const Args& ar
 }
 
 struct QkNormArgs {
-    act_t* out;             // (n, NH + 2 KH, HS)
+    act_t* out;             // (n, slices, HS)
     float* rstd;            // (n, NH + KH)
     const act_t* x;         // (n, NH + 2 KH, HS)
     const act_t* q_weight;  // (HS)
     const act_t* k_weight;  // (HS)
     const float* table;     // (P, HS/2, 2); null without rotary
     const u16* positions;   // (n) below P, or null: row i has position i % seq
-    u32 vectors;            // n (NH + 2 KH)
+    u32 vectors;            // n slices
     u32 heads;              // NH
     u32 kv_heads;           // KH
     u32 head_size;          // HS, a multiple of 8
     u32 lanes;              // of a head: 8, 16 or 32
     u32 seq;                // T; 1 with positions and without rotary
+    u32 slices;             // NH + 2 KH with values, else NH + KH
+    u32 unused;             // 0
 };
 
 // Four heads a group in flight, of all heads those that the block's groups have side by side; with rotary of
@@ -61,7 +64,7 @@ __device__ __forceinline__ void normalize(const QkNormArgs& args) {
     constexpr u32 HEADS = 4;
     const u32 groups = QK_THREADS / args.lanes, column = threadIdx.x % args.lanes * 8;
     const u32 group = threadIdx.x / args.lanes, normed = args.heads + args.kv_heads;
-    const u32 of_row = normed + args.kv_heads;
+    const u32 of_row = args.slices, not_there = normed + args.kv_heads - of_row;  // heads of x alone
     const u32 apart = ROTARY ? (of_row + HEADS - 1) / HEADS : groups;
     const u32 turned_row = ROTARY ? (blockIdx.x * groups + group) / apart : 0;
     const u32 first = ROTARY ? blockIdx.x * groups + group + turned_row * (of_row - apart)
@@ -71,9 +74,10 @@ __device__ __forceinline__ void normalize(const QkNormArgs& args) {
     Chunk<act_t> held[HEADS], weights[2];
 #pragma unroll
     for (u32 k = 0; k < HEADS; ++k) {
-        const u32 vector = first + k * apart;
+        const u32 vector = first + k * apart, row = ROTARY ? turned_row : vector / of_row;
         held[k].clear();
-        if (active && vector < end) held[k].load(args.x + u64(vector) * args.head_size + column);
+        if (active && vector < end)
+            held[k].load(args.x + (u64(vector) + u64(row) * not_there) * args.head_size + column);
     }
     weights[0].clear(), weights[1].clear();
     if (active) weights[0].load(args.q_weight + column), weights[1].load(args.k_weight + column);
@@ -108,12 +112,12 @@ __device__ __forceinline__ void normalize(const QkNormArgs& args) {
     }
 }
 
-// grid ceil(n (NH + 2 KH) / (4 * 256 / lanes)), block 256.
+// grid ceil(n slices / (4 * 256 / lanes)), block 256.
 extern "C" __global__ void __launch_bounds__(256) qk_norm(const __grid_constant__ QkNormArgs args) {
     normalize<false>(args);
 }
 
-// grid ceil(n * ceil((NH + 2 KH) / 4) / (256 / lanes)), block 256.
+// grid ceil(n * ceil(slices / 4) / (256 / lanes)), block 256.
 extern "C" __global__ void __launch_bounds__(256) qk_norm_rotary(const __grid_constant__ QkNormArgs args) {
     normalize<true>(args);
 }

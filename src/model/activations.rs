@@ -19,10 +19,10 @@ pub struct Normed<B> {
     pub rstd: B,
 }
 
-/// Queries and keys after their norm, beside the values, and its statistics.
+/// Queries and keys after their norm, and its statistics.
 #[derive(Clone, Debug)]
 pub struct HeadNormed<B> {
-    /// (N, NH + 2 KH, HS), rotated where positions are; absent when the backward pass computes it again.
+    /// (N, NH + KH, HS), rotated where positions are; absent when the backward pass computes it again.
     pub out: Option<B>,
     /// (N, NH + KH) f32
     pub rstd: B,
@@ -88,7 +88,7 @@ pub struct Activations<B> {
     pub shared_norm: Option<B>,
     /// Stands in for every `activated` that is not kept (N, F).
     pub shared_activated: Option<B>,
-    /// Stands in for every `HeadNormed::out` that is not kept (N, NH + 2 KH, HS).
+    /// Stands in for every `HeadNormed::out` that is not kept (N, NH + KH, HS).
     pub shared_heads: Option<B>,
     /// Cosines and sines of rotary positions (T, HS/2, 2) f32.
     pub rotary: Option<B>,
@@ -132,8 +132,10 @@ impl Activations<BufferSpec> {
             mean: (model.norm == NormKind::Layernorm).then(|| stat("normalization statistics", n)),
             rstd: stat("normalization statistics", n),
         };
+        let normed_heads = n * heads.slices(false) * heads.head_size;
         let head_norm = || HeadNormed {
-            out: keep_norm.then(|| act("qkv", n * heads.qkv_channels())),
+            out: keep_norm
+                .then(|| act("queries and keys", n * heads.of_queries_and_keys() * heads.head_size)),
             rstd: stat("normalization statistics", n * heads.of_queries_and_keys()),
         };
         let layer = || LayerActivations {
@@ -155,7 +157,7 @@ impl Activations<BufferSpec> {
             branch: act("branch", n * c),
             shared_norm: (!keep_norm).then(|| act("ln shared", n * c)),
             shared_activated: (!keep_activated).then(|| act("gelu shared", activated)),
-            shared_heads: (model.qk_norm && !keep_norm).then(|| act("qkv", n * heads.qkv_channels())),
+            shared_heads: (model.qk_norm && !keep_norm).then(|| act("queries and keys", normed_heads)),
             rotary: (model.positions == PositionKind::Rotary)
                 .then(|| stat("rotary table", rows.seq * model.head_size())),
             grads: backward.then(|| GradientBuffers {

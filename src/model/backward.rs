@@ -1,7 +1,9 @@
 //! The backward pass, block by block from the last to the first.
 
 use super::activations::{Activations, GradientBuffers, LayerActivations, Normed, kept_or_else};
-use super::gpt2::{Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, rotate, vocab};
+use super::gpt2::{
+    Angles, Gpt2, head_norm, heads, logit_terms, nonlinearity, read_by_attention, rotate, vocab,
+};
 use super::weights::{Affine, Block, Group, HeadNorms, Weights};
 use crate::experiment::Model;
 use crate::ops::{
@@ -42,7 +44,7 @@ impl<O: Ops> Gpt2<O> {
         ops.classifier(Classifier {
             losses: &mut self.losses,
             losses_at: 0,
-            lse: &mut self.log_sums,
+            denominators: &mut self.denominators,
             dx: narrow,
             dwte: grads.lm_head.as_mut().unwrap_or(&mut grads.wte),
             x: ln_f.output(None),
@@ -196,10 +198,12 @@ impl<B: Send> BlockBackward<'_, B> {
         if let Some(normed) = a.head_norm.as_mut().filter(|normed| normed.out.is_none()) {
             head_norm(ops, normed, shared_heads, &a.qkv, w, rotary, rows, heads)?;
         }
+        let (qkv_read, values) = read_by_attention(&a.qkv, a.head_norm.as_ref(), shared_heads.as_ref());
         ops.attention_backward(AttentionBackward {
             dqkv: wide,
             dout: narrow,
-            qkv: a.head_norm.as_ref().map_or(&a.qkv, |normed| normed.output(shared_heads.as_ref())),
+            qkv: qkv_read,
+            values,
             out: &a.att,
             lse: &a.lse,
             rows,

@@ -266,6 +266,7 @@ impl<O: Ops> Decoder<O> {
                     k_weight,
                     rows,
                     heads,
+                    values: true,
                     rotary,
                 })?;
                 out

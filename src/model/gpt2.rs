@@ -29,8 +29,8 @@ pub struct Gpt2<O: Ops> {
     pub(super) targets: O::Ids,
     /// Token losses of the micro-batch in training (N) f32.
     pub(super) losses: O::Buf,
-    /// The logarithms of its logits' sums of exponentials (N) f32: no operation reads them, audits do.
-    pub log_sums: O::Buf,
+    /// Base and sum of each row's softmax (N, 2) f32: no operation reads them, audits do.
+    pub denominators: O::Buf,
     /// The z-loss that its gradients take in (`optimizer.z_loss`); 0 at first.
     pub z_loss: f32,
     capacity: Rows,
@@ -92,7 +92,7 @@ impl<O: Ops> Gpt2<O> {
             ids: ops.alloc_ids(capacity.count())?,
             targets: ops.alloc_ids(capacity.count())?,
             losses: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
-            log_sums: ops.alloc(Role::F32, if backward { capacity.count() } else { 0 })?,
+            denominators: ops.alloc(Role::F32, if backward { 2 * capacity.count() } else { 0 })?,
             specs,
             z_loss: 0.0,
             capacity,
@@ -298,11 +298,8 @@ impl<B: Send> BlockForward<'_, B> {
             Some(normed) => head_norm(ops, normed, shared_heads, &a.qkv, w, rotary, rows, heads)?,
             None => rotate(ops, &mut a.qkv, rotary, rows, heads, false)?,
         }
-        let qkv = match &a.head_norm {
-            Some(normed) => normed.output(shared_heads.as_ref()),
-            None => &a.qkv,
-        };
-        ops.attention(Attention { out: &mut a.att, lse: &mut a.lse, qkv, rows, heads })?;
+        let (qkv, values) = read_by_attention(&a.qkv, a.head_norm.as_ref(), shared_heads.as_ref());
+        ops.attention(Attention { out: &mut a.att, lse: &mut a.lse, qkv, values, rows, heads })?;
         ops.linear(Linear {
             out: branch,
             x: &a.att,
@@ -389,7 +386,8 @@ pub(super) fn norm<O: Ops>(
     })
 }
 
-/// Norm and rotation of queries and keys: what attention reads in place of `qkv`, which is left as it is.
+/// Norm and rotation of queries and keys: what attention reads in place of those in `qkv`, which is left as
+/// it is.
 #[expect(clippy::too_many_arguments, reason = "the buffers of one operation, out of four structures")]
 pub(super) fn head_norm<O: Ops>(
     ops: &mut O,
@@ -407,7 +405,20 @@ pub(super) fn head_norm<O: Ops>(
     let out = kept_or_shared(&mut normed.out, shared);
     let rstd = &mut normed.rstd;
     let rotary = rotary.map(|angles| angles.of_norm(rows));
-    ops.qk_norm(QkNorm { out, rstd, x: qkv, q_weight, k_weight, rows: rows.count(), heads, rotary })
+    let rows = rows.count();
+    ops.qk_norm(QkNorm { out, rstd, x: qkv, q_weight, k_weight, rows, heads, values: false, rotary })
+}
+
+/// Queries and keys, and where the values are if not beside them.
+pub(super) fn read_by_attention<'a, B>(
+    qkv: &'a B,
+    normed: Option<&'a HeadNormed<B>>,
+    shared: Option<&'a B>,
+) -> (&'a B, Option<&'a B>) {
+    match normed {
+        Some(normed) => (normed.output(shared), Some(qkv)),
+        None => (qkv, None),
+    }
 }
 
 /// The table of rotary positions, and the base that it was made with.

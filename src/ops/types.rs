@@ -178,6 +178,11 @@ impl Heads {
         self.heads + self.kv_heads
     }
 
+    /// NH + 2 KH, or without values NH + KH: heads of each token.
+    pub fn slices(self, values: bool) -> usize {
+        self.of_queries_and_keys() + if values { self.kv_heads } else { 0 }
+    }
+
     /// NH/KH: heads of queries that share their keys.
     pub fn sharing(self) -> usize {
         self.heads / self.kv_heads

@@ -193,8 +193,8 @@ impl MemoryPlan {
         }
         scratch(&mut plan, &storage.scratch.model);
         plan.all(Category::Activations, "token ids", [2 * rows.count() as u64; 2].into_iter());
-        for name in ["token losses", "log-sum-exp of the logits"] {
-            plan.add(Category::Activations, name, 4 * rows.count() as u64);
+        for (name, size) in [("token losses", 4), ("denominators of the softmax", 8)] {
+            plan.add(Category::Activations, name, size * rows.count() as u64);
         }
 
         let tensors = || specs.iter().map(|spec| 4 * spec.len as u64);

@@ -12,10 +12,11 @@ use super::{Result, RunPaths, StoreError, atomic, checkpoint};
 use crate::proof::{Hash, Opening, regular};
 
 /// The first bytes of a file.
-const MAGIC: &[u8] = b"runner/audit/v3\n";
+const MAGIC: &[u8] = b"runner/audit/v4\n";
 /// Those of files whose traces were of other operations: classifiers had no `lse`; a layer's weights came
-/// before its input, and nothing was computed again beside a gradient.
-const MAGICS_BEFORE: [&[u8]; 2] = [b"runner/audit/v1\n", b"runner/audit/v2\n"];
+/// before its input, and nothing was computed again beside a gradient; classifiers had an `lse` in place of
+/// denominators, and attention behind a norm of heads read its values beside them.
+const MAGICS_BEFORE: [&[u8]; 3] = [b"runner/audit/v1\n", b"runner/audit/v2\n", b"runner/audit/v3\n"];
 
 /// What is kept of an audited step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -168,7 +169,7 @@ type Understood<T> = std::result::Result<T, String>;
 impl<'a> Cursor<'a> {
     fn file(&mut self) -> Understood<AuditFile> {
         if !self.bytes.starts_with(MAGIC) {
-            return Err("expected the words `runner/audit/v3`".into());
+            return Err("expected the words `runner/audit/v4`".into());
         }
         self.at = MAGIC.len();
         let file = AuditFile {

@@ -21,8 +21,8 @@ const GROUPED_ROOT: &str = "3442ed1c5eb41240eee22b081371e89e32046d005b75189e0cb5
 /// State roots that `ci_cuda.toml` ended in on an H200: with grouped queries; with all parts of `MODERN`;
 /// with squared ReLU, capped logits and a z-loss.
 const HOPPER_ROOTS: [(&[&str], &str); 3] = [
-    (GROUPED, "3a740775c976615e6dfa54aa99e4b5e1283a9eca4871f3fd7c570d32f0a93149"),
-    (MODERN, "6be3b11e1a03845dfda7341beb674e055fff2520f81c1a50172041016cdaf722"),
+    (GROUPED, "b34d1b9e00571366f3e1a9b1ebaed4cc4707aa7d51b291e71157b401491dc631"),
+    (MODERN, "63f20ad8ff7fce5234a0752df46bf22f2a5010b09bde4b3ad7a0818b4588088b"),
     (
         &[
             "model.activation=relu2",
@@ -31,7 +31,7 @@ const HOPPER_ROOTS: [(&[&str], &str); 3] = [
             "model.logit_softcap=30.0",
             "optimizer.z_loss=1e-4",
         ],
-        "3d2633ecda52811204d3502e82d8fba565f216ad033ddaeba2c8c93eb6896189",
+        "41f4980d7cffd1c4787ad65b8acd3e64370ddf9b730888023577f532e54d64c3",
     ),
 ];
 

@@ -4,11 +4,11 @@
     python3 attention.py --kernels ../../kernels --cubins DIR compile     (no GPU: fills the cubin cache)
 
 check   out, lse and dqkv against float64 on fresh random inputs, outputs poisoned with NaN, for all head
-sizes
-        and for lengths that are no multiple of a tile; PyTorch's flash attention stands beside as the
+        sizes and for lengths that are no multiple of a tile; PyTorch's flash attention stands beside as the
         yardstick.
 repeat  the same bytes again and again, also while another stream occupies a changing number of
-multiprocessors. time    median of CUDA-event times at the shapes of the shipped experiments.
+        multiprocessors.
+time    median of CUDA-event times at the shapes of the shipped experiments.
 
 The kernels are compiled by NVRTC as the program compiles them: to a cubin, no include path, our own headers
 by name.
@@ -73,8 +73,8 @@ class ForwardArgs(ctypes.Structure):
         ("out", ctypes.c_void_p),
         ("lse", ctypes.c_void_p),
         ("qkv", ctypes.c_void_p),
-        ("tokens", ctypes.c_int),
-        ("heads", ctypes.c_int),
+        ("values", ctypes.c_void_p),
+        *((name, ctypes.c_int) for name in ("tokens", "heads", "kv_heads", "slices")),
     ]
 
 
@@ -84,10 +84,10 @@ class BackwardArgs(ctypes.Structure):
         ("delta", ctypes.c_void_p),
         ("dout", ctypes.c_void_p),
         ("qkv", ctypes.c_void_p),
+        ("values", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("lse", ctypes.c_void_p),
-        ("tokens", ctypes.c_int),
-        ("heads", ctypes.c_int),
+        *((name, ctypes.c_int) for name in ("tokens", "heads", "kv_heads", "slices")),
     ]
 
 
@@ -116,6 +116,8 @@ def launch(function, grid, block, shared_bytes, args):
     from cuda.bindings import driver
     import torch
 
+    _, size = ok(driver.cuFuncGetParamInfo(function, 0))
+    assert ctypes.sizeof(args) == size, f"the kernel takes {size} bytes, not {type(args).__name__}"
     pointers = (ctypes.c_void_p * 1)(ctypes.addressof(args))
     ok(
         driver.cuLaunchKernel(
@@ -152,7 +154,8 @@ class Portable:
 
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
-        args = ForwardArgs(out.data_ptr(), lse.data_ptr(), qkv.data_ptr(), tokens, heads)
+        of = qkv.data_ptr()
+        args = ForwardArgs(out.data_ptr(), lse.data_ptr(), of, of, tokens, heads, heads, 3 * heads)
         launch(
             self.forward_kernel,
             (-(-tokens // self.forward_rows), batch * heads, 1),
@@ -168,10 +171,13 @@ class Portable:
             delta.data_ptr(),
             dout.data_ptr(),
             qkv.data_ptr(),
+            qkv.data_ptr(),
             out.data_ptr(),
             lse.data_ptr(),
             tokens,
             heads,
+            heads,
+            3 * heads,
         )
         if only != "key":
             launch(self.query_kernel, (-(-tokens // 64), batch * heads, 1), 128, self.query_shared, args)
@@ -187,26 +193,26 @@ class Portable:
 class HopperForwardArgs(ctypes.Structure):
     _fields_ = [
         ("qkv", ctypes.c_uint64 * 16),
+        ("values", ctypes.c_uint64 * 16),
         ("out", ctypes.c_void_p),
         ("lse", ctypes.c_void_p),
-        ("tokens", ctypes.c_int),
-        ("heads", ctypes.c_int),
-        ("pad", ctypes.c_uint64 * 5),
+        *((name, ctypes.c_int) for name in ("tokens", "heads", "kv_heads", "unused")),
+        ("pad", ctypes.c_uint64 * 4),
     ]
 
 
 class HopperBackwardArgs(ctypes.Structure):
     _fields_ = [
         ("qkv_map", ctypes.c_uint64 * 16),
+        ("values_map", ctypes.c_uint64 * 16),
         ("dout_map", ctypes.c_uint64 * 16),
         ("dqkv", ctypes.c_void_p),
         ("rows", ctypes.c_void_p),
         ("dout", ctypes.c_void_p),
         ("out", ctypes.c_void_p),
         ("lse", ctypes.c_void_p),
-        ("tokens", ctypes.c_int),
-        ("heads", ctypes.c_int),
-        ("pad", ctypes.c_uint64 * 2),
+        *((name, ctypes.c_int) for name in ("tokens", "heads", "kv_heads", "unused")),
+        ("pad", ctypes.c_uint64 * 1),
     ]
 
 
@@ -265,7 +271,8 @@ class Hopper:
 
     def forward(self, out, lse, qkv):
         batch, tokens, _, heads, _ = qkv.shape
-        args = HopperForwardArgs(self.map(qkv, 3 * heads), out.data_ptr(), lse.data_ptr(), tokens, heads)
+        of = self.map(qkv, 3 * heads)
+        args = HopperForwardArgs(of, of, out.data_ptr(), lse.data_ptr(), tokens, heads, heads)
         launch(
             self.forward_kernel,
             (-(-tokens // (64 * self.groups)), batch * heads, 1),
@@ -278,6 +285,7 @@ class Hopper:
         batch, tokens, _, heads, _ = qkv.shape
         args = HopperBackwardArgs(
             self.map(qkv, 3 * heads),
+            self.map(qkv, 3 * heads),
             self.map(dout, heads),
             dqkv.data_ptr(),
             delta.data_ptr(),
@@ -285,6 +293,7 @@ class Hopper:
             out.data_ptr(),
             lse.data_ptr(),
             tokens,
+            heads,
             heads,
         )
         if only != "key":

@@ -22,7 +22,8 @@ def close(name, out, ref, rel=None, floor=1e-5):
     and a little."""
     rel = rel or (2**-8 * 1.01 if out.dtype == torch.bfloat16 else 1e-5)
     bound = rel * ref.abs() + floor * ref.square().mean().sqrt()
-    excess = ((out.to(F64) - ref).abs() / bound).nan_to_num(nan=1e9).max().item()
+    error = (out.to(F64) - ref).abs()
+    excess = torch.where(error == 0, 0, error / bound).nan_to_num(nan=1e9).max().item()
     key = name.split()[0] + (" bf16" if out.dtype == torch.bfloat16 else " f32")
     worst[key] = max(worst.get(key, 0), excess)
     report(name, excess <= 1, f"error is {excess:.2f} times the bound")

@@ -27,7 +27,7 @@ def resources(log):
 def variants(name):
     """(architecture, macro definition) of each way in which the program compiles a file."""
     bf16 = next(act for act in ACTS if "BF16" in act)
-    if name == "gemm_hopper.cu":
+    if name in ("gemm_hopper.cu", "classifier_hopper.cu"):
         return [("sm_90a", bf16)]
     if not name.startswith("attention_") or name == "attention_any.cu":
         return [(architecture, act) for act in ACTS for architecture in ARCHITECTURES]

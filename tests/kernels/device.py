@@ -1,6 +1,5 @@
 """The CUDA driver through ctypes, beside PyTorch: loads kernels compiled as the program compiles them and
-launches
-them on tensors' memory with one packed argument struct each."""
+launches them on tensors' memory with one packed argument struct each."""
 
 import ctypes
 import os
@@ -72,6 +71,11 @@ class Module:
             function = ctypes.c_void_p()
             driver(CUDA.cuModuleGetFunction(ctypes.byref(function), self.module, kernel.encode()), kernel)
             self.functions[kernel] = function
+            offset, size = ctypes.c_size_t(), ctypes.c_size_t()
+            places = ctypes.byref(offset), ctypes.byref(size)
+            driver(CUDA.cuFuncGetParamInfo(function, ctypes.c_size_t(0), *places), kernel)
+            taken = struct.calcsize("<" + layout)
+            assert taken == size.value, f"{kernel} takes {size.value} bytes, not the {taken} of {layout}"
         values = [f.data_ptr() if isinstance(f, torch.Tensor) else (0 if f is None else f) for f in fields]
         packed = struct.pack("<" + layout, *values)
         assert len(packed) % 8 == 0, f"{kernel}: the argument struct is not padded to 8 bytes"

@@ -122,8 +122,10 @@ class Ops:
             kernel,
             blocks,
             block,
-            "QQQQQQQQIIII",
+            "QQQQQQQQQQIIII",
             dx,
+            None,
+            None,
             partials,
             dout,
             x,
@@ -213,7 +215,7 @@ class Ops:
         shared = padded * logits.element_size() if cached else 0
         kernel = "classifier_gradient" if gradient else "classifier_loss"
         kernel += "_capped" if cap else "_z" if gradient and z_loss else ""
-        fields = logits, losses, self.scratch(n), targets, padded, used, scale, cached, cap, z_loss
+        fields = logits, losses, self.scratch(n, 2), targets, padded, used, scale, cached, cap, z_loss
         return [self.modules["classifier"].launch(kernel, n, 512, "QQQQQQfIff", *fields, shared=shared)]
 
     def adamw(self, tensors, hyper, key, step):

@@ -25,10 +25,44 @@ const QUERIES: usize = 48;
 /// Key and channel counts are rounded up to this in scratch: the widest panel.
 const PAD: usize = 64;
 
-/// Where the parts of a head lie in `qkv` (B,T,NH+2*KH,HS).
+/// Where queries, keys and values are.
+#[derive(Clone, Copy)]
+pub struct CpuQkv<'a> {
+    /// (B,T,NH+2*KH,HS), without values (B,T,NH+KH,HS).
+    pub qkv: &'a [f32],
+    /// (B,T,NH+2*KH,HS), where the values are if not beside queries and keys.
+    pub values: Option<&'a [f32]>,
+}
+
+impl<'a> CpuQkv<'a> {
+    fn of(
+        op: &'static str,
+        qkv: &'a Buffer,
+        values: Option<&'a Buffer>,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<CpuQkv<'a>> {
+        let len = |values| rows.count() * heads.slices(values) * heads.head_size;
+        let qkv = view(op, "qkv", qkv, len(values.is_none()))?;
+        let values = values.map(|values| view(op, "values", values, len(true))).transpose()?;
+        Ok(CpuQkv { qkv, values })
+    }
+
+    /// Head `index` of sequence `sequence`.
+    fn head(self, sequence: usize, tokens: usize, heads: Heads, index: usize) -> QkvHead<'a> {
+        let stride = heads.slices(self.values.is_none()) * heads.head_size;
+        let values = &self.values.unwrap_or(self.qkv)[sequence * tokens * heads.qkv_channels()..];
+        QkvHead { qkv: &self.qkv[sequence * tokens * stride..], values, stride, tokens, heads, index }
+    }
+}
+
+/// Where the parts of a head of a sequence lie.
 #[derive(Clone, Copy)]
 struct QkvHead<'a> {
     qkv: &'a [f32],
+    values: &'a [f32],
+    /// Floats between tokens of `qkv`.
+    stride: usize,
     /// T
     tokens: usize,
     heads: Heads,
@@ -37,21 +71,19 @@ struct QkvHead<'a> {
 }
 
 impl<'a> QkvHead<'a> {
-    /// Floats between tokens of `qkv`.
-    fn stride(&self) -> usize {
-        self.heads.qkv_channels()
-    }
-
     /// Vectors of the head's queries, from the first token on.
     fn queries(&self) -> &'a [f32] {
         &self.qkv[self.index * self.heads.head_size..]
     }
 
     /// Vectors of the keys and of the values that it shares.
-    fn keys_and_values(&self) -> [&'a [f32]; 2] {
+    fn keys_and_values(&self) -> [Strided<'a>; 2] {
         let Heads { heads, kv_heads, head_size } = self.heads;
         let key = heads + self.index / self.heads.sharing();
-        [key, key + kv_heads].map(|head| &self.qkv[head * head_size..])
+        [
+            Strided { data: &self.qkv[key * head_size..], stride: self.stride },
+            Strided { data: &self.values[(key + kv_heads) * head_size..], stride: self.heads.qkv_channels() },
+        ]
     }
 
     fn scale(&self) -> f32 {
@@ -110,15 +142,14 @@ fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
     head
 }
 
-/// `out` (B,T,NH,HS) and `lse` (B,NH,T) of `qkv` (B,T,NH+2*KH,HS).
-pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: &[f32], rows: Rows, heads: Heads) {
+/// `out` (B,T,NH,HS) and `lse` (B,NH,T).
+pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: CpuQkv<'_>, rows: Rows, heads: Heads) {
     let channels = heads.heads * heads.head_size;
     let tasks = blocks(out, channels, channels, rows.seq, heads.head_size);
     engine.install(|| {
         tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(
             |(index, (mut out, lse))| {
-                let qkv = &qkv[index / heads.heads * rows.seq * heads.qkv_channels()..];
-                let head = QkvHead { qkv, tokens: rows.seq, heads, index: index % heads.heads };
+                let head = qkv.head(index / heads.heads, rows.seq, heads, index % heads.heads);
                 engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
                     run_head(engine.isa, heads, HeadForward { head, out: &mut out, lse, scratch });
                 });
@@ -138,15 +169,15 @@ impl Vectored for HeadForward<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let HeadForward { head, out, lse, mut scratch } = self;
-        let QkvHead { tokens, heads: Heads { head_size, .. }, .. } = head;
-        let (sizes, stride, scale) = (ScratchSizes::new(tokens, head_size), head.stride(), head.scale());
+        let QkvHead { tokens, stride, heads: Heads { head_size, .. }, .. } = head;
+        let (sizes, scale) = (ScratchSizes::new(tokens, head_size), head.scale());
         let keys = take(&mut scratch, sizes.panels());
         let values = take(&mut scratch, sizes.panels());
         let scores = take(&mut scratch, sizes.scores());
         let sums = take(&mut scratch, sizes.sums());
         let [key, value] = head.keys_and_values();
-        pack_all::<S, NV>(keys, RightOperand::Columns { data: key, stride }, head_size, tokens);
-        pack_all::<S, NV>(values, RightOperand::Rows { data: value, stride }, tokens, head_size);
+        pack_all::<S, NV>(keys, columns(key), head_size, tokens);
+        pack_all::<S, NV>(values, rows_of(value), tokens, head_size);
         for first in (0..tokens).step_by(QUERIES) {
             let rows = QUERIES.min(tokens - first);
             let query = &head.queries()[first * stride..];
@@ -180,8 +211,7 @@ impl Vectored for HeadForward<'_, '_> {
 /// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
 pub struct AttentionForward<'a> {
-    /// (B, T, NH + 2 KH, HS)
-    pub qkv: &'a [f32],
+    pub qkv: CpuQkv<'a>,
     /// (B, T, NH, HS)
     pub out: &'a [f32],
     /// (B, NH, T)
@@ -212,7 +242,7 @@ pub fn backward(
     engine.install(|| {
         tasks.into_par_iter().enumerate().for_each(|(index, (mut dq, mut dk, mut dv))| {
             let (sequence, index) = (index / heads.kv_heads, index % heads.kv_heads * sharing);
-            let first = QkvHead { qkv: &qkv[sequence * rows.seq * wide..], tokens: rows.seq, heads, index };
+            let first = qkv.head(sequence, rows.seq, heads, index);
             let at = sequence * rows.seq * channels + index * heads.head_size;
             let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..sharing * rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
@@ -245,17 +275,17 @@ impl Vectored for GroupBackward<'_, '_> {
     #[inline(always)]
     fn run<S: Simd, const NV: usize>(self, simd: S) {
         let GroupBackward { first: first_head, dq, dk, dv, dout, out, lse, mut scratch } = self;
-        let QkvHead { tokens, heads: Heads { heads, head_size, .. }, .. } = first_head;
-        let (sizes, stride) = (ScratchSizes::new(tokens, head_size), first_head.stride());
+        let QkvHead { tokens, stride, heads: Heads { heads, head_size, .. }, .. } = first_head;
+        let sizes = ScratchSizes::new(tokens, head_size);
         let (channels, scale) = (heads * head_size, first_head.scale());
         let [keys_across, values_across, keys, dk_sums, dv_sums] =
             std::array::from_fn(|_| take(&mut scratch, sizes.panels()));
         let [p, ds, p_across, ds_across] = std::array::from_fn(|_| take(&mut scratch, sizes.scores()));
         let [sums, query_panels, dout_panels] = std::array::from_fn(|_| take(&mut scratch, sizes.sums()));
         let [key, value] = first_head.keys_and_values();
-        pack_all::<S, NV>(keys_across, RightOperand::Columns { data: key, stride }, head_size, tokens);
-        pack_all::<S, NV>(values_across, RightOperand::Columns { data: value, stride }, head_size, tokens);
-        pack_all::<S, NV>(keys, RightOperand::Rows { data: key, stride }, tokens, head_size);
+        pack_all::<S, NV>(keys_across, columns(key), head_size, tokens);
+        pack_all::<S, NV>(values_across, columns(value), head_size, tokens);
+        pack_all::<S, NV>(keys, rows_of(key), tokens, head_size);
         dk_sums.fill(0.0);
         dv_sums.fill(0.0);
         for (member, (dq, lse)) in dq.iter_mut().zip(lse.chunks_exact(tokens)).enumerate() {
@@ -310,6 +340,16 @@ impl Vectored for GroupBackward<'_, '_> {
         write_rows::<S, NV>(dk, dk_sums, |_, sum| sum);
         write_rows::<S, NV>(dv, dv_sums, |_, sum| sum);
     }
+}
+
+/// A matrix as a right operand, summed along its rows.
+fn columns(of: Strided<'_>) -> RightOperand<'_> {
+    RightOperand::Columns { data: of.data, stride: of.stride }
+}
+
+/// A matrix as a right operand, its rows the terms of the sum.
+fn rows_of(of: Strided<'_>) -> RightOperand<'_> {
+    RightOperand::Rows { data: of.data, stride: of.stride }
 }
 
 /// Packs all `columns` of a right operand of `depth` steps as consecutive panels.
@@ -419,11 +459,10 @@ fn write_rows<S: Simd, const NV: usize>(out: &mut [&mut [f32]], sums: &[f32], f:
 impl Perform<Attention<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: Attention<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention";
-        let Attention { out, lse, qkv, rows, heads } = op;
-        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
-        let out = view_mut(OP, "out", out, len)?;
+        let Attention { out, lse, qkv, values, rows, heads } = op;
+        let out = view_mut(OP, "out", out, rows.count() * heads.channels())?;
         let lse = view_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, view(OP, "qkv", qkv, wide)?, rows, heads);
+        forward(&self.engine, out, lse, CpuQkv::of(OP, qkv, values, rows, heads)?, rows, heads);
         Ok(())
     }
 }
@@ -431,10 +470,10 @@ impl Perform<Attention<'_, Buffer>> for Cpu {
 impl Perform<AttentionBackward<'_, Buffer>> for Cpu {
     fn perform(&mut self, op: AttentionBackward<'_, Buffer>) -> Result<()> {
         const OP: &str = "attention_backward";
-        let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+        let AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads } = op;
         let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let forward = AttentionForward {
-            qkv: view(OP, "qkv", qkv, wide)?,
+            qkv: CpuQkv::of(OP, qkv, values, rows, heads)?,
             out: view(OP, "out", out, len)?,
             lse: view(OP, "lse", lse, rows.count() * heads.heads)?,
         };

@@ -3,6 +3,8 @@
 //! Logits exist for [`ROW_CHUNK`] rows at a time; the gradient takes their place. Columns past
 //! `vocab.used` are never computed.
 
+use std::f32::consts::LOG2_E;
+
 use rayon::prelude::*;
 
 use super::super::{Classifier, ClassifierLoss, LogitTerms, Perform, Result, Vocab, Write};
@@ -31,7 +33,8 @@ pub struct ClassifierInputs<'a> {
 
 /// The outputs of the backward pass.
 pub struct ClassifierOutputs<'a> {
-    pub lse: &'a mut [f32],
+    /// (n, 2)
+    pub denominators: &'a mut [f32],
     pub dx: &'a mut [f32],
     pub dwte: &'a mut [f32],
     pub scale: f32,
@@ -79,14 +82,17 @@ pub fn run(
                         row(&mut logits[..vocab.used], usize::from(*target), None, terms));
                 },
             ),
-            Some(ClassifierOutputs { lse, scale, .. }) => {
-                let (lse, scale) = (&mut lse[first..first + rows], Some(*scale));
-                (logits.par_chunks_mut(vocab.padded), losses, lse, targets).into_par_iter().for_each(
-                    |(logits, loss, lse, target)| {
-                        vectorize!(engine.isa, |_| (*loss, *lse) =
+            Some(ClassifierOutputs { denominators, scale, .. }) => {
+                let denominators = denominators[2 * first..2 * (first + rows)].par_chunks_mut(2);
+                let scale = Some(*scale);
+                (logits.par_chunks_mut(vocab.padded), losses, denominators, targets)
+                    .into_par_iter()
+                    .for_each(|(logits, loss, denominator, target)| {
+                        let mut lse = 0.0;
+                        vectorize!(engine.isa, |_| (*loss, lse) =
                             row(&mut logits[..vocab.used], usize::from(*target), scale, terms));
-                    },
-                );
+                        denominator.copy_from_slice(&[lse * LOG2_E, 1.0]);
+                    });
             }
         });
         if let Some(ClassifierOutputs { dx, dwte, write, .. }) = &mut gradient {
@@ -197,7 +203,7 @@ impl Perform<Classifier<'_, Buffer, Ids>> for Cpu {
             terms: op.terms,
         };
         let gradient = ClassifierOutputs {
-            lse: view_mut(OP, "lse", op.lse, rows)?,
+            denominators: view_mut(OP, "denominators", op.denominators, 2 * rows)?,
             dx: view_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: view_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,

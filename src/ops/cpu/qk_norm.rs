@@ -30,8 +30,8 @@ fn normalize(out: &mut [f32], x: &[f32], weight: &[f32]) -> f32 {
     rstd
 }
 
-/// Queries and keys of every row of `x` (N, NH + 2 KH, HS), turned by `angles` if there are any; `weights`
-/// are those of queries and of keys.
+/// Queries and keys of every row of `x` (N, NH + 2 KH, HS), turned by `angles` if there are any, and the
+/// values where `out` is as long; `weights` are those of queries and of keys.
 pub fn forward(
     engine: &Engine,
     out: &mut [f32],
@@ -41,9 +41,10 @@ pub fn forward(
     heads: Heads,
     angles: Option<RowAngles<'_>>,
 ) {
+    let values = out.len() == x.len();
     let (width, normed, size) = (heads.qkv_channels(), heads.of_queries_and_keys(), heads.head_size);
     engine.install(|| {
-        let rows = out.par_chunks_mut(width).zip(rstd.par_chunks_mut(normed));
+        let rows = out.par_chunks_mut(heads.slices(values) * size).zip(rstd.par_chunks_mut(normed));
         let rows = rows.zip(x.par_chunks(width)).enumerate().with_min_len(8);
         rows.for_each(|(row, ((out, rstd), x))| {
             let angles = angles.map(|angles| angles.of(row));
@@ -55,7 +56,9 @@ pub fn forward(
                         turn(out, angles, 1.0);
                     }
                 }
-                out[normed * size..].copy_from_slice(&x[normed * size..]);
+                if values {
+                    out[normed * size..].copy_from_slice(&x[normed * size..]);
+                }
             });
         });
     });
@@ -129,12 +132,12 @@ pub fn backward(engine: &Engine, dqkv: &mut [f32], forward: QkNormForward<'_>) -
 impl Perform<QkNorm<'_, Buffer, Ids>> for Cpu {
     fn perform(&mut self, op: QkNorm<'_, Buffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm";
-        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary } = op;
+        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, values, rotary } = op;
         let angles = angles_of_norm(OP, rotary, rows, heads.head_size)?;
         let size = rows * heads.qkv_channels();
         forward(
             &self.engine,
-            view_mut(OP, "out", out, size)?,
+            view_mut(OP, "out", out, rows * heads.slices(values) * heads.head_size)?,
             view_mut(OP, "rstd", rstd, rows * heads.of_queries_and_keys())?,
             view(OP, "x", x, size)?,
             [

@@ -145,7 +145,8 @@ fn a_nan_in_the_input_reaches_every_output_that_depends_on_it() {
         qkv[53 * 96 + which * 32 + 7] = f32::NAN;
         let qkv = upload(&mut cpu, &qkv);
         let [mut out, mut lse] = [60 * 32, 120].map(|len| cpu.alloc(Role::F32, len).unwrap());
-        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
+        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
+            .unwrap();
         let token = |t: usize| &out.as_slice()[t * 32..(t + 1) * 32];
         assert!(token(53)[..16].iter().any(|x| x.is_nan()), "part {which}");
         assert!(token(53)[16..].iter().all(|x| x.is_finite()), "part {which}: the other head");
@@ -160,7 +161,8 @@ fn later_tokens_change_no_bit_of_earlier_outputs() {
     let run = |cpu: &mut Cpu, qkv: &[f32]| {
         let qkv = upload(cpu, qkv);
         let [mut out, mut lse] = [60 * 16, 60].map(|len| cpu.alloc(Role::F32, len).unwrap());
-        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
+        cpu.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
+            .unwrap();
         out.as_slice().to_vec()
     };
     let mut qkv = random(5, 60 * 48, 1.0);
@@ -222,20 +224,18 @@ fn planned_scratch_is_what_the_operations_use() {
     let (n, c) = (80, 32);
     let [mut a, mut b, mut dwte, mut wide, mut dwide] =
         [n * c, n * c, 128 * c, n * 4 * c, 4 * c * c].map(|len| cpu.alloc(Role::F32, len).unwrap());
-    let (mut qkv, mut lse, mut losses) = (
-        cpu.alloc(Role::F32, 3 * n * c).unwrap(),
-        cpu.alloc(Role::F32, 160).unwrap(),
-        cpu.alloc(Role::F32, n).unwrap(),
-    );
+    let [mut qkv, mut lse, mut losses, mut denominators] =
+        [3 * n * c, 160, n, 2 * n].map(|len| cpu.alloc(Role::F32, len).unwrap());
     let ids = cpu.alloc_ids(n).unwrap();
     let dout = cpu.alloc(Role::F32, n * c).unwrap();
     let (rows, heads) = (shape.rows, shape.heads);
-    cpu.attention(Attention { out: &mut a, lse: &mut lse, qkv: &qkv, rows, heads }).unwrap();
+    cpu.attention(Attention { out: &mut a, lse: &mut lse, qkv: &qkv, values: None, rows, heads }).unwrap();
     let input = cpu.alloc(Role::F32, 3 * n * c).unwrap();
     cpu.attention_backward(AttentionBackward {
         dqkv: &mut qkv,
         dout: &dout,
         qkv: &input,
+        values: None,
         out: &a,
         lse: &lse,
         rows,
@@ -246,7 +246,7 @@ fn planned_scratch_is_what_the_operations_use() {
     cpu.classifier(Classifier {
         losses: &mut losses,
         losses_at: 0,
-        lse: &mut lse,
+        denominators: &mut denominators,
         dx: &mut b,
         dwte: &mut dwte,
         x: &a,
@@ -336,7 +336,17 @@ fn a_norm_that_turns_has_the_bits_of_norm_and_rotary() {
         let rotary = together.then_some(turn);
         let mut out = ops.alloc(Role::F32, wide).unwrap();
         let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).unwrap();
-        let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows: n, heads, rotary };
+        let op = QkNorm {
+            out: &mut out,
+            rstd: &mut rstd,
+            x: &x,
+            q_weight,
+            k_weight,
+            rows: n,
+            heads,
+            values: true,
+            rotary,
+        };
         ops.qk_norm(op).unwrap();
         let mut dqkv = upload(&mut ops, dout.as_slice());
         for (qkv, inverse) in [(&mut out, false), (&mut dqkv, true)] {
@@ -366,6 +376,7 @@ fn a_norm_that_turns_has_the_bits_of_norm_and_rotary() {
     let mut out = ops.alloc(Role::F32, wide).unwrap();
     let mut rstd = ops.alloc(Role::F32, 2 * n * heads.heads).unwrap();
     let rotary = Some(QkRotary { table: &table, theta, at: RotaryAt::Sequences(Rows { batch: 1, ..rows }) });
-    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows: n, heads, rotary };
+    let (out, rstd, x, values) = (&mut out, &mut rstd, &x, true);
+    let op = QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, values, rotary };
     assert!(ops.qk_norm(op).unwrap_err().to_string().contains("37 positions of 74 rows"));
 }

@@ -43,6 +43,8 @@ elements! {
     U8 = "u8",
     U32 = "u32",
     F32 = "float",
+    /// Two floats beside each other.
+    F32x2 = "float2",
     F64 = "double",
 }
 

@@ -6,6 +6,7 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::Cuda;
+use super::classifier::ends_in_powers;
 use super::launch::optimizer;
 use super::linear::{gemm_keys, layer_keys};
 use super::memory::{Buf, CudaIds, copy_by_all_threads};
@@ -52,12 +53,13 @@ impl Ops for Cuda {
 
     /// Also tunes the matrix multiplications of this shape that have no plan yet.
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()> {
-        for (which, bytes) in planned(shape, self.options.compute) {
+        let powers = ends_in_powers(&self.kernels.gpu.info, self.kernels.act);
+        for (which, bytes) in planned(shape, self.options.compute, powers) {
             self.scratch.get(&mut self.memory, which, bytes)?;
         }
         self.head_size = Some(shape.heads.head_size);
         self.load_attention(shape.heads)?;
-        self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options), self.options.user_plans)
+        self.gemm.prepare(&self.kernels, &gemm_keys(shape, &self.options, powers), self.options.user_plans)
     }
 
     fn prepare_layers(&mut self, layers: &[LinearShape]) -> Result<()> {

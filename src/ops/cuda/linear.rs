@@ -1,24 +1,29 @@
-//! Linear layers and the classifier: matrix multiplications with what is fused around them.
+//! Linear layers: matrix multiplications with what is fused around them.
 //!
 //! With `kernels.gelu_fusion` 0, GELU sees what is stored. Our own products then apply it as they store,
 //! cuBLASLt's are followed by a pass of its own, and the bits of GELU are the same. The option's other values
 //! ask for cuBLASLt's fusion, which sees the sum before rounding.
 
-use super::launch::{activate, classifier, gelu, gemm_hopper, reduce};
-use super::memory::{Buf, CudaIds};
+use super::classifier;
+use super::launch::{activate, gelu, gemm_hopper, reduce};
+use super::memory::Buf;
 use super::product::{Epilogue, GemmKey, Operands, Product, Types};
 use super::scratch::Use;
 use super::{Cuda, CudaOptions, GeluSums, act_dtype};
 use crate::experiment::Compute;
 use crate::ops::op::linear::NO_ROOM;
 use crate::ops::{
-    Activate, ActivateBackward, Classifier, ClassifierLoss, Dtype, Linear, LinearActivate,
-    LinearBackwardInput, LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms,
-    Nonlinearity, Perform, Result, ScratchShape, Vocab, Write,
+    Activate, ActivateBackward, Linear, LinearActivate, LinearBackwardInput, LinearBackwardInputActivate,
+    LinearBackwardWeight, LinearShape, Nonlinearity, Perform, Result, ScratchShape, Write,
 };
 
 /// The key of a product of a linear layer.
-fn key(shape: LinearShape, product: Product, options: &CudaOptions, epilogue: Epilogue) -> GemmKey {
+pub(super) fn key(
+    shape: LinearShape,
+    product: Product,
+    options: &CudaOptions,
+    epilogue: Epilogue,
+) -> GemmKey {
     let types = match (options.compute, product) {
         (Compute::Fp32, _) => Types::F32,
         (Compute::Tf32, _) => Types::Tf32,
@@ -55,8 +60,9 @@ fn backward_gelu(options: &CudaOptions) -> Epilogue {
 }
 
 /// Every matrix multiplication that training (or, without `backward`, evaluating) a model on
-/// micro-batches of `shape` asks for.
-pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
+/// micro-batches of `shape` asks for. `powers`: whether the classifier
+/// [ends in powers](classifier::ends_in_powers).
+pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions, powers: bool) -> Vec<GemmKey> {
     let n = shape.rows.count();
     let c = shape.channels;
     let (gelu_forward, gelu_backward) = (forward_gelu(options, shape.bias), backward_gelu(options));
@@ -80,8 +86,9 @@ pub fn gemm_keys(shape: &ScratchShape, options: &CudaOptions) -> Vec<GemmKey> {
         (layer(c, shape.mlp.inputs()), up),
         (layer(shape.mlp.channels, c), down),
     ];
-    for (_, rows) in chunks(n, shape.vocab, act_dtype(options.compute)) {
-        layers.push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, [Nothing; 3]));
+    for (_, rows) in classifier::chunks(n, shape.vocab, act_dtype(options.compute)) {
+        layers
+            .push((LinearShape { rows, c_in: c, c_out: shape.vocab.padded }, classifier::epilogues(powers)));
     }
     let mut keys = Vec::new();
     for (layer, [forward, input, weight]) in layers {
@@ -104,12 +111,6 @@ pub fn layer_keys(layers: &[LinearShape], options: &CudaOptions) -> Vec<GemmKey>
     keys.sort();
     keys.dedup();
     keys
-}
-
-/// First row and number of rows of each chunk of the classifier.
-fn chunks(n: usize, vocab: Vocab, act: Dtype) -> Vec<(usize, usize)> {
-    let rows = classifier::chunk_rows(n as u64, vocab.padded as u64, act.size() as u64) as usize;
-    (0..n).step_by(rows).map(|first| (first, rows.min(n - first))).collect()
 }
 
 impl Perform<Linear<'_, Buf>> for Cuda {
@@ -288,54 +289,6 @@ impl Perform<LinearBackwardWeight<'_, Buf>> for Cuda {
     }
 }
 
-impl Perform<ClassifierLoss<'_, Buf, CudaIds>> for Cuda {
-    fn perform(&mut self, op: ClassifierLoss<'_, Buf, CudaIds>) -> Result<()> {
-        const OP: &str = "classifier_loss";
-        let ClassifierLoss { losses, losses_at, x, wte, targets, rows, channels, vocab, terms } = op;
-        let k = &self.kernels;
-        let rows = ClassifierRows {
-            x: k.act(OP, "x", x, rows * channels)?,
-            wte: k.act(OP, "wte", wte, vocab.padded * channels)?,
-            losses: k.f32(OP, "losses", losses, losses_at + rows)? + 4 * losses_at as u64,
-            targets: k.ids(OP, "targets", targets, rows)?,
-            rows,
-            channels,
-            vocab,
-            terms,
-        };
-        // SAFETY: all lengths were checked.
-        unsafe { self.classify_chunks(OP, &rows, None) }
-    }
-}
-
-impl Perform<Classifier<'_, Buf, CudaIds>> for Cuda {
-    fn perform(&mut self, op: Classifier<'_, Buf, CudaIds>) -> Result<()> {
-        self.written(op.dx);
-        const OP: &str = "classifier";
-        let (rows, channels, vocab) = (op.rows, op.channels, op.vocab);
-        let k = &self.kernels;
-        let classified = ClassifierRows {
-            x: k.act(OP, "x", op.x, rows * channels)?,
-            wte: k.act(OP, "wte", op.wte, vocab.padded * channels)?,
-            losses: k.f32(OP, "losses", op.losses, op.losses_at + rows)? + 4 * op.losses_at as u64,
-            targets: k.ids(OP, "targets", op.targets, rows)?,
-            rows,
-            channels,
-            vocab,
-            terms: op.terms,
-        };
-        let gradient = ClassifierGradient {
-            lse: k.f32(OP, "lse", op.lse, rows)?,
-            dx: k.act(OP, "dx", op.dx, rows * channels)?,
-            dwte: k.f32(OP, "dwte", op.dwte, vocab.padded * channels)?,
-            scale: op.scale,
-            write: op.write,
-        };
-        // SAFETY: all lengths were checked.
-        unsafe { self.classify_chunks(OP, &classified, Some(gradient)) }
-    }
-}
-
 impl Cuda {
     fn input_operands(
         &self,
@@ -352,84 +305,12 @@ impl Cuda {
             k.act(op, "dx", dx, shape.input())?,
         ))
     }
-
-    /// Losses and, where asked for, gradients, one chunk of rows after the other. Within a chunk `dwte`
-    /// is summed by the matrix multiplication, over chunks in order.
-    ///
-    /// # Safety
-    /// The addresses are those of live tensors of the shapes that the structs give.
-    unsafe fn classify_chunks(
-        &mut self,
-        op: &'static str,
-        c: &ClassifierRows,
-        gradient: Option<ClassifierGradient>,
-    ) -> Result<()> {
-        let ClassifierRows { x, wte, losses, targets, rows: n, channels, vocab, terms } = *c;
-        let element = self.kernels.act.size();
-        let chunks = chunks(n, vocab, self.kernels.act);
-        let most = chunks.first().map_or(0, |(_, rows)| *rows);
-        let logits =
-            self.scratch.get(&mut self.memory, Use::Logits, (most * vocab.padded * element) as u64)?;
-        for (first, rows) in chunks {
-            let offset = (first * channels * element) as u64;
-            let shape = LinearShape { rows, c_in: channels, c_out: vocab.padded };
-            let [forward, input, weight] =
-                [Product::Forward, Product::BackwardInput, Product::BackwardWeight]
-                    .map(|product| key(shape, product, &self.options, Epilogue::Nothing));
-            let chunk = classifier::LogitsChunk {
-                logits,
-                losses: losses + 4 * first as u64,
-                lse: gradient.map_or(0, |gradient| gradient.lse + 4 * first as u64),
-                targets: targets + 2 * first as u64,
-                rows: rows as u64,
-                vocab,
-                terms,
-            };
-            // SAFETY: the caller's promise, and the scratch holds the largest chunk.
-            unsafe {
-                self.gemm.run(&self.kernels, op, forward, Operands::new(x + offset, wte, logits))?;
-                let Some(ClassifierGradient { dx, dwte, scale, write, .. }) = gradient else {
-                    classifier::loss(&self.kernels, op, &chunk)?;
-                    continue;
-                };
-                classifier::gradient(&self.kernels, op, &chunk, scale)?;
-                self.gemm.run(&self.kernels, op, input, Operands::new(logits, wte, dx + offset))?;
-                let add = write == Write::Add || first > 0;
-                let operands = Operands { add, ..Operands::new(logits, x + offset, dwte) };
-                self.gemm.run(&self.kernels, op, weight, operands)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// The operands of the classifier as device addresses, and their shape.
-struct ClassifierRows {
-    x: u64,
-    wte: u64,
-    /// Of the first row's loss.
-    losses: u64,
-    targets: u64,
-    rows: usize,
-    channels: usize,
-    vocab: Vocab,
-    terms: LogitTerms,
-}
-
-/// Where the classifier's gradients go.
-#[derive(Clone, Copy)]
-struct ClassifierGradient {
-    lse: u64,
-    dx: u64,
-    dwte: u64,
-    scale: f32,
-    write: Write,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::{Heads, MlpShape, ParamCount, Rows};
+    use crate::ops::{Heads, MlpShape, ParamCount, Rows, Vocab};
 
     fn shape(backward: bool) -> ScratchShape {
         let vocab = Vocab { used: 50_257, padded: 50_304 };
@@ -449,14 +330,19 @@ mod tests {
     #[test]
     fn training_asks_for_three_products_a_layer_and_evaluation_for_one() {
         let options = CudaOptions::default();
-        assert_eq!(gemm_keys(&shape(true), &options).len(), 3 * 5);
-        assert_eq!(gemm_keys(&shape(false), &options).len(), 5);
+        assert_eq!(gemm_keys(&shape(true), &options, true).len(), 3 * 5);
+        assert_eq!(gemm_keys(&shape(false), &options, true).len(), 5);
+        for powers in [false, true] {
+            let keys = gemm_keys(&shape(true), &options, powers);
+            let of = |epilogue| keys.iter().filter(|key| key.epilogue == epilogue).count();
+            assert_eq!([of(Epilogue::Softmax), of(Epilogue::RowFactors)], [usize::from(powers); 2]);
+        }
     }
 
     #[test]
     fn fusion_changes_the_epilogues_of_the_mlp_alone() {
-        let plain = gemm_keys(&shape(true), &CudaOptions::default());
-        let fused = gemm_keys(&shape(true), &CudaOptions { gelu_fusion: 2, ..CudaOptions::default() });
+        let plain = gemm_keys(&shape(true), &CudaOptions::default(), false);
+        let fused = gemm_keys(&shape(true), &CudaOptions { gelu_fusion: 2, ..CudaOptions::default() }, false);
         let epilogues = |a: &[GemmKey], b: &[GemmKey]| -> Vec<_> {
             a.iter().filter(|key| !b.contains(key)).map(|key| key.epilogue).collect()
         };
@@ -475,7 +361,7 @@ mod tests {
         use Epilogue::{Gelu, GeluGradient, Nothing, ThenGelu, ThenGeluGradient};
         let shape = ScratchShape { bias: false, ..shape(true) };
         for (gelu_fusion, gelu) in [(0, [ThenGelu, ThenGeluGradient]), (2, [Gelu, GeluGradient])] {
-            let keys = gemm_keys(&shape, &CudaOptions { gelu_fusion, ..CudaOptions::default() });
+            let keys = gemm_keys(&shape, &CudaOptions { gelu_fusion, ..CudaOptions::default() }, false);
             assert_eq!(keys.len(), 3 * 5);
             let others: Vec<_> = keys.iter().map(|key| key.epilogue).filter(|it| *it != Nothing).collect();
             assert_eq!(others, gelu, "beside plain products, which no two layers share");
@@ -491,7 +377,8 @@ mod tests {
         ] {
             let mlp = MlpShape { function, channels };
             for bias in [false, true] {
-                let keys = gemm_keys(&ScratchShape { bias, mlp, ..shape(true) }, &CudaOptions::default());
+                let keys =
+                    gemm_keys(&ScratchShape { bias, mlp, ..shape(true) }, &CudaOptions::default(), false);
                 assert_eq!(keys.len(), 3 * 5);
                 let found = |c_in, c_out| keys.iter().any(|key| (key.c_in, key.c_out) == (c_in, c_out));
                 assert!(found(768, inputs) && found(channels as u64, 768), "{function:?}");
@@ -500,19 +387,6 @@ mod tests {
                 assert!(keys.iter().any(|key| key.c_out == inputs && key.epilogue == forward(bias)));
                 assert!(keys.iter().any(|key| key.c_in == channels as u64 && key.epilogue == backward));
             }
-        }
-    }
-
-    #[test]
-    fn chunks_cover_every_row_once() {
-        for n in [1, 127, 128, 16_384, 20_001] {
-            let chunks = chunks(n, Vocab { used: 50_257, padded: 50_304 }, Dtype::BF16);
-            let mut next = 0;
-            for (first, rows) in chunks {
-                assert_eq!(first, next);
-                next += rows;
-            }
-            assert_eq!(next, n);
         }
     }
 }

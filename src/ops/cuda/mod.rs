@@ -13,8 +13,8 @@
 //! * `graph` replays repeated work.
 //! * [`scratch`] is the memory that operations need beside their operands, `scratch_plan` how much that is.
 //! * [`launch`] has the kernels and the operations that are made of them, one file for each `.cu` file;
-//!   `linear` and `optimizer` those that take more. `device` names them as [`crate::ops::Ops`], and `open`
-//!   opens a GPU.
+//!   `linear`, `classifier` and `optimizer` those that take more. `device` names them as
+//!   [`crate::ops::Ops`], and `open` opens a GPU.
 //! * [`nccl`] carries bytes to other GPUs.
 //! * `numerics` says what the bits depend on, for locks; [`selftest`] shows in a second whether all of it
 //!   works, for `runner doctor`.
@@ -24,6 +24,7 @@
 
 mod activate;
 pub mod args;
+mod classifier;
 pub mod compile;
 mod device;
 pub mod driver;

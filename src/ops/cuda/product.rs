@@ -68,6 +68,10 @@ pub enum Epilogue {
     ThenRelu2,
     /// Rounds, and multiplies by the derivative of squared ReLU at the stored pre-activation.
     ThenRelu2Gradient,
+    /// Powers of 2 for a softmax in place of the product, and what each row's add up to.
+    Softmax,
+    /// Multiplies each row by a number of its own.
+    RowFactors,
 }
 
 impl Epilogue {
@@ -93,6 +97,7 @@ impl Epilogue {
             BiasThenSwiglu | ThenSwiglu | ThenSwigluGradient => Some(Nonlinearity::Swiglu),
             Epilogue::Nothing | Epilogue::Bias | Epilogue::BiasGradient => None,
             Epilogue::BiasGelu | Epilogue::Gelu | Epilogue::GeluGradient => None,
+            Epilogue::Softmax | Epilogue::RowFactors => None,
         }
     }
 }
@@ -140,6 +145,7 @@ pub struct Operands {
     pub left: u64,
     /// The right factor: `weight`, `weight`, `x`.
     pub right: u64,
+    /// 0 with `Softmax`: the powers are not kept.
     pub out: u64,
     /// Adds to `out` instead of replacing it.
     pub add: bool,
@@ -149,14 +155,46 @@ pub struct Operands {
     pub pre: u64,
     /// For the function of `pre` beside its gradient, by our own products; else 0.
     pub again: u64,
-    /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, else 0.
+    /// Partial column sums of our own products with `ThenGeluGradient` or `BiasGradient`, and with `Softmax`
+    /// what it leaves of stripes, (stripes, rows, 2) f32; else 0.
     pub sums: u64,
+    /// f32: with `RowFactors` the factors (rows), with `Softmax` the bases, the first numbers of (rows, 2);
+    /// else 0.
+    pub row_terms: u64,
+    /// With `Softmax` alone.
+    pub softmax: Option<SoftmaxOperands>,
+}
+
+/// What the product of a classifier needs to end in the powers of a softmax.
+#[derive(Clone, Copy)]
+pub struct SoftmaxOperands {
+    /// Columns that mean a token.
+    pub used: usize,
+    /// Of the logits, soft.
+    pub cap: Option<f32>,
+    /// (rows), u16: a column of each row.
+    pub targets: u64,
+    /// (rows), f32: gets the product there, uncapped.
+    pub at_targets: u64,
+    /// Of a word on the device: where that is 0, nothing is done. 0: always.
+    pub overflow: u64,
 }
 
 impl Operands {
     /// A product that replaces `out`, without epilogue.
     pub fn new(left: u64, right: u64, out: u64) -> Operands {
-        Operands { left, right, out, add: false, bias: 0, pre: 0, again: 0, sums: 0 }
+        Operands {
+            left,
+            right,
+            out,
+            add: false,
+            bias: 0,
+            pre: 0,
+            again: 0,
+            sums: 0,
+            row_terms: 0,
+            softmax: None,
+        }
     }
 
     /// Without the addresses that cuBLASLt does not use under `epilogue`.

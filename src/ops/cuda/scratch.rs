@@ -8,8 +8,14 @@ use crate::ops::Result;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(usize)]
 pub enum Use {
-    /// A chunk of logits, and of their gradients.
+    /// A chunk of logits, and of their gradients, or of the powers that stand for both.
     Logits,
+    /// What the product that makes powers leaves of its stripes.
+    SoftmaxStripes,
+    /// A few numbers a row.
+    SoftmaxRows,
+    /// The classifier's input times the factors of its rows.
+    ScaledInput,
     /// Of each query the product of attention's output and its gradient, on Hopper beside its log-sum-exp.
     AttentionDelta,
     LayernormPartials,
@@ -34,8 +40,11 @@ pub enum Use {
 }
 
 /// Uses in the order of `Use`'s numbers, with their names in the memory plan.
-pub(super) const USES: [(Use, &str); 18] = [
-    (Use::Logits, "logits of a chunk"),
+pub(super) const USES: [(Use, &str); 21] = [
+    (Use::Logits, "logits or powers of a chunk"),
+    (Use::SoftmaxStripes, "softmax partial sums"),
+    (Use::SoftmaxRows, "softmax rows"),
+    (Use::ScaledInput, "classifier's scaled input"),
     (Use::AttentionDelta, "attention delta"),
     (Use::LayernormPartials, "layernorm partial sums"),
     (Use::ColumnPartials, "bias partial sums"),

@@ -1,12 +1,13 @@
 //! How much scratch a model's operations need, from the shape.
 
 use super::launch::{
-    attention, classifier, digest, embedding, gemm_hopper, layernorm, muon, optimizer, qk_norm, reduce,
+    attention, classifier, classifier_hopper, digest, embedding, gemm_hopper, layernorm, muon, optimizer,
+    qk_norm, reduce,
 };
 use super::scratch::{USES, Use};
 use super::{act_dtype, gemm};
 use crate::experiment::Compute;
-use crate::ops::{ParamCount, Rows, ScratchShape};
+use crate::ops::{Dtype, ParamCount, Rows, ScratchShape};
 
 /// Memory taken when the device is opened, by name, in bytes: that of the newest GPUs.
 pub fn opened_plan() -> Vec<(String, u64)> {
@@ -16,19 +17,31 @@ pub fn opened_plan() -> Vec<(String, u64)> {
     ]
 }
 
-/// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates.
+/// Scratch for micro-batches of `shape`, by name, in bytes: what `alloc_scratch` allocates on a Hopper GPU.
 pub fn scratch_plan(shape: &ScratchShape, compute: Compute) -> Vec<(String, u64)> {
-    planned(shape, compute)
+    planned(shape, compute, act_dtype(compute) == Dtype::BF16)
         .into_iter()
         .map(|(which, bytes)| (USES[which as usize].1.to_owned(), bytes))
         .collect()
 }
 
-pub(super) fn planned(shape: &ScratchShape, compute: Compute) -> Vec<(Use, u64)> {
+/// `powers`: whether the classifier [ends in powers](super::classifier::ends_in_powers).
+pub(super) fn planned(shape: &ScratchShape, compute: Compute, powers: bool) -> Vec<(Use, u64)> {
     let element = act_dtype(compute).size() as u64;
     let n = shape.rows.count() as u64;
     let (channels, padded) = (shape.channels as u64, shape.vocab.padded as u64);
-    let mut plan = vec![(Use::Logits, classifier::chunk_rows(n, padded, element) * padded * element)];
+    let chunk = classifier::chunk_rows(n, padded, element);
+    let logits = (Use::Logits, chunk * padded * element);
+    let mut plan = Vec::new();
+    if powers {
+        plan.push((Use::SoftmaxStripes, classifier_hopper::stripes_bytes(chunk, padded)));
+        plan.push((Use::SoftmaxRows, classifier_hopper::RowScratch::bytes(chunk)));
+        if shape.backward {
+            plan.extend([logits, (Use::ScaledInput, chunk * channels * element)]);
+        }
+    } else {
+        plan.push(logits);
+    }
     if shape.backward {
         // The widest bias is that of the MLP's first layer, or of queries, keys and values.
         let columns =
@@ -139,8 +152,7 @@ mod tests {
             params: ParamCount { tensors: 580, elements: 1_557_611_200 },
         };
         let plan = scratch_plan(&shape, Compute::Bf16);
-        let logits = &plan[0];
-        assert_eq!(logits, &("logits of a chunk".to_owned(), 8192 * 50_304 * 2));
+        assert!(plan.contains(&("logits or powers of a chunk".to_owned(), 8192 * 50_304 * 2)));
         let total: u64 = opened_plan().iter().chain(&plan).map(|(_, bytes)| bytes).sum();
         assert!(total < 1200 << 20, "{} MiB", total >> 20);
         let names = |shape: ScratchShape| -> Vec<String> {
@@ -150,6 +162,9 @@ mod tests {
         let missing: Vec<_> = names(shape).into_iter().filter(|name| !unbiased.contains(name)).collect();
         assert_eq!(missing, ["bias partial sums"]);
         let evaluation = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Bf16);
-        assert_eq!(evaluation.len(), 1, "evaluation needs logits alone: {evaluation:?}");
+        let names: Vec<&str> = evaluation.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["softmax partial sums", "softmax rows"]);
+        let single = scratch_plan(&ScratchShape { backward: false, ..shape }, Compute::Fp32);
+        assert_eq!(single.len(), 1, "evaluation in fp32 needs logits alone: {single:?}");
     }
 }

@@ -68,6 +68,7 @@ pub const HEADERS: &[Source] = &[
     header!("exact.cuh"),
     header!("columns.cuh"),
     header!("gelu.cuh"),
+    header!("softcap.cuh"),
     header!("rotary.cuh"),
     header!("activate.cuh"),
     header!("attention.cuh"),
@@ -76,4 +77,5 @@ pub const HEADERS: &[Source] = &[
     header!("hopper.cuh"),
     header!("gemm_wgmma.cuh"),
     header!("gemm_endings.cuh"),
+    header!("gemm_sums.cuh"),
 ];

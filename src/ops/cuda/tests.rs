@@ -9,6 +9,7 @@ mod operations;
 mod plans;
 mod products;
 
+use super::classifier::ends_in_powers;
 use super::gemm::plan::{Algorithm, GemmPlan};
 use super::launch::gemm_hopper;
 use super::linear::gemm_keys;

@@ -22,6 +22,30 @@ const TILE: usize = 64;
 /// Where the maximum of a row begins.
 const LOWEST: f32 = -1e30;
 
+/// Where queries, keys and values are.
+#[derive(Clone, Copy)]
+pub struct MirrorQkv<'a> {
+    /// (B,T,NH+2*KH,HS), without values (B,T,NH+KH,HS).
+    qkv: &'a [bf16],
+    /// (B,T,NH+2*KH,HS), where the values are if not beside queries and keys.
+    values: Option<&'a [bf16]>,
+}
+
+impl<'a> MirrorQkv<'a> {
+    fn of(
+        op: &'static str,
+        qkv: &'a MirrorBuffer,
+        values: Option<&'a MirrorBuffer>,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<MirrorQkv<'a>> {
+        let len = |values| rows.count() * heads.slices(values) * heads.head_size;
+        let qkv = act(op, "qkv", qkv, len(values.is_none()))?;
+        let values = values.map(|values| act(op, "values", values, len(true))).transpose()?;
+        Ok(MirrorQkv { qkv, values })
+    }
+}
+
 /// One head of one sequence in a matrix (B, T, slices, HS).
 #[derive(Clone, Copy)]
 struct HeadSlice<'a> {
@@ -49,11 +73,13 @@ impl<'a> HeadSlice<'a> {
     }
 
     /// Queries of a head, and the keys and values that it shares.
-    fn qkv(qkv: &'a [bf16], rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
+    fn qkv(of: MirrorQkv<'a>, rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
         let Heads { heads: queries, kv_heads, head_size } = heads;
         let key = queries + head / heads.sharing();
-        [head, key, key + kv_heads]
-            .map(|slice| HeadSlice::new(qkv, rows, head_size, batch, slice, queries + 2 * kv_heads))
+        let (slices, whole) = (heads.slices(of.values.is_none()), heads.slices(true));
+        let new = |data, slice, slices| HeadSlice::new(data, rows, head_size, batch, slice, slices);
+        let value = new(of.values.unwrap_or(of.qkv), key + kv_heads, whole);
+        [new(of.qkv, head, slices), new(of.qkv, key, slices), value]
     }
 
     fn at(&self, token: usize, column: usize) -> bf16 {
@@ -101,7 +127,14 @@ struct RowTile {
 }
 
 /// `out = softmax(scale Q Kᵀ) V` and lse (B, NH, T), the log-sum-exp of a row's scaled scores.
-pub fn forward(engine: &Engine, out: &mut [bf16], lse: &mut [f32], qkv: &[bf16], rows: Rows, heads: Heads) {
+pub fn forward(
+    engine: &Engine,
+    out: &mut [bf16],
+    lse: &mut [f32],
+    qkv: MirrorQkv<'_>,
+    rows: Rows,
+    heads: Heads,
+) {
     let tiles = rows.seq.div_ceil(TILE);
     let jobs: Vec<_> = (0..rows.batch * heads.heads * tiles).collect();
     let results: Vec<RowTile> = engine.install(|| {
@@ -164,11 +197,11 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
     RowTile { out, lse }
 }
 
-/// What the backward pass reads: qkv (B,T,NH+2*KH,HS), out and dout (B,T,NH,HS), lse (B,NH,T).
+/// What the backward pass reads: out and dout (B,T,NH,HS), lse (B,NH,T).
 #[derive(Clone, Copy)]
 pub struct Backward<'a> {
     pub dout: &'a [bf16],
-    pub qkv: &'a [bf16],
+    pub qkv: MirrorQkv<'a>,
     pub out: &'a [bf16],
     pub lse: &'a [f32],
     pub rows: Rows,
@@ -311,12 +344,11 @@ fn head_size(op: &'static str, heads: Heads) -> Result<()> {
 impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: Attention<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "attention";
-        let Attention { out, lse, qkv, rows, heads } = op;
+        let Attention { out, lse, qkv, values, rows, heads } = op;
         head_size(OP, heads)?;
-        let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
-        let out = self.act_mut(OP, "out", out, len)?;
+        let out = self.act_mut(OP, "out", out, rows.count() * heads.channels())?;
         let lse = float_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, act(OP, "qkv", qkv, wide)?, rows, heads);
+        forward(&self.engine, out, lse, MirrorQkv::of(OP, qkv, values, rows, heads)?, rows, heads);
         Ok(())
     }
 }
@@ -324,12 +356,12 @@ impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
 impl Perform<AttentionBackward<'_, MirrorBuffer>> for Mirror {
     fn perform(&mut self, op: AttentionBackward<'_, MirrorBuffer>) -> Result<()> {
         const OP: &str = "attention_backward";
-        let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+        let AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads } = op;
         head_size(OP, heads)?;
         let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let inputs = Backward {
             dout: act(OP, "dout", dout, len)?,
-            qkv: act(OP, "qkv", qkv, wide)?,
+            qkv: MirrorQkv::of(OP, qkv, values, rows, heads)?,
             out: act(OP, "out", out, len)?,
             lse: float(OP, "lse", lse, rows.count() * heads.heads)?,
             rows,

@@ -1,4 +1,6 @@
-//! Softmax and cross-entropy over rows of logits, as `kernels/classifier.cu` computes them.
+//! The classifier, as `kernels/classifier_hopper.cu` and the product that ends in powers of 2 compute it.
+
+use std::f32::consts::LN_2;
 
 use half::bf16;
 use rayon::prelude::*;
@@ -7,130 +9,164 @@ use super::Mirror;
 use super::buffer::MirrorBuffer;
 use super::checks::{act, float, float_mut, row_length};
 use super::linear::{self, WeightGradient};
-use super::scalar::{exp, kept, ln, max, round, softcap, warp_sum, wide};
+use super::scalar::{LOG2_E, kept, ln, max, round, softcap, warp_sum, wide};
+use super::special::exp2;
 use crate::ops::cpu::Ids;
 use crate::ops::cpu::checks::tokens;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::classifier::chunk_rows;
+use crate::ops::cuda::launch::gemm_hopper;
 use crate::ops::op::outline::TableGradient;
 use crate::ops::{Classifier, ClassifierLoss, LinearShape, LogitTerms, Perform, Result, Vocab, Write};
 
-/// Threads of a row; each takes the chunks of eight columns t, t + 512, ….
-const THREADS: usize = 512;
-const LOWEST: f32 = f32::MIN;
+/// Columns whose powers are added before those of others.
+const STRIPE: usize = gemm_hopper::STRIPE as usize;
+/// Warps that share a row's stripes.
+const WARPS: usize = 8;
+/// The least and the largest sum, 2^64, that ask for no other base.
+const LEAST: f32 = 0.5;
+const MOST: f32 = 18_446_744_073_709_551_616.0;
 
-/// A running maximum, and the sum of e^(x - maximum).
+/// A logit as the softmax sees it, and what its gradient is multiplied by.
+#[inline(always)]
+fn seen(x: f32, cap: Option<f32>) -> (f32, f32) {
+    cap.map_or((x, 1.0), |cap| softcap(x, cap))
+}
+
+/// One logit's power of 2.
+struct Power {
+    exponent: f32,
+    value: f32,
+    /// The value times the soft-cap's slope: what its gradient is made of.
+    stored: bf16,
+}
+
+/// `2^(y log2 e - base)` of a logit, of -infinity none.
+#[inline(always)]
+fn power(x: f32, base: f32, cap: Option<f32>) -> Power {
+    let (y, slope) = seen(x, cap);
+    let none = cap.is_some() && x == f32::NEG_INFINITY;
+    let exponent = if none { x } else { y.mul_add(LOG2_E, -base) };
+    let value = exp2(exponent);
+    Power { exponent, value, stored: round(if cap.is_some() { value * slope } else { value }) }
+}
+
+/// The largest exponent, and the sum of powers.
 #[derive(Clone, Copy)]
-struct LogSum {
-    max: f32,
+struct PowerSum {
+    highest: f32,
     sum: f32,
 }
 
-impl LogSum {
-    fn add(&mut self, x: &[f32]) {
-        let highest = x.iter().fold(LOWEST, |highest, x| max(highest, *x));
-        if highest > self.max {
-            self.sum *= exp(self.max - highest);
-            self.max = highest;
-        }
-        for x in x {
-            self.sum += exp(x - self.max);
-        }
+impl PowerSum {
+    const NONE: PowerSum = PowerSum { highest: f32::NEG_INFINITY, sum: 0.0 };
+
+    fn plus(self, other: PowerSum) -> PowerSum {
+        PowerSum { highest: max(self.highest, other.highest), sum: self.sum + other.sum }
     }
 }
 
-/// Log of the sum of e^x over a row: by thread, chunk after chunk; the butterfly of a warp; the 16 warps in
-/// order, from zero.
-fn log_sum_exp(row: &[f32]) -> f32 {
-    let mut threads = [LogSum { max: LOWEST, sum: 0.0 }; THREADS];
-    for (chunk, x) in row.chunks(8).enumerate() {
-        threads[chunk % THREADS].add(x);
+/// The powers of a stripe's logits, of which `out` gets as many as it has room for: thread q of four the
+/// columns 8n + 2q and 8n + 2q + 1 in pairs, then neighbouring threads, then the two pairs of threads.
+fn stripe(logits: &[f32], out: &mut [bf16], base: f32, cap: Option<f32>) -> PowerSum {
+    let mut threads = [PowerSum::NONE; 4];
+    for pair in 0..STRIPE / 2 {
+        let [even, odd] = [0, 1].map(|i| {
+            let column = 2 * pair + i;
+            let power = power(logits.get(column).copied().unwrap_or(f32::NEG_INFINITY), base, cap);
+            if let Some(out) = out.get_mut(column) {
+                *out = power.stored;
+            }
+            power
+        });
+        let both = PowerSum { highest: max(even.exponent, odd.exponent), sum: even.value + odd.value };
+        threads[pair % 4] = threads[pair % 4].plus(both);
     }
-    let warps: Vec<LogSum> = threads
-        .as_chunks::<32>()
-        .0
-        .iter()
-        .map(|lanes| {
-            let highest = lanes.iter().fold(lanes[0].max, |highest, lane| max(highest, lane.max));
-            LogSum { max: highest, sum: warp_sum(lanes.map(|lane| lane.sum * exp(lane.max - highest))) }
-        })
-        .collect();
-    let highest = warps.iter().fold(warps[0].max, |highest, warp| max(highest, warp.max));
-    let sum = warps.iter().fold(0.0, |sum, warp| sum + warp.sum * exp(warp.max - highest));
-    highest + ln(sum)
+    let [a, b, c, d] = threads;
+    a.plus(b).plus(c.plus(d))
 }
 
-/// Rows of logits (n, V) with their targets (n) and losses (n).
-struct LogitsRows<'a> {
-    logits: &'a mut [bf16],
-    losses: &'a mut [f32],
-    targets: &'a [u16],
-    vocab: Vocab,
-    terms: LogitTerms,
+/// Those of a row: warp w of 8 the stripes w, w + 8, …, then the warps in order.
+fn row_powers(logits: &[f32], out: &mut [bf16], base: f32, cap: Option<f32>) -> PowerSum {
+    let mut warps = [PowerSum::NONE; WARPS];
+    for (index, out) in out.chunks_mut(STRIPE).enumerate() {
+        let first = (index * STRIPE).min(logits.len());
+        let logits = &logits[first..logits.len().min(first + STRIPE)];
+        warps[index % WARPS] = warps[index % WARPS].plus(stripe(logits, out, base, cap));
+    }
+    warps.into_iter().skip(1).fold(warps[0], PowerSum::plus)
 }
 
-/// A stored logit as the softmax sees it, and what its gradient is multiplied by.
-#[inline(always)]
-fn seen(stored: bf16, cap: Option<f32>) -> (f32, f32) {
-    cap.map_or((wide(stored), 1.0), |cap| softcap(wide(stored), cap))
+/// About `x · w`, for a base: lane l of 32 the chunks of eight l, l + 32, …, each product fused to the sum
+/// before; the butterfly.
+fn near_product(x: &[bf16], w: &[bf16]) -> f32 {
+    let mut lanes = [0.0f32; 32];
+    for (chunk, (x, w)) in x.chunks(8).zip(w.chunks(8)).enumerate() {
+        let lane = &mut lanes[chunk % 32];
+        *lane = x.iter().zip(w).fold(*lane, |sum, (x, w)| wide(*x).mul_add(wide(*w), sum));
+    }
+    warp_sum(lanes)
 }
 
-/// The loss of each row and, where `gradient` asks for it, the rows' log-sum-exp (n) and, in place of the
-/// logits, the gradient of `scale` times the losses' sum.
-fn classify_rows(engine: &Engine, rows: LogitsRows<'_>, gradient: Option<(f32, &mut [f32])>) {
-    let (Vocab { used, padded }, terms) = (rows.vocab, rows.terms);
-    let row = |logits: &mut [bf16], loss: &mut f32, target: u16, scale: Option<f32>| {
-        let x: Vec<f32> = logits[..used].iter().map(|x| seen(*x, terms.softcap).0).collect();
-        let lse = log_sum_exp(&x);
-        *loss = kept(lse - x[usize::from(target)]);
-        if let Some(scale) = scale {
-            logit_gradients(logits, RowGradient { lse, target, terms, scale, first: 0, used });
-        }
-        lse
-    };
-    let logits = rows.logits.par_chunks_mut(padded);
-    engine.install(|| match gradient {
-        None => (logits, rows.losses, rows.targets).into_par_iter().for_each(|(logits, loss, target)| {
-            row(logits, loss, *target, None);
-        }),
-        Some((scale, lse)) => (logits, rows.losses, rows.targets, lse)
-            .into_par_iter()
-            .for_each(|(logits, loss, target, lse)| *lse = kept(row(logits, loss, *target, Some(scale)))),
-    });
-}
-
-/// The constants of a row's gradient.
+/// What a row's losses and gradients come from.
 #[derive(Clone, Copy)]
-struct RowGradient {
-    lse: f32,
-    target: u16,
-    terms: LogitTerms,
-    scale: f32,
-    /// The column of the first logit, a multiple of eight.
-    first: usize,
-    /// Columns of the vocabulary.
-    used: usize,
+struct RowSoftmax {
+    base: f32,
+    sum: f32,
 }
 
-/// Turns the logits of neighbouring columns of a row into their gradients, `e^(x - lse) weight` minus, at the
-/// target, `scale`, times the soft-cap's slope; zero past the vocabulary.
-fn logit_gradients(logits: &mut [bf16], row: RowGradient) {
-    let RowGradient { lse, target, terms, scale, first, used } = row;
-    let weight = match terms {
-        LogitTerms { softcap: None, z_loss: 0.0 } => scale,
-        LogitTerms { z_loss, .. } => scale * (2.0 * z_loss).mul_add(lse, 1.0),
-    };
-    let target = usize::from(target);
-    for (column, out) in (first..).zip(logits) {
-        let (x, slope) = seen(*out, terms.softcap);
-        let share = exp(x - lse) * weight;
-        let right = if column == target { scale } else { 0.0 };
-        *out = match column {
-            past if past >= used => bf16::ZERO,
-            near if near / 8 == target / 8 => round((share - right) * slope),
-            _ => round(share * slope),
-        };
+impl RowSoftmax {
+    /// Of a row's logits, with their powers in `out` (V). `near` is about the target's logit.
+    fn of(logits: &[f32], out: &mut [bf16], near: f32, cap: Option<f32>) -> RowSoftmax {
+        let mut base = seen(near, cap).0 * LOG2_E;
+        let mut powers = row_powers(logits, out, base, cap);
+        if powers.sum > MOST || powers.sum < LEAST {
+            base += powers.highest;
+            powers = row_powers(logits, out, base, cap);
+        }
+        RowSoftmax { base, sum: powers.sum }
     }
+
+    /// The exponent of the target's power, and the soft-cap's slope there.
+    fn at_target(&self, logit: f32, cap: Option<f32>) -> (f32, f32) {
+        let (y, slope) = seen(logit, cap);
+        (y.mul_add(LOG2_E, -self.base), slope)
+    }
+
+    /// Rounding leaves a little less than nothing; far less is of logits past all precision.
+    fn loss(&self, target_logit: f32, cap: Option<f32>) -> f32 {
+        let loss = (-self.at_target(target_logit, cap).0).mul_add(LN_2, ln(self.sum));
+        let bounded = if loss < -1e-3 { f32::NAN } else { 0.0 };
+        kept(if loss <= 0.0 { bounded } else { loss })
+    }
+
+    /// `1 + 2 z lse`.
+    fn weight(&self, z_loss: f32) -> f32 {
+        (2.0 * z_loss).mul_add(self.base.mul_add(LN_2, ln(self.sum)), 1.0)
+    }
+
+    /// What the powers are multiplied by to become the gradient of the loss times `scale`.
+    fn factor(&self, scale: f32, z_loss: f32) -> f32 {
+        scale * self.weight(z_loss) / self.sum
+    }
+
+    /// What stands for the target's power in the gradient.
+    fn target(&self, logit: f32, terms: LogitTerms) -> bf16 {
+        let (exponent, slope) = self.at_target(logit, terms.softcap);
+        round((exp2(exponent) - self.sum / self.weight(terms.z_loss)) * slope)
+    }
+}
+
+/// `x` times the factor of each row, in bf16. x (n, C).
+fn scaled(engine: &Engine, x: &[bf16], factors: &[f32], channels: usize) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; x.len()];
+    engine.install(|| {
+        let rows = (out.par_chunks_mut(channels), x.par_chunks(channels), factors);
+        rows.into_par_iter().for_each(|(out, x, factor)| {
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = round(wide(*x) * factor));
+        });
+    });
+    out
 }
 
 /// The operands of the classifier.
@@ -145,7 +181,7 @@ struct MirrorClassifierInputs<'a> {
 }
 
 struct MirrorClassifierOutputs<'a> {
-    lse: &'a mut [f32],
+    denominators: &'a mut [f32],
     dx: &'a mut [bf16],
     dwte: &'a mut [f32],
     scale: f32,
@@ -158,15 +194,15 @@ pub(super) struct TableGradientInputs<'a> {
     pub x: &'a MirrorBuffer,
     /// The rows of the table (count, C), bf16.
     pub wte: &'a MirrorBuffer,
-    /// Of every row's logits (n), f32.
-    pub lse: &'a MirrorBuffer,
+    /// Of every row (n, 2), f32.
+    pub denominators: &'a MirrorBuffer,
     /// (n).
     pub targets: &'a Ids,
 }
 
 impl Mirror {
-    /// Some rows of the gradient of the table, for an excerpt: of the logits and their gradients the columns
-    /// of these rows. `dwte` (count, C).
+    /// Some rows of the gradient of the table, for an excerpt: of the powers the columns of these rows.
+    /// `dwte` (count, C).
     pub(super) fn table_gradient(
         &self,
         gradient: &TableGradient,
@@ -175,29 +211,38 @@ impl Mirror {
     ) -> Result<()> {
         const OP: &str = "classifier";
         let TableGradient { rows, channels, vocab, terms, scale, write, first, count } = *gradient;
-        let used = vocab.used;
-        let targets = tokens(OP, &inputs.targets.0, rows, used)?;
+        let LogitTerms { softcap, z_loss } = terms;
+        let targets = tokens(OP, &inputs.targets.0, rows, vocab.used)?;
         let (x, wte) =
             (act(OP, "x", inputs.x, rows * channels)?, act(OP, "wte", inputs.wte, count * channels)?);
-        let lse = float(OP, "lse", inputs.lse, rows)?;
+        let denominators = float(OP, "denominators", inputs.denominators, 2 * rows)?.as_chunks().0;
         let dwte = float_mut(OP, "dwte", dwte, count * channels)?;
         let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
-        let chunks = x.chunks(size * channels).zip(targets.chunks(size)).zip(lse.chunks(size));
-        for (chunk, ((x, targets), lse)) in chunks.enumerate() {
+        let chunks = x.chunks(size * channels).zip(targets.chunks(size)).zip(denominators.chunks(size));
+        for (chunk, ((x, targets), denominators)) in chunks.enumerate() {
             let whole = LinearShape { rows: targets.len(), c_in: channels, c_out: vocab.padded };
             let shape = LinearShape { c_out: count, ..whole };
-            let mut dout = vec![bf16::ZERO; shape.output()];
-            linear::forward(&self.engine, &mut dout, x, wte, None, shape);
-            self.engine.install(|| {
-                (dout.par_chunks_mut(count), targets, lse).into_par_iter().for_each(
-                    |(logits, target, lse)| {
-                        let row = RowGradient { lse: *lse, target: *target, terms, scale, first, used };
-                        logit_gradients(logits, row);
-                    },
-                );
+            let sums = linear::forward_sums(&self.engine, x, wte, shape);
+            let mut powers = vec![bf16::ZERO; shape.output()];
+            let used = vocab.used.saturating_sub(first).min(count);
+            let row = |out: &mut [bf16], logits: &[f32], target: u16, [base, sum]: [f32; 2]| {
+                let of_used = out[..used].iter_mut().zip(logits);
+                of_used.for_each(|(out, x)| *out = power(*x, base, softcap).stored);
+                let softmax = RowSoftmax { base, sum };
+                if let Some(at) = usize::from(target).checked_sub(first).filter(|at| *at < count) {
+                    out[at] = softmax.target(logits[at], terms);
+                }
+                softmax.factor(scale, z_loss)
+            };
+            let factors: Vec<f32> = self.engine.install(|| {
+                let rows = (powers.par_chunks_mut(count), sums.par_chunks(count), targets, denominators);
+                let rows = rows.into_par_iter();
+                rows.map(|(out, logits, target, denominator)| row(out, logits, *target, *denominator))
+                    .collect()
             });
+            let x = scaled(&self.engine, x, &factors, channels);
             let write = if chunk > 0 { Write::Add } else { write };
-            WeightGradient { dout: &dout, x, shape, write, whole }.weight(&self.engine, dwte);
+            WeightGradient { dout: &powers, x: &x, shape, write, whole }.weight(&self.engine, dwte);
         }
         Ok(())
     }
@@ -209,29 +254,44 @@ impl Mirror {
         mut gradient: Option<MirrorClassifierOutputs<'_>>,
     ) {
         let MirrorClassifierInputs { losses, x, wte, targets, channels, vocab, terms } = problem;
-        let rows = losses.len();
-        let size = chunk_rows(rows as u64, vocab.padded as u64, 2) as usize;
-        for first in (0..rows).step_by(size) {
-            let shape = LinearShape { rows: size.min(rows - first), c_in: channels, c_out: vocab.padded };
+        let LogitTerms { softcap, z_loss } = terms;
+        let engine = &self.engine;
+        let size = chunk_rows(losses.len() as u64, vocab.padded as u64, 2) as usize;
+        for (chunk, losses) in losses.chunks_mut(size).enumerate() {
+            let first = chunk * size;
+            let shape = LinearShape { rows: losses.len(), c_in: channels, c_out: vocab.padded };
             let x = &x[first * channels..][..shape.input()];
-            let mut logits = vec![bf16::ZERO; shape.output()];
-            linear::forward(&self.engine, &mut logits, x, wte, None, shape);
-            let rows = LogitsRows {
-                logits: &mut logits,
-                losses: &mut losses[first..][..shape.rows],
-                targets: &targets[first..],
-                vocab,
-                terms,
+            let sums = linear::forward_sums(engine, x, wte, shape);
+            let mut powers = vec![bf16::ZERO; shape.output()];
+            let row = |out: &mut [bf16], logits: &[f32], x: &[bf16], loss: &mut f32, target: u16| {
+                let target = usize::from(target);
+                let near = near_product(x, &wte[target * channels..][..channels]);
+                let softmax = RowSoftmax::of(&logits[..vocab.used], out, near, softcap);
+                *loss = softmax.loss(logits[target], softcap);
+                out[target] = softmax.target(logits[target], terms);
+                softmax
             };
-            let Some(MirrorClassifierOutputs { lse, dx, dwte, scale, write }) = &mut gradient else {
-                classify_rows(&self.engine, rows, None);
+            let softmaxes: Vec<RowSoftmax> = engine.install(|| {
+                let logits = (powers.par_chunks_mut(vocab.padded), sums.par_chunks(vocab.padded));
+                let rows = (x.par_chunks(channels), losses, &targets[first..][..shape.rows]);
+                let rows = logits.into_par_iter().zip(rows);
+                rows.map(|((out, logits), (x, loss, target))| row(out, logits, x, loss, *target)).collect()
+            });
+            let Some(MirrorClassifierOutputs { denominators, dx, dwte, scale, write }) = &mut gradient else {
                 continue;
             };
-            classify_rows(&self.engine, rows, Some((*scale, &mut lse[first..][..shape.rows])));
+            let pairs = denominators[2 * first..].chunks_mut(2).zip(&softmaxes);
+            pairs.for_each(|(pair, of)| pair.copy_from_slice(&[kept(of.base), kept(of.sum)]));
+            let factors: Vec<f32> = softmaxes.iter().map(|softmax| softmax.factor(*scale, z_loss)).collect();
             let dx = &mut dx[first * channels..][..shape.input()];
-            linear::backward_input(&self.engine, dx, &logits, wte, shape);
+            let sums = linear::backward_input_sums(engine, &powers, wte, shape);
+            let rows = dx.chunks_mut(channels).zip(sums.chunks(channels)).zip(&factors);
+            for ((dx, sums), factor) in rows {
+                dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum * factor));
+            }
+            let x = scaled(engine, x, &factors, channels);
             let write = if first > 0 { Write::Add } else { *write };
-            WeightGradient { dout: &logits, x, shape, write, whole: shape }.weight(&self.engine, dwte);
+            WeightGradient { dout: &powers, x: &x, shape, write, whole: shape }.weight(engine, dwte);
         }
     }
 }
@@ -270,7 +330,7 @@ impl Perform<Classifier<'_, MirrorBuffer, Ids>> for Mirror {
             terms: op.terms,
         };
         let gradient = MirrorClassifierOutputs {
-            lse: float_mut(OP, "lse", op.lse, rows)?,
+            denominators: float_mut(OP, "denominators", op.denominators, 2 * rows)?,
             dx: self.act_mut(OP, "dx", op.dx, rows * channels)?,
             dwte: float_mut(OP, "dwte", op.dwte, vocab.padded * channels)?,
             scale: op.scale,
@@ -278,5 +338,47 @@ impl Perform<Classifier<'_, MirrorBuffer, Ids>> for Mirror {
         };
         self.classify(problem, Some(gradient));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However far the base's own logit is from the product's.
+    #[test]
+    fn a_row_that_is_sure_of_its_target_has_no_loss_and_no_gradient() {
+        let mut logits: Vec<f32> = (0..500).map(|i| -(i as f32)).collect();
+        logits[300] = 900.0;
+        for (softcap, off) in [0.0, 1e-4, -1e-4, 0.3, -0.3, 20.0, -20.0, 500.0, -500.0]
+            .into_iter()
+            .flat_map(|off| [(None, off), (Some(1000.0), off)])
+        {
+            let mut powers = vec![bf16::ZERO; 512];
+            let softmax = RowSoftmax::of(&logits, &mut powers, 900.0 + off, softcap);
+            let loss = softmax.loss(900.0, softcap);
+            assert!((0.0..=2e-6).contains(&loss) && !loss.is_sign_negative(), "{softcap:?}, {off}: {loss}");
+            let terms = LogitTerms { softcap, z_loss: 0.0 };
+            let gradient = wide(softmax.target(900.0, terms)) * softmax.factor(1.0, 0.0);
+            assert!(gradient.abs() <= 2e-6, "{softcap:?}, {off}: {gradient}");
+            assert!((0.5..=MOST).contains(&softmax.sum), "{softcap:?}, {off}: {}", softmax.sum);
+        }
+    }
+
+    #[test]
+    fn losses_are_those_of_f64_for_any_base() {
+        let logits: Vec<f32> = (0..257).map(|i| ((i * 37 % 101) as f32 - 50.0) * 3.0).collect();
+        let exact = |target: usize| {
+            let highest = logits.iter().fold(f32::MIN, |a, b| a.max(*b));
+            let sum: f64 = logits.iter().map(|x| libm::exp(f64::from(x - highest))).sum();
+            libm::log(sum) + f64::from(highest - logits[target])
+        };
+        for target in [0, 5, 100, 256] {
+            for off in [0.0, 1.0, -1.0, 200.0, -200.0] {
+                let softmax = RowSoftmax::of(&logits, &mut [bf16::ZERO; 384], logits[target] + off, None);
+                let (loss, exact) = (f64::from(softmax.loss(logits[target], None)), exact(target));
+                assert!((loss - exact).abs() <= 1e-6 * (1.0 + exact), "{target}, {off}: {loss}, {exact}");
+            }
+        }
     }
 }

@@ -38,7 +38,7 @@ pub fn forward_sums(engine: &Engine, x: &[bf16], weight: &[bf16], shape: LinearS
 }
 
 /// `out = bf16(x weightᵀ + bias)`.
-pub fn forward(
+fn forward(
     engine: &Engine,
     out: &mut [bf16],
     x: &[bf16],
@@ -54,14 +54,20 @@ pub fn forward(
     }
 }
 
-/// `dx = bf16(dout weight)`. dout (n, c_out), weight (c_out, c_in).
-pub fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
+/// The sums of `dout weight` in fp32. dout (n, c_out), weight (c_out, c_in).
+pub fn backward_input_sums(engine: &Engine, dout: &[bf16], weight: &[bf16], shape: LinearShape) -> Vec<f32> {
     let LinearShape { rows, c_in, c_out } = shape;
     let mut sums = vec![0.0; rows * c_in];
     let left = Left::new(engine, rows, c_out, |row, k| dout[row * c_out + k]);
     let right = Right::new(engine, c_out, c_in, |k, column| weight[k * c_in + column]);
     multiply(engine, &mut sums, &left, &right);
-    dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum + 0.0));
+    sums
+}
+
+/// `dx = bf16(dout weight)`.
+fn backward_input(engine: &Engine, dx: &mut [bf16], dout: &[bf16], weight: &[bf16], shape: LinearShape) {
+    let sums = backward_input_sums(engine, dout, weight, shape);
+    dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum));
 }
 
 /// The partial column sums of a GELU's gradient as stored, one row for each 128 rows. A column's 128 rows are

@@ -45,7 +45,8 @@ fn turn(head: &mut [f32], angles: Option<&[[f32; 2]]>, inverse: bool) {
 }
 
 /// Queries and keys of `x` (n, NH + 2 KH, HS): `bf16((x rstd) weight)` with rstd one over the root of the
-/// mean square and 1e-5, see [`head_sum`]; with `angles`, [`turned`] before it is rounded. Values are copied.
+/// mean square and 1e-5, see [`head_sum`]; with `angles`, [`turned`] before it is rounded. Values are copied
+/// where `out` is as long as `x`.
 pub fn forward(
     engine: &Engine,
     out: &mut [bf16],
@@ -55,10 +56,13 @@ pub fn forward(
     heads: Heads,
     angles: Option<RowAngles<'_>>,
 ) {
+    let values = out.len() == x.len();
     let (width, normed, size) = (heads.qkv_channels(), heads.of_queries_and_keys(), heads.head_size);
     let row = |row, ((out, rstd), x): ((&mut [bf16], &mut [f32]), &[bf16])| {
         let angles = angles.map(|angles| angles.of(row));
-        out[normed * size..].copy_from_slice(&x[normed * size..]);
+        if values {
+            out[normed * size..].copy_from_slice(&x[normed * size..]);
+        }
         let vectors = out.chunks_exact_mut(size).zip(x.chunks_exact(size));
         for (head, ((out, x), rstd)) in vectors.zip(rstd).enumerate() {
             let x: Vec<f32> = x.iter().map(|x| wide(*x)).collect();
@@ -71,7 +75,7 @@ pub fn forward(
             *rstd = kept(scale);
         }
     };
-    let rows = out.par_chunks_mut(width).zip(rstd.par_chunks_mut(normed));
+    let rows = out.par_chunks_mut(heads.slices(values) * size).zip(rstd.par_chunks_mut(normed));
     let rows = rows.zip(x.par_chunks(width)).enumerate();
     engine.install(|| rows.for_each(|(number, of_row)| row(number, of_row)));
 }
@@ -144,7 +148,7 @@ fn columns_of<T: Copy>(all: &[T], width: usize, columns: &Range<usize>) -> Vec<T
 impl Perform<QkNorm<'_, MirrorBuffer, Ids>> for Mirror {
     fn perform(&mut self, op: QkNorm<'_, MirrorBuffer, Ids>) -> Result<()> {
         const OP: &str = "qk_norm";
-        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary } = op;
+        let QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, values, rotary } = op;
         check(OP, heads)?;
         let angles = angles_of_norm(OP, rotary, rows, heads.head_size)?;
         let size = rows * heads.qkv_channels();
@@ -152,7 +156,7 @@ impl Perform<QkNorm<'_, MirrorBuffer, Ids>> for Mirror {
             act(OP, "q_weight", q_weight, heads.head_size)?,
             act(OP, "k_weight", k_weight, heads.head_size)?,
         ];
-        let out = self.act_mut(OP, "out", out, size)?;
+        let out = self.act_mut(OP, "out", out, rows * heads.slices(values) * heads.head_size)?;
         let rstd = float_mut(OP, "rstd", rstd, rows * heads.of_queries_and_keys())?;
         forward(&self.engine, out, rstd, act(OP, "x", x, size)?, weights, heads, angles);
         Ok(())

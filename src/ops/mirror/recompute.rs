@@ -114,10 +114,10 @@ impl Mirror {
                 let dout = Some(&*dout);
                 self.activate_backward(ActivateBackward { dpre, dout, pre, function, rows, channels })
             }
-            (Outline::QkNorm { rows, heads, rotary }, [out, rstd, x, q_weight, k_weight]) => {
+            (Outline::QkNorm { rows, heads, values, rotary }, [out, rstd, x, q_weight, k_weight]) => {
                 let table = self.table_of_norm(rotary, heads.head_size)?;
                 let rotary = turned(rotary, table.as_ref(), rows);
-                self.qk_norm(QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, rotary })
+                self.qk_norm(QkNorm { out, rstd, x, q_weight, k_weight, rows, heads, values, rotary })
             }
             (
                 Outline::QkNormBackward { rows, heads, write, rotary },
@@ -149,16 +149,16 @@ impl Mirror {
                 let at = RotaryAt::Sequences(rows);
                 self.rotary(Rotary { qkv, table: &table, theta, at, heads, inverse })
             }
-            (Outline::Attention { rows, heads }, [out, lse, qkv]) => {
-                self.attention(Attention { out, lse, qkv, rows, heads })
+            (Outline::Attention { rows, heads, .. }, [out, lse, qkv, values @ ..]) => {
+                self.attention(Attention { out, lse, qkv, values: values.first(), rows, heads })
             }
             (
                 Outline::Classifier { rows, channels, vocab, terms, scale, write },
-                [losses, lse, dx, dwte, x, wte],
+                [losses, denominators, dx, dwte, x, wte],
             ) => self.classifier(Classifier {
                 losses,
                 losses_at: 0,
-                lse,
+                denominators,
                 dx,
                 dwte,
                 x,
@@ -171,8 +171,9 @@ impl Mirror {
                 scale,
                 write,
             }),
-            (Outline::TableGradient(gradient), [_, lse, _, dwte, x, wte]) => {
-                self.table_gradient(&gradient, dwte, TableGradientInputs { x, wte, lse, targets: ids })
+            (Outline::TableGradient(gradient), [_, denominators, _, dwte, x, wte]) => {
+                let inputs = TableGradientInputs { x, wte, denominators, targets: ids };
+                self.table_gradient(&gradient, dwte, inputs)
             }
             (Outline::LayernormBackward { rows, channels, rms, bias, dx_write, write, again }, bufs) => {
                 let mut next = each(bufs);
@@ -217,8 +218,9 @@ impl Mirror {
             (Outline::LinearBackwardWeight { shape, write, order, .. }, [dweight, dbias, dout, x]) => {
                 self.weights_again(WeightsAgain { shape, write, order }, dweight, Some(dbias), [dout, x])
             }
-            (Outline::AttentionBackward { rows, heads }, [dqkv, dout, qkv, out, lse]) => {
-                self.attention_backward(AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads })
+            (Outline::AttentionBackward { rows, heads, .. }, [dqkv, dout, qkv, out, lse, values @ ..]) => {
+                let values = values.first();
+                self.attention_backward(AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads })
             }
             (
                 Outline::EmbeddingBackward { rows, channels, vocab, dwte_write, dwpe_write },

@@ -65,7 +65,7 @@ fn pass(rows: Rows, recompute: u8, write: Write) -> RecordedPass {
             |ops, group, grads| grads.group(group).into_iter().try_for_each(|buf| ops.release(buf).map(drop)),
         )
         .expect("a pass");
-    traced.release(&model.log_sums).expect("a look");
+    traced.release(&model.denominators).expect("a look");
     let trace = traced.finish().expect("all was seen");
     RecordedPass { trace, matrices, parameters, inputs, targets }
 }
@@ -230,8 +230,8 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
     let [q_weight, k_weight] = [&q_weight, &k_weight];
     let turn = QkRotary { table: &table, theta, at: RotaryAt::Sequences(rows) };
     for rotary in [None, Some(turn)] {
-        let (out, rstd, x) = (&mut normed, &mut rstd, &qkv);
-        let op = QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, rotary };
+        let (out, rstd, x, values) = (&mut normed, &mut rstd, &qkv, rotary.is_none());
+        let op = QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, values, rotary };
         traced.qk_norm(op).expect("qk_norm");
         let [dq_weight, dk_weight] = &mut dweights;
         let op = QkNormBackward {
@@ -249,11 +249,12 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
         };
         traced.qk_norm_backward(op).expect("qk_norm_backward");
     }
-    let (qkv_normed, att, lse) = (&normed, &mut out, &mut lse);
-    let op = Attention { out: &mut *att, lse: &mut *lse, qkv: qkv_normed, rows, heads };
+    let (queries_and_keys, values, att, lse) = (&normed, Some(&qkv), &mut out, &mut lse);
+    let op = Attention { out: &mut *att, lse: &mut *lse, qkv: queries_and_keys, values, rows, heads };
     traced.attention(op).expect("attention");
     let (dqkv, out) = (&mut dqkv, &*att);
-    let op = AttentionBackward { dqkv: &mut *dqkv, dout: &dout, qkv: qkv_normed, out, lse, rows, heads };
+    let (dqkv_set, qkv_read, dout) = (&mut *dqkv, queries_and_keys, &dout);
+    let op = AttentionBackward { dqkv: dqkv_set, dout, qkv: qkv_read, values, out, lse, rows, heads };
     traced.attention_backward(op).expect("attention_backward");
     // A layer from out to room and back, with each function between.
     for (function, (weight, _)) in functions.into_iter().zip(&downs) {
@@ -273,7 +274,7 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
             again: Some(&mut acts),
             dpre: &mut dpre,
             room: Some(&mut room),
-            dout: &dout,
+            dout,
             weight,
             pre: &pre,
             function,
@@ -288,7 +289,7 @@ fn others(rows: Rows, write: Write, heads: Heads) -> RecordedPass {
             vocab,
             dwpe,
             write,
-            dout: &dout,
+            dout,
             ids,
             rows,
             channels: c,
@@ -513,14 +514,19 @@ fn classified(rows: usize, vocab: Vocab, terms: LogitTerms, write: Write) -> Rec
         ops.upload(&mut buf, &values).expect("an upload");
         buf
     };
-    let x = filled(&mut ops, Role::Activation, rows * channels, 1.0);
+    let mut x = filled(&mut ops, Role::Activation, rows * channels, 1.0);
+    // The powers of its row pass what a sum may hold.
+    let large = filled(&mut ops, Role::Activation, channels, 60.0);
+    ops.copy(crate::ops::CopyPart { dst: &mut x, at: 70 * channels, src: &large, from: 0, len: channels })
+        .expect("a copy");
     let wte = filled(&mut ops, Role::Param, vocab.padded * channels, 0.3);
     let mut dwte = filled(&mut ops, Role::F32, vocab.padded * channels + 1, 1e-3);
     let targets: Vec<u16> =
         (0..rows).map(|i| (key.uniform(0, i as u64) * vocab.used as f64) as u16).collect();
     let mut ids = ops.alloc_ids(rows).expect("memory");
     ops.upload_ids(&mut ids, &targets).expect("an upload");
-    let [mut losses, mut lse] = [(); 2].map(|()| ops.alloc(Role::F32, rows).expect("memory"));
+    let [mut losses, mut denominators] =
+        [1, 2].map(|each| ops.alloc(Role::F32, each * rows).expect("memory"));
     let mut dx = ops.alloc(Role::Activation, rows * channels).expect("memory");
     let parameters = vec![(vec![vocab.padded, channels], wte.bytes().to_vec())];
     let mut matrices = BTreeMap::new();
@@ -534,7 +540,7 @@ fn classified(rows: usize, vocab: Vocab, terms: LogitTerms, write: Write) -> Rec
         .classifier(Classifier {
             losses: &mut losses,
             losses_at: 0,
-            lse: &mut lse,
+            denominators: &mut denominators,
             dx: &mut dx,
             dwte: &mut dwte,
             x: &x,
@@ -548,7 +554,7 @@ fn classified(rows: usize, vocab: Vocab, terms: LogitTerms, write: Write) -> Rec
             write,
         })
         .expect("classifier");
-    for buf in [&losses, &lse, &dx, &dwte] {
+    for buf in [&losses, &denominators, &dx, &dwte] {
         traced.release(buf).expect("a look");
     }
     let trace = traced.finish().expect("all was seen");

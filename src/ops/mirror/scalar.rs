@@ -1,4 +1,5 @@
-//! One number at a time, as `kernels/exact.cuh`, `gelu.cuh`, `activate.cuh` and `common.cuh` compute it.
+//! One number at a time, as `kernels/exact.cuh`, `gelu.cuh`, `activate.cuh`, `softcap.cuh` and
+//! `common.cuh` compute it.
 //!
 //! Every function is a list of IEEE operations in the order of the header's. What differs between processors
 //! is the sign and payload of a NaN: a GPU makes 0x7fffffff of it, and 0x7fff in bf16, so results are

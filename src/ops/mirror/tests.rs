@@ -9,7 +9,7 @@ use crate::ops::cuda::{Cuda, CudaOptions};
 use crate::ops::mirror::Mirror;
 use crate::ops::testing::{self, Limits};
 use crate::ops::{
-    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, Embedding,
+    AdamW, AdamWUpdate, Attention, AttentionBackward, Classifier, ClassifierLoss, CopyPart, Embedding,
     EmbeddingBackward, Heads, Layernorm, LayernormBackward, Linear, LinearActivate, LinearBackwardInput,
     LinearBackwardInputActivate, LinearBackwardWeight, LinearShape, LogitTerms, MlpShape, Nonlinearity,
     NormAgain, Ops, ParamCount, ParamSlot, ResidualLayernorm, Role, Rows, ScratchShape, SumSquares, Vocab,
@@ -230,7 +230,9 @@ fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads
     let dout = draw.buf(to.ops, Role::Activation, size, 1e-2);
     let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
     let mut lse = to.ops.alloc(Role::F32, rows.count() * heads.heads).expect("memory");
-    to.ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
+    to.ops
+        .attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
+        .expect("attention");
     to.add(format!("attention {heads:?}"), &out, size);
     to.add("lse", &lse, rows.count() * heads.heads);
     let mut dqkv = to.ops.alloc(Role::Activation, wide).expect("memory");
@@ -239,6 +241,7 @@ fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads
             dqkv: &mut dqkv,
             dout: &dout,
             qkv: &qkv,
+            values: None,
             out: &out,
             lse: &lse,
             rows,
@@ -250,7 +253,13 @@ fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads
 
 fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
     let (rows, channels, vocab) = (shape.rows.count(), shape.heads.channels(), shape.vocab);
-    let x = draw.buf(to.ops, Role::Activation, rows * channels, 1.0);
+    // Every 97th row is large: its loss is hundreds of nats.
+    let large = draw.buf(to.ops, Role::Activation, channels, 40.0);
+    let mut x = draw.buf(to.ops, Role::Activation, rows * channels, 1.0);
+    for row in (0..rows).step_by(97) {
+        let op = CopyPart { dst: &mut x, at: row * channels, src: &large, from: 0, len: channels };
+        to.ops.copy(op).expect("a copy");
+    }
     let wte = draw.even(to.ops, Role::Param, vocab.padded * channels, 0.3);
     let targets = draw.ids(to.ops, rows, vocab.used);
     let (x, wte, targets) = (&x, &wte, &targets);
@@ -274,14 +283,14 @@ fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
             })
             .expect("classifier_loss");
         add(to, "losses alone", &losses, rows + 3);
-        let mut lse = to.ops.alloc(Role::F32, rows).expect("memory");
+        let mut denominators = to.ops.alloc(Role::F32, 2 * rows).expect("memory");
         let mut dx = to.ops.alloc(Role::Activation, rows * channels).expect("memory");
         let mut dwte = draw.buf(to.ops, Role::F32, vocab.padded * channels, 1.0);
         to.ops
             .classifier(Classifier {
                 losses: &mut losses,
                 losses_at: 0,
-                lse: &mut lse,
+                denominators: &mut denominators,
                 dx: &mut dx,
                 dwte: &mut dwte,
                 x,
@@ -296,7 +305,7 @@ fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
             })
             .expect("classifier");
         add(to, "losses", &losses, rows);
-        add(to, "lse", &lse, rows);
+        add(to, "denominators", &denominators, 2 * rows);
         add(to, "dx", &dx, rows * channels);
         add(to, "dwte", &dwte, vocab.padded * channels);
     }
@@ -418,7 +427,7 @@ fn a_row_whose_scores_are_all_below_every_start_has_no_weight_at_all() {
         let mut out = mirror.alloc(Role::Activation, 2 * head_size).expect("memory");
         let mut lse = mirror.alloc(Role::F32, 2).expect("memory");
         mirror
-            .attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads })
+            .attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
             .expect("attention");
         let mut values = [0.0; 2];
         mirror.download(&lse, &mut values).expect("a download");

@@ -9,8 +9,11 @@ pub struct Attention<'a, B> {
     pub out: &'a mut B,
     /// (B, NH, T), f32: log-sum-exp of the scaled scores, which the backward pass reads.
     pub lse: &'a mut B,
-    /// (B, T, NH + 2 KH, HS), activation.
+    /// (B, T, NH + 2 KH, HS), activation; without values (B, T, NH + KH, HS).
     pub qkv: &'a B,
+    /// Where the values are if `qkv` has none, (B, T, NH + 2 KH, HS), activation: of a norm's input, whose
+    /// queries and keys are not read.
+    pub values: Option<&'a B>,
     pub rows: Rows,
     pub heads: Heads,
 }
@@ -38,8 +41,9 @@ pub struct AttentionBackward<'a, B> {
     pub dqkv: &'a mut B,
     /// (B, T, NH, HS), activation.
     pub dout: &'a B,
-    /// (B, T, NH + 2 KH, HS), activation.
+    /// As in [`Attention`], like the next.
     pub qkv: &'a B,
+    pub values: Option<&'a B>,
     /// (B, T, NH, HS), activation.
     pub out: &'a B,
     /// (B, NH, T), f32.

@@ -76,8 +76,9 @@ pub struct Classifier<'a, B, I> {
     pub losses: &'a mut B,
     /// Where the losses of these rows begin.
     pub losses_at: usize,
-    /// (n), f32; set: the logarithm of each row's sum of exponentials, of capped logits if they are.
-    pub lse: &'a mut B,
+    /// (n, 2), f32; set: of each row's softmax the base b and the sum s, so that the share of a logit x,
+    /// capped if it is, is `2^(x log2 e - b) / s`.
+    pub denominators: &'a mut B,
     /// (n, C), activation; set.
     pub dx: &'a mut B,
     /// (V, C), f32; written as `write` says. Rows past `vocab.used` get zeros.

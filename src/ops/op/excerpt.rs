@@ -11,7 +11,7 @@
 //! |
 //! | weight gradient | a block of channels by channels, with the bias gradient | these columns of all rows |
 //! | norms, embedding, classifier | a block of rows | these rows; of the classifier the whole table |
-//! | the classifier's gradient of the table | some rows of it | these rows, and all inputs with their `lse` |
+//! | the classifier's gradient of the table | some rows of it | these rows, all inputs and denominators |
 //! | gradient of a norm | rows of `dx`, or columns of the weights | these rows, or columns of all rows |
 //! | norm of queries and keys | one group of heads of a block of rows, of one sequence where it turns | that |
 //! | its gradient | the same, or all queries or keys with the weight's gradient | that |
@@ -107,7 +107,7 @@ impl Outline {
             Outline::TableGradient(_) => 1,
             Outline::Linear { shape: s, .. } => tiles(s.rows, s.c_out),
             Outline::LinearActivate { shape: s, function, .. } => tiles(s.rows, function.outputs_of(s.c_out)),
-            Outline::QkNorm { rows, heads, rotary } => parts_of_norm(rows, heads, rotary),
+            Outline::QkNorm { rows, heads, rotary, .. } => parts_of_norm(rows, heads, rotary),
             // Queries and keys as a whole come last.
             Outline::QkNormBackward { rows, heads, rotary, .. } => parts_of_norm(rows, heads, rotary) + 2,
             Outline::QkNormPart(_) => 1,
@@ -115,7 +115,7 @@ impl Outline {
             Outline::Activate { rows, channels, .. } | Outline::ActivateBackward { rows, channels, .. } => {
                 tiles(rows, channels)
             }
-            Outline::Attention { rows, heads } | Outline::AttentionBackward { rows, heads } => {
+            Outline::Attention { rows, heads, .. } | Outline::AttentionBackward { rows, heads, .. } => {
                 rows.batch * heads.kv_heads
             }
             Outline::LayernormBackward { rows, channels, .. } => of_rows(rows) + of_columns(channels),
@@ -186,11 +186,12 @@ impl Outline {
                 let dout = (!in_place).then_some(dout);
                 plain(outline, [pre.clone()].into_iter().chain(dout).chain([pre]).map(Some))
             }
-            Outline::QkNorm { rows, heads, rotary } => {
+            Outline::QkNorm { rows, heads, values, rotary } => {
                 let (rows, rotary, [qkv, rstd, weight]) = of_norm(index, rows, heads, rotary);
                 let heads = heads.one_group();
-                let picks = [qkv.clone(), rstd, qkv, weight.clone(), weight].map(Some);
-                plain(Outline::QkNorm { rows, heads, rotary }, picks)
+                let out = if values { qkv.clone() } else { without_values(&qkv) };
+                let picks = [out, rstd, qkv, weight.clone(), weight].map(Some);
+                plain(Outline::QkNorm { rows, heads, values, rotary }, picks)
             }
             Outline::QkNormBackward { rows, heads, write, rotary }
                 if index < parts_of_norm(rows, heads, rotary) =>
@@ -224,16 +225,20 @@ impl Outline {
                 let first = first + positions.start;
                 plain(Outline::Rotary { rows, heads, theta, inverse, first }, [Some(pick)])
             }
-            Outline::Attention { rows, heads } => {
+            Outline::Attention { rows, heads, apart } => {
                 let [qkv, out, lse] = group(index, rows, heads);
                 let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, heads.one_group());
-                plain(Outline::Attention { rows, heads }, [out, lse, qkv].map(Some))
+                let read = if apart { without_values(&qkv) } else { qkv.clone() };
+                let picks = [out, lse, read].into_iter().chain(apart.then_some(qkv)).map(Some);
+                plain(Outline::Attention { rows, heads, apart }, picks)
             }
-            Outline::AttentionBackward { rows, heads } => {
+            Outline::AttentionBackward { rows, heads, apart } => {
                 let [qkv, out, lse] = group(index, rows, heads);
                 let (rows, heads) = (Rows { batch: 1, seq: rows.seq }, heads.one_group());
-                let picks = [qkv.clone(), out.clone(), qkv, out, lse].map(Some);
-                plain(Outline::AttentionBackward { rows, heads }, picks)
+                let read = if apart { without_values(&qkv) } else { qkv.clone() };
+                let picks = [qkv.clone(), out.clone(), read, out, lse];
+                let picks = picks.into_iter().chain(apart.then_some(qkv)).map(Some);
+                plain(Outline::AttentionBackward { rows, heads, apart }, picks)
             }
             Outline::Classifier { rows, channels, vocab, terms, scale, write }
                 if index >= rows.div_ceil(TILE_ROWS) =>
@@ -241,8 +246,8 @@ impl Outline {
                 let part = block(index - rows.div_ceil(TILE_ROWS), TABLE_ROWS, vocab.padded);
                 let (first, count) = (part.start, part.len());
                 let of = |rows| Some(Pick::new(rows, 0..channels));
-                let lse = Some(Pick::new(0..rows, 0..1));
-                let picks = vec![None, lse, None, of(part.clone()), of(0..rows), of(part)];
+                let denominators = Some(Pick::new(0..rows, 0..2));
+                let picks = vec![None, denominators, None, of(part.clone()), of(0..rows), of(part)];
                 let outline = TableGradient { rows, channels, vocab, terms, scale, write, first, count };
                 Excerpt { outline: Outline::TableGradient(outline), picks, tokens: tokens.to_vec() }
             }
@@ -251,7 +256,7 @@ impl Outline {
                 let r = block(index, TILE_ROWS, rows);
                 let of_rows = |columns| Some(Pick::new(r.clone(), 0..columns));
                 let table = Some(Pick::new(0..vocab.padded, 0..c));
-                let picks = [of_rows(1), of_rows(1), of_rows(c), None, of_rows(c), table];
+                let picks = [of_rows(1), of_rows(2), of_rows(c), None, of_rows(c), table];
                 let outline = Outline::Classifier { rows: r.len(), channels: c, vocab, terms, scale, write };
                 Excerpt { outline, picks: picks.into(), tokens: tokens[r].to_vec() }
             }
@@ -434,6 +439,12 @@ fn group(index: usize, rows: Rows, heads: Heads) -> [Pick; 3] {
         Pick::new(tokens, output),
         Pick::new(index * sums..(index + 1) * sums, 0..1),
     ]
+}
+
+/// Of a group's queries, keys and values the former two, which lie in the same places where there are no
+/// values.
+fn without_values(qkv: &Pick) -> Pick {
+    Pick { columns: qkv.columns[..2].to_vec(), ..qkv.clone() }
 }
 
 /// Block `part` of those that all sequences have: its positions, and the row of the sequence's first.

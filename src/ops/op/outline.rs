@@ -42,9 +42,11 @@ pub enum Outline {
         channels: usize,
         function: Nonlinearity,
     },
+    /// `values`: whether `out` has them too.
     QkNorm {
         rows: usize,
         heads: Heads,
+        values: bool,
         rotary: Option<SequenceAngles>,
     },
     QkNormBackward {
@@ -63,9 +65,11 @@ pub enum Outline {
         inverse: bool,
         first: usize,
     },
+    /// `apart`: the values are in another matrix than queries and keys.
     Attention {
         rows: Rows,
         heads: Heads,
+        apart: bool,
     },
     Classifier {
         rows: usize,
@@ -108,9 +112,11 @@ pub enum Outline {
         write: Write,
         order: WeightOrder,
     },
+    /// As [`Outline::Attention`].
     AttentionBackward {
         rows: Rows,
         heads: Heads,
+        apart: bool,
     },
     EmbeddingBackward {
         rows: Rows,
@@ -322,8 +328,8 @@ impl Outline {
                 vec![m("out", Activation, Set, n, c), m("pre", Activation, Read, n, function.inputs() * c)]
             }
             // A table of angles is made again from its base.
-            Outline::QkNorm { rows: n, heads, .. } => vec![
-                m("out", Activation, Set, n, heads.qkv_channels()),
+            Outline::QkNorm { rows: n, heads, values, .. } => vec![
+                m("out", Activation, Set, n, heads.slices(values) * heads.head_size),
                 m("rstd", F32, Set, n, heads.of_queries_and_keys()),
                 m("x", Activation, Read, n, heads.qkv_channels()),
                 m("q_weight", Param, Read, 1, heads.head_size),
@@ -352,14 +358,15 @@ impl Outline {
             Outline::Rotary { rows, heads, .. } => {
                 vec![m("qkv", Activation, Access::Add, rows.count(), heads.qkv_channels())]
             }
-            Outline::Attention { rows, heads } => vec![
-                m("out", Activation, Set, rows.count(), heads.channels()),
-                m("lse", F32, Set, rows.count() * heads.heads, 1),
-                m("qkv", Activation, Read, rows.count(), heads.qkv_channels()),
-            ],
+            Outline::Attention { rows, heads, apart } => listed([
+                Some(m("out", Activation, Set, rows.count(), heads.channels())),
+                Some(m("lse", F32, Set, rows.count() * heads.heads, 1)),
+                Some(m("qkv", Activation, Read, rows.count(), heads.slices(!apart) * heads.head_size)),
+                apart.then(|| m("values", Activation, Read, rows.count(), heads.qkv_channels())),
+            ]),
             Outline::Classifier { rows: n, channels: c, vocab, write, .. } => vec![
                 m("losses", F32, Set, n, 1),
-                m("lse", F32, Set, n, 1),
+                m("denominators", F32, Set, n, 2),
                 m("dx", Activation, Set, n, c),
                 m("dwte", F32, write.into(), vocab.padded, c),
                 m("x", Activation, Read, n, c),
@@ -368,7 +375,7 @@ impl Outline {
             // The excerpt reads what the rest of the classifier wrote, and its own rows of the table.
             Outline::TableGradient(TableGradient { rows: n, channels: c, write, count, .. }) => vec![
                 m("losses", F32, Set, n, 1),
-                m("lse", F32, Read, n, 1),
+                m("denominators", F32, Read, n, 2),
                 m("dx", Activation, Set, n, c),
                 m("dwte", F32, write.into(), count, c),
                 m("x", Activation, Read, n, c),
@@ -414,13 +421,14 @@ impl Outline {
                 all.push(m("x", Activation, Read, s.rows, s.c_in));
                 all
             }
-            Outline::AttentionBackward { rows, heads } => vec![
-                m("dqkv", Activation, Set, rows.count(), heads.qkv_channels()),
-                m("dout", Activation, Read, rows.count(), heads.channels()),
-                m("qkv", Activation, Read, rows.count(), heads.qkv_channels()),
-                m("out", Activation, Read, rows.count(), heads.channels()),
-                m("lse", F32, Read, rows.count() * heads.heads, 1),
-            ],
+            Outline::AttentionBackward { rows, heads, apart } => listed([
+                Some(m("dqkv", Activation, Set, rows.count(), heads.qkv_channels())),
+                Some(m("dout", Activation, Read, rows.count(), heads.channels())),
+                Some(m("qkv", Activation, Read, rows.count(), heads.slices(!apart) * heads.head_size)),
+                Some(m("out", Activation, Read, rows.count(), heads.channels())),
+                Some(m("lse", F32, Read, rows.count() * heads.heads, 1)),
+                apart.then(|| m("values", Activation, Read, rows.count(), heads.qkv_channels())),
+            ]),
             Outline::EmbeddingBackward { rows, channels: c, vocab, dwte_write, dwpe_write } => {
                 let mut all = vec![m("dwte", F32, dwte_write.into(), vocab, c)];
                 all.extend(dwpe_write.map(|write| m("dwpe", F32, write.into(), rows.seq, c)));

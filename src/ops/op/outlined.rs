@@ -81,6 +81,7 @@ outlined! {
     QkNorm<B, I>: |op| turned(op.rotary.as_ref(), |rotary| Outline::QkNorm {
             rows: op.rows,
             heads: op.heads,
+            values: op.values,
             rotary,
         }),
         vec![op.out, op.rstd, op.x, op.q_weight, op.k_weight];
@@ -112,8 +113,12 @@ outlined! {
             function: op.function,
         }),
         vec![op.out, op.pre];
-    Attention<B>: |op| Some(Outline::Attention { rows: op.rows, heads: op.heads }),
-        vec![op.out, op.lse, op.qkv];
+    Attention<B>: |op| Some(Outline::Attention {
+            rows: op.rows,
+            heads: op.heads,
+            apart: op.values.is_some(),
+        }),
+        [&*op.out, op.lse, op.qkv].into_iter().chain(op.values).collect();
     // In a pass the losses begin at 0, so that they are a matrix of their own.
     Classifier<B, I>: |op| (op.losses_at == 0).then_some(Outline::Classifier {
             rows: op.rows,
@@ -123,7 +128,7 @@ outlined! {
             scale: op.scale,
             write: op.write,
         }),
-        vec![op.losses, op.lse, op.dx, op.dwte, op.x, op.wte];
+        vec![op.losses, op.denominators, op.dx, op.dwte, op.x, op.wte];
     LayernormBackward<B>: |op| Some(Outline::LayernormBackward {
             rows: op.rows,
             channels: op.channels,
@@ -164,8 +169,12 @@ outlined! {
             order: WeightOrder { whole: op.shape, after_gelu: false },
         }),
         [&*op.dweight].into_iter().chain(op.dbias.as_deref()).chain([op.dout, op.x]).collect();
-    AttentionBackward<B>: |op| Some(Outline::AttentionBackward { rows: op.rows, heads: op.heads }),
-        vec![op.dqkv, op.dout, op.qkv, op.out, op.lse];
+    AttentionBackward<B>: |op| Some(Outline::AttentionBackward {
+            rows: op.rows,
+            heads: op.heads,
+            apart: op.values.is_some(),
+        }),
+        [&*op.dqkv, op.dout, op.qkv, op.out, op.lse].into_iter().chain(op.values).collect();
     EmbeddingBackward<B, I>: |op| Some(Outline::EmbeddingBackward {
             rows: op.rows,
             channels: op.channels,

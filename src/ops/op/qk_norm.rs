@@ -4,11 +4,12 @@ use super::{ElementBytes, Family, Operation, RotaryAt, Work};
 use crate::ops::types::{Heads, Write};
 
 /// `out = x rstd weight` for each head's HS elements of queries and of keys, `rstd = 1/sqrt(mean(x²) + eps)`;
-/// values are copied. With `rotary` what [`Rotary`](super::Rotary) makes of `out`, rounded once.
+/// values are copied where `out` has them. With `rotary` what [`Rotary`](super::Rotary) makes of `out`,
+/// rounded once.
 ///
 /// Sums over a head have an order that each device documents; it depends on HS alone.
 pub struct QkNorm<'a, B, I> {
-    /// (N, NH + 2 KH, HS), activation.
+    /// (N, NH + 2 KH, HS), activation; without `values` (N, NH + KH, HS).
     pub out: &'a mut B,
     /// (N, NH + KH), f32: of queries, then of keys.
     pub rstd: &'a mut B,
@@ -21,6 +22,8 @@ pub struct QkNorm<'a, B, I> {
     /// N.
     pub rows: usize,
     pub heads: Heads,
+    /// Whether `out` gets the values too.
+    pub values: bool,
     pub rotary: Option<QkRotary<'a, B, I>>,
 }
 
@@ -57,7 +60,7 @@ impl<B, I> Operation for QkNorm<'_, B, I> {
     }
 
     fn work(&self, element: ElementBytes) -> Work {
-        element.pass(2 * self.rows * self.heads.qkv_channels())
+        element.pass(2 * self.rows * self.heads.slices(self.values) * self.heads.head_size)
     }
 }
 

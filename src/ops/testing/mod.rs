@@ -151,6 +151,8 @@ pub fn cases_within<O: Ops>(ops: &mut O, limits: Limits) -> Vec<Case> {
     bench.family(2350, Bench::grouped_rotary);
     bench.family(2400, Bench::grouped_qk_norm);
     bench.family(2500, Bench::activated_linear);
+    bench.family(2600, Bench::classifier_of_large_logits);
+    bench.family(2700, Bench::attention_of_values_apart);
     bench.cases
 }
 

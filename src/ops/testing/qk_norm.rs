@@ -5,6 +5,10 @@ use crate::ops::{Heads, Ops, QkNorm, QkNormBackward, QkRotary, Role, RotaryAt, R
 
 /// SHA-256 of the outputs of each operation's cases on the CPU, little-endian, in the order of the cases.
 pub(super) const CPU_BITS: &[(&str, &str)] = &[
+    ("qk_norm_alone", "ffba7058d0649ad2bab0682300a3a62dbf558a1dc26e5f49f2e1b9989516f449"),
+    ("qk_norm_rotary_alone", "2b321a07e356e4772be0877403e12cf144f9cf4e2b6e78b0e5f0c6e4bae37f95"),
+    ("qk_norm_grouped_alone", "401d0b3e7e2c87d401378fa5eb0888ff012f399d0404d06ddd9dd40e0e6177d2"),
+    ("qk_norm_grouped_rotary_alone", "544f231449f2e2dedaf54f3aaf04b4550c5c1997bfae884c281c96c6accfb5b8"),
     ("qk_norm", "4652d79ad411ef4908e115da0d4cffe1021a3a924690859eaa0a45fcc6d1a8b4"),
     ("qk_norm_rotary", "4a153d8d3a489daccddc039b75ccb115c33fae2271be99c5608d4ae8e9aa77cc"),
     ("qk_norm_rotary_backward", "0eba00b74ab559bdb42c11eeb2b516a25ce44e602d5ef52d82436ef91c14fa2a"),
@@ -81,21 +85,28 @@ impl<O: Ops> Bench<'_, O> {
         let x = self.input(Role::Activation, wide, 2.0);
         let [q_weight, k_weight] = [(); 2].map(|()| self.input(Role::Param, size, 1.0));
         let weights = [&q_weight.values[..], &k_weight.values];
-        let mut out = self.poisoned(Role::Activation, wide);
         let mut rstd = self.poisoned(Role::F32, n * heads.of_queries_and_keys());
-        let op = QkNorm {
-            out: &mut out,
-            rstd: &mut rstd,
-            x: &x.buf,
-            q_weight: &q_weight.buf,
-            k_weight: &k_weight.buf,
-            rows: n,
-            heads,
-            rotary,
-        };
-        self.ops.qk_norm(op).unwrap();
         let (want, want_rstd) = reference::qk_norm(&x.values, weights, heads);
-        self.result(&format!("{what} {name}"), &out, turn(want, false));
+        let want = turn(want, false);
+        for values in [false, true] {
+            let width = heads.slices(values) * size;
+            let mut out = self.poisoned(Role::Activation, n * width);
+            let op = QkNorm {
+                out: &mut out,
+                rstd: &mut rstd,
+                x: &x.buf,
+                q_weight: &q_weight.buf,
+                k_weight: &k_weight.buf,
+                rows: n,
+                heads,
+                values,
+                rotary,
+            };
+            self.ops.qk_norm(op).unwrap();
+            let part = want.chunks(heads.qkv_channels()).flat_map(|row| &row[..width]).copied().collect();
+            let of = if values { what.to_owned() } else { format!("{what}_alone") };
+            self.result(&format!("{of} {name}"), &out, part);
+        }
         self.result(&format!("{what} rstd {name}"), &rstd, want_rstd);
         for write in [Write::Set, Write::Add] {
             let mut dqkv = self.input(Role::Activation, wide, 1.0);

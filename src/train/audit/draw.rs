@@ -75,7 +75,7 @@ impl TracedPass {
             write,
             whole,
         )?;
-        traced.release(&model.log_sums)?;
+        traced.release(&model.denominators)?;
         Ok(TracedPass { trace: traced.finish()?, gradients })
     }
 

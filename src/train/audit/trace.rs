@@ -66,7 +66,7 @@ impl<O: Ops> BatchRun<'_, O> {
             take(ops.inner, group, grads)
         };
         model.forward_backward_by_groups(&mut traced, batch, losses, grads, *scale, *write, whole)?;
-        traced.release(&model.log_sums)?;
+        traced.release(&model.denominators)?;
         Ok(TracedPass { trace: traced.finish()?, gradients })
     }
 }

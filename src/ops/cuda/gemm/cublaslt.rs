@@ -116,6 +116,10 @@ impl Descriptors {
             Epilogue::BiasGelu => E::CUBLASLT_EPILOGUE_GELU_AUX_BIAS,
             Epilogue::Gelu => E::CUBLASLT_EPILOGUE_GELU_AUX,
             Epilogue::GeluGradient => E::CUBLASLT_EPILOGUE_DGELU,
+            // Our own products' alone: no pass behind the library's would give the same.
+            Epilogue::Softmax | Epilogue::RowFactors => {
+                return Err(result::CublasError(sys::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED));
+            }
         };
         made.set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue)?;
         // Bias and pre-activation have the output's type unless an attribute says otherwise.

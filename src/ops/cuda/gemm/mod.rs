@@ -199,8 +199,8 @@ impl Gemm {
         operands: Operands,
     ) -> Result<()> {
         self.gpu.bind()?;
-        let Operands { left, right, out, bias, pre, sums, .. } = operands;
-        if [left, right, out, bias, pre, sums].iter().any(|address| address % 256 != 0) {
+        let Operands { left, right, out, bias, pre, sums, row_terms, .. } = operands;
+        if [left, right, out, bias, pre, sums, row_terms].iter().any(|address| address % 256 != 0) {
             // The plans were chosen for this alignment.
             return Err(self
                 .gpu

@@ -118,7 +118,7 @@ pub fn shipped(
 
 /// Number of the form of a user's plan file. A build that does not know a word in it would take the file for
 /// damaged, and overwrite it.
-const FORMAT: u32 = 4;
+const FORMAT: u32 = 5;
 
 /// The file of a user's plans.
 pub struct UserPlans {

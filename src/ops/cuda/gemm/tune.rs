@@ -8,9 +8,9 @@
 use std::time::{Duration, Instant};
 
 use super::super::driver::GpuEvent;
-use super::super::launch::{activate, gelu, reduce};
+use super::super::launch::{activate, classifier_hopper, gelu, reduce};
 use super::super::memory::{Memory, Staging};
-use super::super::product::{Epilogue, Product, Types};
+use super::super::product::{self, Epilogue, Product, Types};
 use super::*;
 
 /// An unsplit sum of cuBLASLt's wins unless a split one is faster by more than this: it needs no workspace,
@@ -75,7 +75,11 @@ impl Gemm {
         let has_pre = |k: &GemmKey| k.epilogue.fuses_gelu() || k.epilogue.then().is_some();
         let pre = largest(&|k| if has_pre(k) { output_size(out(k), k.types) } else { 0 });
         let bias = largest(&|k| output_size(k.c_out, k.types));
-        let sums = largest(&|k| reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)));
+        let sums = largest(&|k| match k.epilogue {
+            Epilogue::Softmax => classifier_hopper::stripes_bytes(k.rows, k.c_out),
+            _ => reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)),
+        });
+        let row_terms = largest(&|k| 8 * k.rows);
 
         let mut memory = Memory::new(Arc::clone(&self.gpu));
         let mut staging = Staging::new(&self.gpu)?;
@@ -86,12 +90,13 @@ impl Gemm {
         let pre = memory.allocate(what, pre.max(256))?;
         let bias = memory.allocate(what, bias.max(256))?;
         let sums = memory.allocate(what, sums.max(256))?;
+        let row_terms = memory.allocate(what, row_terms.max(256))?;
         let mut filled = None;
         let mut results = Vec::new();
         for key in keys {
             let floats = matches!(key.types, Types::F32 | Types::Tf32);
             if filled != Some(floats) {
-                for (seed, allocation) in [(1, &left), (2, &right), (3, &pre), (4, &bias)] {
+                for (seed, allocation) in [(1, &left), (2, &right), (3, &pre), (4, &bias), (5, &row_terms)] {
                     // SAFETY: the allocations are live, and this function owns them.
                     unsafe {
                         self.fill_random(&mut staging, allocation.address(), allocation.bytes(), floats, seed)
@@ -99,19 +104,23 @@ impl Gemm {
                 }
                 filled = Some(floats);
             }
+            use Epilogue::{BiasGradient, RowFactors, Softmax, ThenGeluGradient};
+            let only = |address, wanted| if wanted { address } else { 0 };
             let operands = Operands {
-                again: 0,
-                left: left.address(),
-                right: right.address(),
-                out: out.address(),
                 add: key.product == Product::BackwardWeight,
                 bias: bias.address(),
                 pre: pre.address(),
-                sums: if matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::BiasGradient) {
-                    sums.address()
-                } else {
-                    0
-                },
+                sums: only(sums.address(), matches!(key.epilogue, ThenGeluGradient | BiasGradient | Softmax)),
+                row_terms: only(row_terms.address(), matches!(key.epilogue, Softmax | RowFactors)),
+                softmax: (key.epilogue == Softmax).then_some(product::SoftmaxOperands {
+                    used: key.c_out as usize,
+                    cap: None,
+                    // Random numbers, of which most are columns.
+                    targets: left.address(),
+                    at_targets: row_terms.address(),
+                    overflow: 0,
+                }),
+                ..Operands::new(left.address(), right.address(), out.address())
             };
             let bench = Bench { kernels, sums: sums.address(), operands };
             if results.is_empty() {

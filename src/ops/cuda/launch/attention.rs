@@ -12,14 +12,15 @@ use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Perform, Result, Ro
 bindings! {
     "attention_forward.cu" as HEAD_SIZES {
         struct ForwardArgs {
-            out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, tokens: i32, heads: i32, kv_heads: i32, unused: i32,
+            out: Out<Bf16>, lse: Out<F32>, qkv: In<Bf16>, values: In<Bf16>, tokens: i32, heads: i32,
+            kv_heads: i32, slices: i32,
         }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
     "attention_backward.cu" as HEAD_SIZES {
         struct BackwardArgs {
-            dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, out: In<Bf16>, lse: In<F32>,
-            tokens: i32, heads: i32, kv_heads: i32, unused: i32,
+            dqkv: Out<Bf16>, delta: Out<F32>, dout: In<Bf16>, qkv: In<Bf16>, values: In<Bf16>,
+            out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32, kv_heads: i32, slices: i32,
         }
         kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
         kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
@@ -27,12 +28,12 @@ bindings! {
     }
     "attention_any.cu" {
         struct AttentionAnyArgs {
-            out: Out<Act>, lse: Out<F32>, qkv: In<Act>, tokens: u32, heads: u32, kv_heads: u32,
-            head_size: u32, scale: f32, unused: u32,
+            out: Out<Act>, lse: Out<F32>, qkv: In<Act>, values: In<Act>, tokens: u32, heads: u32,
+            kv_heads: u32, head_size: u32, scale: f32, slices: u32,
         }
         struct AttentionAnyBackwardArgs {
-            dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, out: In<Act>, lse: In<F32>,
-            tokens: u32, heads: u32, kv_heads: u32, head_size: u32, scale: f32, unused: u32,
+            dqkv: Out<Act>, delta: Out<F32>, dout: In<Act>, qkv: In<Act>, values: In<Act>, out: In<Act>,
+            lse: In<F32>, tokens: u32, heads: u32, kv_heads: u32, head_size: u32, scale: f32, slices: u32,
         }
         kernel ANY_FORWARD(AttentionAnyArgs) = "attention_any_forward";
         kernel ANY_QUERY(AttentionAnyBackwardArgs) = "attention_any_query";
@@ -77,22 +78,52 @@ pub fn scale(head_size: usize) -> f32 {
     (1.0 / (head_size as f64).sqrt()) as f32
 }
 
+/// Where queries, keys and values are.
+pub struct QkvAddresses {
+    /// (B, T, slices, HS)
+    pub qkv: u64,
+    /// (B, T, NH + 2 KH, HS), of which values alone are read: `qkv` where they lie beside queries and keys.
+    pub values: u64,
+    /// NH + 2 KH, or without values NH + KH.
+    pub slices: usize,
+}
+
+impl QkvAddresses {
+    fn of(
+        k: &Kernels,
+        op: &'static str,
+        qkv: &Buf,
+        values: Option<&Buf>,
+        rows: Rows,
+        heads: Heads,
+    ) -> Result<QkvAddresses> {
+        let slices = heads.slices(values.is_none());
+        Ok(QkvAddresses {
+            qkv: k.act(op, "qkv", qkv, rows.count() * slices * heads.head_size)?,
+            values: k.act(op, "values", values.unwrap_or(qkv), rows.count() * heads.qkv_channels())?,
+            slices,
+        })
+    }
+}
+
 fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
     const OP: &str = "attention";
-    let Attention { out, lse, qkv, rows, heads } = op;
+    let Attention { out, lse, qkv, values, rows, heads } = op;
     check(k, OP, rows, heads)?;
-    let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
+    let size = rows.count() * heads.channels();
+    let of = QkvAddresses::of(k, OP, qkv, values, rows, heads)?;
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyArgs {
             out: Out::at(k.act(OP, "out", out, size)?),
             lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
-            qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
+            qkv: In::at(of.qkv),
+            values: In::at(of.values),
             tokens: rows.seq as u32,
             heads: heads.heads as u32,
             kv_heads: heads.kv_heads as u32,
             head_size: heads.head_size as u32,
             scale: scale(heads.head_size),
-            unused: 0,
+            slices: of.slices as u32,
         };
         // SAFETY: all lengths were checked.
         return unsafe { k.launch(OP, &ANY_FORWARD, any_geometry(rows, heads.heads), &args) };
@@ -101,18 +132,19 @@ fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
         let tensors = attention_hopper::HopperForward {
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
-            qkv: k.act(OP, "qkv", qkv, wide)?,
+            qkv: of,
         };
         return attention_hopper::forward(k, OP, &tensors, rows, heads);
     }
     let args = ForwardArgs {
         out: Out::at(k.act(OP, "out", out, size)?),
         lse: Out::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
-        qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
+        qkv: In::at(of.qkv),
+        values: In::at(of.values),
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
         kv_heads: heads.kv_heads as i32,
-        unused: 0,
+        slices: of.slices as i32,
     };
     // ROWS of the source.
     let block_rows = if heads.head_size == 64 { 128 } else { 64 };
@@ -130,15 +162,17 @@ pub fn delta_bytes(rows: Rows, heads: Heads) -> u64 {
 /// `delta` has [`delta_bytes`].
 fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<()> {
     const OP: &str = "attention_backward";
-    let AttentionBackward { dqkv, dout, qkv, out, lse, rows, heads } = op;
+    let AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads } = op;
     check(k, OP, rows, heads)?;
     let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
+    let of = QkvAddresses::of(k, OP, qkv, values, rows, heads)?;
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyBackwardArgs {
             dqkv: Out::at(k.act(OP, "dqkv", dqkv, wide)?),
             delta: Out::at(delta),
             dout: In::at(k.act(OP, "dout", dout, size)?),
-            qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
+            qkv: In::at(of.qkv),
+            values: In::at(of.values),
             out: In::at(k.act(OP, "out", out, size)?),
             lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
             tokens: rows.seq as u32,
@@ -146,7 +180,7 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
             kv_heads: heads.kv_heads as u32,
             head_size: heads.head_size as u32,
             scale: scale(heads.head_size),
-            unused: 0,
+            slices: of.slices as u32,
         };
         // SAFETY: all lengths were checked; the scratch is the caller's promise; the first kernel writes the
         // `delta` that the second reads.
@@ -160,7 +194,7 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
             dqkv: k.act(OP, "dqkv", dqkv, wide)?,
             rows: delta,
             dout: k.act(OP, "dout", dout, size)?,
-            qkv: k.act(OP, "qkv", qkv, wide)?,
+            qkv: of,
             out: k.act(OP, "out", out, size)?,
             lse: k.f32(OP, "lse", lse, rows.count() * heads.heads)?,
         };
@@ -170,13 +204,14 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
         dqkv: Out::at(k.act(OP, "dqkv", dqkv, wide)?),
         delta: Out::at(delta),
         dout: In::at(k.act(OP, "dout", dout, size)?),
-        qkv: In::at(k.act(OP, "qkv", qkv, wide)?),
+        qkv: In::at(of.qkv),
+        values: In::at(of.values),
         out: In::at(k.act(OP, "out", out, size)?),
         lse: In::at(k.f32(OP, "lse", lse, rows.count() * heads.heads)?),
         tokens: rows.seq as i32,
         heads: heads.heads as i32,
         kv_heads: heads.kv_heads as i32,
-        unused: 0,
+        slices: of.slices as i32,
     };
     let (seq, count) = (rows.seq as u64, (rows.batch * heads.heads) as u64);
     // KEYS of the query kernel and ROWS of the key kernel in the source.

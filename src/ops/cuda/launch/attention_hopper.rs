@@ -4,21 +4,22 @@
 use super::super::args::{Bf16, F32, In, Out, bindings};
 use super::super::driver::Gpu;
 use super::super::modules::{Geometry, Kernels};
+use super::attention::QkvAddresses;
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::{Dtype, Heads, Result, Rows};
 
 bindings! {
     "attention_forward_hopper.cu" as HOPPER_HEAD_SIZES {
         struct ForwardArgs {
-            qkv: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32, kv_heads: i32,
-            unused: i32,
+            qkv: TensorMap, values: TensorMap, out: Out<Bf16>, lse: Out<F32>, tokens: i32, heads: i32,
+            kv_heads: i32, unused: i32,
         }
         kernel FORWARD(ForwardArgs) = "attention_forward";
     }
     "attention_backward_hopper.cu" as HOPPER_HEAD_SIZES {
         struct BackwardArgs {
-            qkv_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>, dout: In<Bf16>,
-            out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32, kv_heads: i32, unused: i32,
+            qkv_map: TensorMap, values_map: TensorMap, dout_map: TensorMap, dqkv: Out<Bf16>, rows: Out<F32>,
+            dout: In<Bf16>, out: In<Bf16>, lse: In<F32>, tokens: i32, heads: i32, kv_heads: i32, unused: i32,
         }
         kernel BACKWARD_QUERY(BackwardArgs) = "attention_backward_query";
         kernel BACKWARD_KEY(BackwardArgs) = "attention_backward_key";
@@ -62,13 +63,14 @@ fn tensor_map(
 pub struct HopperForward {
     pub out: u64,
     pub lse: u64,
-    pub qkv: u64,
+    pub qkv: QkvAddresses,
 }
 
 pub fn forward(k: &Kernels, op: &'static str, t: &HopperForward, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, kv_heads, head_size } = heads;
     let args = ForwardArgs {
-        qkv: tensor_map(k, op, t.qkv, rows, count + 2 * kv_heads, head_size)?,
+        qkv: tensor_map(k, op, t.qkv.qkv, rows, t.qkv.slices, head_size)?,
+        values: tensor_map(k, op, t.qkv.values, rows, count + 2 * kv_heads, head_size)?,
         out: Out::at(t.out),
         lse: Out::at(t.lse),
         tokens: rows.seq as i32,
@@ -99,7 +101,7 @@ pub struct HopperBackward {
     pub dqkv: u64,
     pub rows: u64,
     pub dout: u64,
-    pub qkv: u64,
+    pub qkv: QkvAddresses,
     pub out: u64,
     pub lse: u64,
 }
@@ -107,7 +109,8 @@ pub struct HopperBackward {
 pub fn backward(k: &Kernels, op: &'static str, t: &HopperBackward, rows: Rows, heads: Heads) -> Result<()> {
     let Heads { heads: count, kv_heads, head_size } = heads;
     let args = BackwardArgs {
-        qkv_map: tensor_map(k, op, t.qkv, rows, count + 2 * kv_heads, head_size)?,
+        qkv_map: tensor_map(k, op, t.qkv.qkv, rows, t.qkv.slices, head_size)?,
+        values_map: tensor_map(k, op, t.qkv.values, rows, count + 2 * kv_heads, head_size)?,
         dout_map: tensor_map(k, op, t.dout, rows, count, head_size)?,
         dqkv: Out::at(t.dqkv),
         rows: Out::at(t.rows),

@@ -1,14 +1,14 @@
 //! Launches of `classifier.cu`: softmax, cross-entropy and its gradient over a chunk of logits.
 
-use super::super::args::{Act, F32, In, Out, U16, bindings};
+use super::super::args::{Act, F32, F32x2, In, Out, U16, bindings};
 use super::super::modules::{Geometry, Kernels};
 use crate::ops::{LogitTerms, Result, Vocab};
 
 bindings! {
     "classifier.cu" {
         struct ClassifierArgs {
-            logits: Out<Act>, losses: Out<F32>, lse: Out<F32>, targets: In<U16>, padded: u64, used: u64,
-            scale: f32, cached: u32, cap: f32, z_loss: f32,
+            logits: Out<Act>, losses: Out<F32>, denominators: Out<F32x2>, targets: In<U16>, padded: u64,
+            used: u64, scale: f32, cached: u32, cap: f32, z_loss: f32,
         }
         kernel LOSS(ClassifierArgs) = "classifier_loss";
         kernel LOSS_CAPPED(ClassifierArgs) = "classifier_loss_capped";
@@ -18,8 +18,8 @@ bindings! {
     }
 }
 
-/// The most bytes that a chunk of logits takes. Larger chunks read and write `dwte` less often; this
-/// one holds 8192 rows of GPT-2's vocabulary in bf16.
+/// The most bytes that a chunk of logits, or of their powers, takes. Larger chunks read and write `dwte` less
+/// often; this one holds 8192 rows of GPT-2's vocabulary in bf16.
 const LOGITS_BYTES: u64 = 800 << 20;
 
 /// Rows of each chunk of `n` rows, a function of the shape alone: all chunks but the last have this many.
@@ -33,8 +33,8 @@ pub fn chunk_rows(n: u64, padded: u64, element_bytes: u64) -> u64 {
 pub struct LogitsChunk {
     pub logits: u64,
     pub losses: u64,
-    /// Of the rows' log-sum-exp; not read by [`loss`].
-    pub lse: u64,
+    /// Of the rows' denominators; not read by [`loss`].
+    pub denominators: u64,
     pub targets: u64,
     pub rows: u64,
     pub vocab: Vocab,
@@ -46,7 +46,7 @@ impl LogitsChunk {
         ClassifierArgs {
             logits: Out::at(self.logits),
             losses: Out::at(self.losses),
-            lse: Out::at(self.lse),
+            denominators: Out::at(self.denominators),
             targets: In::at(self.targets),
             padded: self.vocab.padded as u64,
             used: self.vocab.used as u64,
@@ -63,19 +63,17 @@ impl LogitsChunk {
 /// # Safety
 /// The chunk's addresses hold `rows` rows, losses and targets.
 pub unsafe fn loss(k: &Kernels, op: &'static str, chunk: &LogitsChunk) -> Result<()> {
-    check(k, op, chunk.vocab)?;
     let kernel = if chunk.terms.softcap.is_some() { &LOSS_CAPPED } else { &LOSS };
     // SAFETY: the caller's promise.
     unsafe { k.launch(op, kernel, Geometry::new(chunk.rows, 512), &chunk.args(1.0, false)) }
 }
 
-/// Losses and log-sum-exp, and the gradient of `scale` times the sum of losses and z-losses in place of the
+/// Losses and denominators, and the gradient of `scale` times the sum of losses and z-losses in place of the
 /// logits.
 ///
 /// # Safety
-/// As for [`loss`], and `lse` holds `rows` numbers.
+/// As for [`loss`], and `denominators` holds two numbers a row.
 pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &LogitsChunk, scale: f32) -> Result<()> {
-    check(k, op, chunk.vocab)?;
     let row_bytes = chunk.vocab.padded as u64 * k.act.size() as u64;
     // A little is taken by the kernel's own variables.
     let cached = row_bytes + 1024 <= u64::from(k.gpu.info.shared_bytes_per_block);
@@ -89,7 +87,8 @@ pub unsafe fn gradient(k: &Kernels, op: &'static str, chunk: &LogitsChunk, scale
     unsafe { k.launch(op, kernel, geometry, &chunk.args(scale, cached)) }
 }
 
-fn check(k: &Kernels, op: &'static str, vocab: Vocab) -> Result<()> {
+/// Refuses rows of logits that the kernels are not written for.
+pub fn check(k: &Kernels, op: &'static str, vocab: Vocab) -> Result<()> {
     k.row_length(op, vocab.padded)?;
     k.check(op, vocab.used <= vocab.padded && vocab.used > 0, || {
         format!("{} of {} columns are used", vocab.used, vocab.padded)

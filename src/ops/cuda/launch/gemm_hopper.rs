@@ -1,10 +1,12 @@
 //! Launches of `gemm_hopper.cu`: matrix products of our own for sm_90a, with everything fused that surrounds
 //! them.
 
-use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U32, bindings};
+use std::f32::consts::LOG2_E;
+
+use super::super::args::{Bf16, F32, In, Kernel, KernelInfo, Out, U16, U32, bindings};
 use super::super::driver::{Gpu, GpuInfo};
 use super::super::modules::{Geometry, Kernels};
-use super::super::product::{Epilogue, GemmKey, Operands, Product, Tiling, Types};
+use super::super::product::{Epilogue, GemmKey, Operands, Product, SoftmaxOperands, Tiling, Types};
 use super::reduce;
 use super::tensor_map::{Swizzle, TensorMap};
 use crate::ops::Result;
@@ -13,8 +15,10 @@ bindings! {
     "gemm_hopper.cu" as HOPPER {
         struct GemmArgs {
             left: TensorMap, right: TensorMap, out: TensorMap, pre: TensorMap, again: TensorMap,
-            weight: Out<F32>, sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, m: i32, n: i32, k: i32,
-            splits: i32, shares: i32, group: i32, add: u32, unused: u32,
+            weight: Out<F32>, sums: Out<F32>, turns: Out<U32>, bias: In<Bf16>, row_terms: In<F32>,
+            targets: In<U16>, at_targets: Out<F32>, overflow: In<U32>,
+            m: i32, n: i32, k: i32, splits: i32, shares: i32, group: i32, add: u32, used: i32, keep: u32,
+            cap: f32, gate: f32,
         }
         each ENTRIES;
     }
@@ -27,6 +31,7 @@ enum HopperProduct {
     ForwardGelu,
     ForwardRelu2,
     ForwardSwiglu,
+    ForwardSoftmax,
     Input,
     InputGelu,
     InputRelu2,
@@ -39,9 +44,37 @@ struct TileKernel {
     kind: HopperProduct,
     width: u32,
     cluster: u32,
-    /// Whether it leaves the function of `pre` beside its gradient.
-    again: bool,
+    variant: Variant,
     kernel: Kernel<GemmArgs>,
+}
+
+/// What a kernel does beside its product. Plans do not tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Variant {
+    Plain,
+    /// Leaves the function of `pre` beside its gradient.
+    Again,
+    /// Caps logits softly.
+    Capped,
+}
+
+impl Variant {
+    /// A plan's tiling as this variant has it: with a soft-cap there are clusters of two alone.
+    fn tiling(self, plan: Tiling) -> Tiling {
+        match self {
+            Variant::Capped => Tiling { cluster: 2, group: (plan.group * plan.cluster / 2).max(1), ..plan },
+            Variant::Plain | Variant::Again => plan,
+        }
+    }
+
+    /// The kernel for the product of `key` under this plan.
+    fn kernel(self, key: &GemmKey, plan: Tiling) -> Option<&'static TileKernel> {
+        let Tiling { width, cluster, .. } = self.tiling(plan);
+        ENTRIES.iter().find(|entry| {
+            Some(entry.kind) == kind(key)
+                && (entry.width, entry.cluster, entry.variant) == (width, cluster, self)
+        })
+    }
 }
 
 impl TileKernel {
@@ -51,15 +84,19 @@ impl TileKernel {
 }
 
 const fn entry(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
-    TileKernel { kind, width, cluster, again: false, kernel: Kernel::new(name) }
+    TileKernel { kind, width, cluster, variant: Variant::Plain, kernel: Kernel::new(name) }
 }
 
 const fn again(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
-    TileKernel { again: true, ..entry(kind, width, cluster, name) }
+    TileKernel { variant: Variant::Again, ..entry(kind, width, cluster, name) }
+}
+
+const fn capped(kind: HopperProduct, width: u32, cluster: u32, name: &'static str) -> TileKernel {
+    TileKernel { variant: Variant::Capped, ..entry(kind, width, cluster, name) }
 }
 
 /// Those that came first somewhere, on an H100 at the widths of GPT-2 124M and 1.5B.
-const ENTRIES: [TileKernel; 37] = [
+static ENTRIES: [TileKernel; 40] = [
     entry(HopperProduct::Forward, 192, 1, "gemm_forward_192_1"),
     entry(HopperProduct::Forward, 192, 2, "gemm_forward_192_2"),
     entry(HopperProduct::Forward, 160, 2, "gemm_forward_160_2"),
@@ -75,6 +112,9 @@ const ENTRIES: [TileKernel; 37] = [
     entry(HopperProduct::ForwardSwiglu, 192, 1, "gemm_forward_swiglu_192_1"),
     entry(HopperProduct::ForwardSwiglu, 192, 2, "gemm_forward_swiglu_192_2"),
     entry(HopperProduct::ForwardSwiglu, 128, 2, "gemm_forward_swiglu_128_2"),
+    entry(HopperProduct::ForwardSoftmax, 192, 1, "gemm_forward_softmax_192_1"),
+    entry(HopperProduct::ForwardSoftmax, 192, 2, "gemm_forward_softmax_192_2"),
+    capped(HopperProduct::ForwardSoftmax, 192, 2, "gemm_forward_softmax_capped_192_2"),
     entry(HopperProduct::Input, 192, 1, "gemm_input_192_1"),
     entry(HopperProduct::Input, 192, 2, "gemm_input_192_2"),
     entry(HopperProduct::Input, 160, 2, "gemm_input_160_2"),
@@ -104,6 +144,8 @@ const ROWS: u64 = 128;
 const TERMS: u64 = 64;
 const THREADS: u32 = 384;
 const SHARED_BYTES: u64 = 232_448;
+/// Columns whose powers a softmax adds before memory: STRIPE of the source.
+pub const STRIPE: u64 = 192;
 // A tile of `gemm_input_gelu` leaves one partial row, as a block of `gelu_backward` does.
 const _: () = assert!(ROWS == reduce::COLUMN_ROWS);
 
@@ -128,7 +170,10 @@ fn kind(key: &GemmKey) -> Option<HopperProduct> {
         (Types::Bf16, Product::Forward, Epilogue::BiasThenSwiglu | Epilogue::ThenSwiglu) => {
             Some(HopperProduct::ForwardSwiglu)
         }
-        (Types::Bf16, Product::BackwardInput, Epilogue::Nothing) => Some(HopperProduct::Input),
+        (Types::Bf16, Product::Forward, Epilogue::Softmax) => Some(HopperProduct::ForwardSoftmax),
+        (Types::Bf16, Product::BackwardInput, Epilogue::Nothing | Epilogue::RowFactors) => {
+            Some(HopperProduct::Input)
+        }
         (Types::Bf16, Product::BackwardInput, Epilogue::ThenSwigluGradient) => {
             Some(HopperProduct::InputSwiglu)
         }
@@ -226,7 +271,7 @@ pub fn only_own(key: &GemmKey) -> bool {
     ProductSize::of(key).k < 16
         || splits > 1
         || bias_chains.is_some()
-        || kind(key) == Some(HopperProduct::InputGelu)
+        || matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::Softmax | Epilogue::RowFactors)
 }
 
 /// Rows of partial column sums for which there is room.
@@ -259,7 +304,7 @@ fn splits(key: &GemmKey) -> u64 {
 pub fn tilings(key: &GemmKey) -> Vec<Tiling> {
     let Some(kind) = kind(key) else { return Vec::new() };
     let mut found = Vec::new();
-    let once = |entry: &&TileKernel| entry.kind == kind && !entry.again;
+    let once = |entry: &&TileKernel| entry.kind == kind && entry.variant == Variant::Plain;
     for TileKernel { width, cluster, .. } in ENTRIES.iter().filter(once) {
         let (width, cluster) = (*width, *cluster);
         let groups = match kind {
@@ -275,7 +320,7 @@ pub fn tilings(key: &GemmKey) -> Vec<Tiling> {
 /// Runs the product of `key`. Column sums go to `operands.sums` unless that is 0: a row of partial sums for
 /// each 128 rows with [`Epilogue::ThenGeluGradient`], [`sum_rows`] where [`Order::bias_chains`] says so. The
 /// function of `operands.pre` goes to `operands.again` unless that is 0, with the gradients of GELU and
-/// squared ReLU alone.
+/// squared ReLU alone. [`Epilogue::Softmax`] needs `operands.softmax`.
 ///
 /// # Safety
 /// The addresses are those of live device buffers that hold the matrices of `key`, 256-byte aligned; `turns`
@@ -291,14 +336,15 @@ pub unsafe fn launch(
     if let Some(flaw) = flaw(key, tiling) {
         return Err(k.gpu.refuse(op, format!("the plan for {key} {flaw}")));
     }
-    let Tiling { width, cluster, group } = *tiling;
     let Order { splits, bias_chains } = order(key);
-    let is_again = operands.again != 0;
-    let wanted = |entry: &&TileKernel| {
-        Some(entry.kind) == kind(key)
-            && (entry.width, entry.cluster, entry.again) == (width, cluster, is_again)
+    let softmax = operands.softmax;
+    let variant = match softmax {
+        _ if operands.again != 0 => Variant::Again,
+        Some(SoftmaxOperands { cap: Some(_), .. }) => Variant::Capped,
+        _ => Variant::Plain,
     };
-    let entry = ENTRIES.iter().find(wanted).expect("a tiling without flaw has a kernel");
+    let Tiling { width, cluster, group } = variant.tiling(*tiling);
+    let entry = variant.kernel(key, *tiling).expect("a tiling without flaw has a kernel");
     let extent = ProductSize::of(key);
     let map = |address: u64, rows: u64, columns: u64, boxes: [u32; 2]| {
         matrix(&k.gpu, op, address, rows, columns, boxes)
@@ -319,10 +365,11 @@ pub unsafe fn launch(
         ),
     };
     let is_weight = entry.kind == HopperProduct::Weight;
-    let has_pre =
-        !matches!(entry.kind, HopperProduct::Forward | HopperProduct::Input | HopperProduct::Weight);
+    use HopperProduct::{Forward, ForwardSoftmax, Input, Weight};
+    let has_pre = !matches!(entry.kind, Forward | ForwardSoftmax | Input | Weight);
     let out = match entry.kind {
-        HopperProduct::Weight => TensorMap::NONE,
+        Weight => TensorMap::NONE,
+        ForwardSoftmax if operands.out == 0 => TensorMap::NONE,
         HopperProduct::ForwardSwiglu => map(operands.out, extent.m, extent.n / 2, [panel / 2, 16])?,
         HopperProduct::InputSwiglu => map(operands.out, extent.m, 2 * extent.n, [panel, 16])?,
         _ => map(operands.out, extent.m, extent.n, [panel, 16])?,
@@ -336,6 +383,7 @@ pub unsafe fn launch(
         0 => TensorMap::NONE,
         again => map(again, extent.m, extent.n, [panel, 16])?,
     };
+    let cap = softmax.and_then(|softmax| softmax.cap).unwrap_or(1.0);
     let only = |address: u64, wanted: bool| if wanted { address } else { 0 };
     let args = GemmArgs {
         left,
@@ -346,10 +394,14 @@ pub unsafe fn launch(
         weight: Out::at(only(operands.out, is_weight)),
         sums: Out::at(only(
             operands.sums,
-            key.epilogue == Epilogue::ThenGeluGradient || bias_chains.is_some(),
+            matches!(key.epilogue, Epilogue::ThenGeluGradient | Epilogue::Softmax) || bias_chains.is_some(),
         )),
         turns: Out::at(turns),
         bias: In::at(only(operands.bias, key.epilogue.adds_bias())),
+        row_terms: In::at(operands.row_terms),
+        targets: In::at(softmax.map_or(0, |softmax| softmax.targets)),
+        at_targets: Out::at(softmax.map_or(0, |softmax| softmax.at_targets)),
+        overflow: In::at(softmax.map_or(0, |softmax| softmax.overflow)),
         m: extent.m as i32,
         n: extent.n as i32,
         k: extent.k as i32,
@@ -357,7 +409,10 @@ pub unsafe fn launch(
         shares: bias_chains.unwrap_or(1) as i32,
         group: group as i32,
         add: u32::from(operands.add),
-        unused: 0,
+        used: softmax.map_or(0, |softmax| softmax.used as i32),
+        keep: u32::from(operands.out != 0),
+        cap,
+        gate: -2.0 * LOG2_E / cap,
     };
     // A piece of a split sum waits for the one before. That one has a lower number, so it is done or under
     // way where all blocks run at once: no more blocks than multiprocessors, one of which has room for one.
@@ -404,16 +459,19 @@ mod tests {
         for line in [
             format!("constexpr int THREADS = {THREADS}, ROWS = {ROWS}, TERMS = {TERMS};"),
             format!("constexpr int SHARED_BYTES = {SHARED_BYTES};"),
+            format!("constexpr int STRIPE = {STRIPE};"),
         ] {
             assert!(source.lines().any(|l| l == line), "the source says `{line}`: the launch counts on it");
         }
-        for TileKernel { width, cluster, kernel, again, .. } in &ENTRIES {
+        for TileKernel { width, cluster, kernel, variant, .. } in &ENTRIES {
             let name = kernel.name.strip_suffix(&format!("_{width}_{cluster}")).unwrap_or_default();
             let launch = format!("\nKERNEL({name}, {width}, {cluster}, ");
             let line = source.lines().find(|line| format!("\n{line}").starts_with(&launch));
             let line = line.unwrap_or_else(|| panic!("{}: the source has no `{launch}`", kernel.name));
+            let (again, capped) = (*variant == Variant::Again, *variant == Variant::Capped);
             let switches = line.split(", ").skip(4).count();
-            assert_eq!((*again, name.ends_with("_again")), (switches == 3, switches == 3), "{line}");
+            assert_eq!((again, name.ends_with("_again")), (switches == 3, switches == 3), "{line}");
+            assert_eq!((capped, name.ends_with("_capped")), (line.contains("_CAPPED"), capped), "{line}");
         }
     }
 
@@ -431,6 +489,8 @@ mod tests {
                 (Product::Forward, c, 8 * c, Epilogue::ThenSwiglu),
                 (Product::BackwardInput, 4 * c, c, Epilogue::ThenSwigluGradient),
                 (Product::BackwardWeight, 4 * c, c, Epilogue::BiasGradient),
+                (Product::Forward, c, 50_304, Epilogue::Softmax),
+                (Product::BackwardInput, c, 50_304, Epilogue::RowFactors),
                 (Product::BackwardWeight, c, 50_304, Epilogue::Nothing),
             ] {
                 let key = key(product, rows, c_in, c_out, epilogue);
@@ -438,6 +498,14 @@ mod tests {
                 assert!(found.len() >= 4, "{key}: {found:?}");
                 for tiling in &found {
                     assert_eq!(flaw(&key, tiling), None);
+                    let softmax = epilogue == Epilogue::Softmax;
+                    let function =
+                        matches!(epilogue, Epilogue::ThenGeluGradient | Epilogue::ThenRelu2Gradient);
+                    for (variant, is_there) in
+                        [(Variant::Plain, true), (Variant::Capped, softmax), (Variant::Again, function)]
+                    {
+                        assert_eq!(variant.kernel(&key, *tiling).is_some(), is_there, "{key}: {variant:?}");
+                    }
                     assert!(
                         sum_rows(&key) * 4 * c_out <= reduce::partials_bytes(rows, c_out),
                         "{key}: {tiling:?}"
@@ -470,7 +538,7 @@ mod tests {
         );
     }
 
-    /// Other numbers here are other bits: `hopper-bf16-v1` would need a new name.
+    /// Other numbers here are other bits: `hopper-bf16-v2` would need a new name.
     #[test]
     fn the_order_of_a_weight_gradient_is_a_function_of_its_shape() {
         let order = |rows, c_in, c_out| {

@@ -6,6 +6,7 @@ pub mod attention;
 pub mod attention_hopper;
 pub mod average;
 pub mod classifier;
+pub mod classifier_hopper;
 pub mod decode;
 pub mod digest;
 pub mod elementwise;
@@ -34,12 +35,13 @@ fn slices(channels: usize) -> u64 {
 }
 
 /// What every file of this folder binds.
-pub static BINDINGS: [Bindings; 17] = [
+pub static BINDINGS: [Bindings; 18] = [
     activate::BINDINGS,
     attention::BINDINGS,
     attention_hopper::BINDINGS,
     average::BINDINGS,
     classifier::BINDINGS,
+    classifier_hopper::BINDINGS,
     decode::BINDINGS,
     digest::BINDINGS,
     elementwise::BINDINGS,

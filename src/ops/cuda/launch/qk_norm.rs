@@ -14,7 +14,7 @@ bindings! {
         struct QkNormArgs {
             out: Out<Act>, rstd: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>,
             table: In<F32>, positions: In<U16>, vectors: u32, heads: u32, kv_heads: u32, head_size: u32,
-            lanes: u32, seq: u32,
+            lanes: u32, seq: u32, slices: u32, unused: u32,
         }
         struct QkNormBackwardArgs {
             dqkv: Out<Act>, partials: Out<F32>, x: In<Act>, q_weight: In<Act>, k_weight: In<Act>,
@@ -64,16 +64,16 @@ fn angles(
 
 fn forward(k: &Kernels, op: QkNorm<'_, Buf, CudaIds>) -> Result<()> {
     const OP: &str = "qk_norm";
-    let QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, rotary } = op;
+    let QkNorm { out, rstd, x, q_weight, k_weight, rows: n, heads, values, rotary } = op;
     check(k, OP, n, heads)?;
-    let (size, of_row) = (n * heads.qkv_channels(), heads.heads + 2 * heads.kv_heads);
+    let of_row = heads.slices(values);
     let head_size = heads.head_size;
     let (lanes, vectors) = (lanes(head_size), n * of_row);
     let AngleArgs { table, positions, seq } = angles(k, OP, rotary, n, head_size)?;
     let args = QkNormArgs {
-        out: Out::at(k.act(OP, "out", out, size)?),
+        out: Out::at(k.act(OP, "out", out, n * of_row * head_size)?),
         rstd: Out::at(k.f32(OP, "rstd", rstd, n * heads.of_queries_and_keys())?),
-        x: In::at(k.act(OP, "x", x, size)?),
+        x: In::at(k.act(OP, "x", x, n * heads.qkv_channels())?),
         q_weight: In::at(k.act(OP, "q_weight", q_weight, head_size)?),
         k_weight: In::at(k.act(OP, "k_weight", k_weight, head_size)?),
         table,
@@ -84,6 +84,8 @@ fn forward(k: &Kernels, op: QkNorm<'_, Buf, CudaIds>) -> Result<()> {
         head_size: head_size as u32,
         lanes: lanes as u32,
         seq,
+        slices: of_row as u32,
+        unused: 0,
     };
     // With rotary no group of lanes has heads of two rows.
     let (kernel, groups) = match rotary {

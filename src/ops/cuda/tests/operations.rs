@@ -208,6 +208,9 @@ fn the_classifier_crosses_chunks_without_a_seam() {
     let x = numbers("x", n * c, 1.0);
     let wte = numbers("wte", vocab.padded * c, 0.3);
     let targets: Vec<u16> = (0..n).map(|i| (i * 7919 % vocab.used) as u16).collect();
+    fn log_sum(denominator: &[f32; 2]) -> f32 {
+        denominator[0].mul_add(std::f32::consts::LN_2, libm::logf(denominator[1]))
+    }
     fn run<O: Ops>(
         ops: &mut O,
         x: &[f32],
@@ -222,13 +225,13 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         ops.upload_ids(&mut ids, targets).expect("an upload");
         let mut losses = ops.alloc(Role::F32, n + 5).expect("memory");
         let mut alone = ops.alloc(Role::F32, n).expect("memory");
-        let mut lse = ops.alloc(Role::F32, n).expect("memory");
+        let mut denominators = ops.alloc(Role::F32, 2 * n).expect("memory");
         let mut dx = ops.alloc(Role::Activation, n * c).expect("memory");
         let mut dwte = filled(ops, Role::F32, &vec![7.0; vocab.padded * c]);
         ops.classifier(Classifier {
             losses: &mut losses,
             losses_at: 5,
-            lse: &mut lse,
+            denominators: &mut denominators,
             dx: &mut dx,
             dwte: &mut dwte,
             x: &x,
@@ -257,7 +260,7 @@ fn the_classifier_crosses_chunks_without_a_seam() {
         [
             values(ops, &losses, n + 5)[5..].to_vec(),
             values(ops, &alone, n),
-            values(ops, &lse, n),
+            values(ops, &denominators, 2 * n).as_chunks::<2>().0.iter().map(log_sum).collect(),
             values(ops, &dx, n * c),
             values(ops, &dwte, vocab.padded * c),
         ]
@@ -287,11 +290,13 @@ fn attention_over_many_tiles_agrees_with_the_cpu_and_repeats_its_bits() {
         let mut out = filled(ops, Role::Activation, &vec![f32::NAN; len]);
         let mut lse = filled(ops, Role::F32, &vec![f32::NAN; rows.count() * heads.heads]);
         let mut dqkv = filled(ops, Role::Activation, &vec![f32::NAN; wide]);
-        ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, rows, heads }).expect("attention");
+        ops.attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
+            .expect("attention");
         ops.attention_backward(AttentionBackward {
             dqkv: &mut dqkv,
             dout: &dout,
             qkv: &qkv,
+            values: None,
             out: &out,
             lse: &lse,
             rows,

@@ -19,7 +19,8 @@ fn plans_are_restored_and_a_wrong_one_is_refused() {
     };
     cuda.alloc_scratch(&shape).expect("scratch and plans");
     let plans = cuda.plans();
-    let keys = gemm_keys(&shape, &CudaOptions::default());
+    let own = ends_in_powers(cuda.gpu(), Dtype::BF16);
+    let keys = gemm_keys(&shape, &CudaOptions::default(), own);
     assert_eq!(plans.iter().map(|plan| plan.key).collect::<Vec<_>>(), keys, "one plan a product");
     let mut again = self::cuda();
     again.restore_plans(&cuda.numerics().expect("numerics")).expect("the plans fit");

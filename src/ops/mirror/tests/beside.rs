@@ -205,12 +205,16 @@ fn qk_norm_at<O: Ops>(
     let x = draw.buf(to.ops, Role::Activation, wide, 1.0);
     let [q_weight, k_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::Param, size, 1.0));
     let (q_weight, k_weight) = (&q_weight, &k_weight);
-    let mut out = to.ops.alloc(Role::Activation, wide).expect("memory");
     let mut rstd = to.ops.alloc(Role::F32, normed).expect("memory");
-    let op = QkNorm { out: &mut out, rstd: &mut rstd, x: &x, q_weight, k_weight, rows, heads, rotary };
-    to.ops.qk_norm(op).expect("qk_norm");
-    to.add(name, &out, wide);
-    to.add(format!("{name}: rstd"), &rstd, normed);
+    for values in [true, false] {
+        let len = rows * heads.slices(values) * size;
+        let mut out = to.ops.alloc(Role::Activation, len).expect("memory");
+        let (written, rstd, x) = (&mut out, &mut rstd, &x);
+        let op = QkNorm { out: written, rstd, x, q_weight, k_weight, rows, heads, values, rotary };
+        to.ops.qk_norm(op).expect("qk_norm");
+        to.add(format!("{name}, values {values}"), &out, len);
+        to.add(format!("{name}: rstd"), rstd, normed);
+    }
     let [mut dq_weight, mut dk_weight] = [(); 2].map(|()| draw.buf(to.ops, Role::F32, size, 1.0));
     for write in [Write::Set, Write::Add] {
         let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1e-2);
