@@ -134,8 +134,7 @@ impl Activations<BufferSpec> {
         };
         let normed_heads = n * heads.slices(false) * heads.head_size;
         let head_norm = || HeadNormed {
-            out: keep_norm
-                .then(|| act("queries and keys", n * heads.of_queries_and_keys() * heads.head_size)),
+            out: keep_norm.then(|| act("queries and keys", normed_heads)),
             rstd: stat("normalization statistics", n * heads.of_queries_and_keys()),
         };
         let layer = || LayerActivations {

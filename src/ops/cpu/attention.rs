@@ -8,7 +8,7 @@
 use pulp::Simd;
 use rayon::prelude::*;
 
-use super::super::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
+use super::super::{Attention, AttentionBackward, Heads, Perform, Qkv, Result, Rows};
 use super::Cpu;
 use super::buffer::Buffer;
 use super::checks::{view, view_mut};
@@ -25,37 +25,6 @@ const QUERIES: usize = 48;
 /// Key and channel counts are rounded up to this in scratch: the widest panel.
 const PAD: usize = 64;
 
-/// Where queries, keys and values are.
-#[derive(Clone, Copy)]
-pub struct CpuQkv<'a> {
-    /// (B,T,NH+2*KH,HS), without values (B,T,NH+KH,HS).
-    pub qkv: &'a [f32],
-    /// (B,T,NH+2*KH,HS), where the values are if not beside queries and keys.
-    pub values: Option<&'a [f32]>,
-}
-
-impl<'a> CpuQkv<'a> {
-    fn of(
-        op: &'static str,
-        qkv: &'a Buffer,
-        values: Option<&'a Buffer>,
-        rows: Rows,
-        heads: Heads,
-    ) -> Result<CpuQkv<'a>> {
-        let len = |values| rows.count() * heads.slices(values) * heads.head_size;
-        let qkv = view(op, "qkv", qkv, len(values.is_none()))?;
-        let values = values.map(|values| view(op, "values", values, len(true))).transpose()?;
-        Ok(CpuQkv { qkv, values })
-    }
-
-    /// Head `index` of sequence `sequence`.
-    fn head(self, sequence: usize, tokens: usize, heads: Heads, index: usize) -> QkvHead<'a> {
-        let stride = heads.slices(self.values.is_none()) * heads.head_size;
-        let values = &self.values.unwrap_or(self.qkv)[sequence * tokens * heads.qkv_channels()..];
-        QkvHead { qkv: &self.qkv[sequence * tokens * stride..], values, stride, tokens, heads, index }
-    }
-}
-
 /// Where the parts of a head of a sequence lie.
 #[derive(Clone, Copy)]
 struct QkvHead<'a> {
@@ -71,6 +40,14 @@ struct QkvHead<'a> {
 }
 
 impl<'a> QkvHead<'a> {
+    /// Head `index` of sequence `sequence`.
+    fn new(of: Qkv<&'a [f32]>, rows: Rows, heads: Heads, sequence: usize, index: usize) -> QkvHead<'a> {
+        let stride = of.slices * heads.head_size;
+        let first = sequence * rows.seq;
+        let (qkv, values) = (&of.qkv[first * stride..], &of.values[first * heads.qkv_channels()..]);
+        QkvHead { qkv, values, stride, tokens: rows.seq, heads, index }
+    }
+
     /// Vectors of the head's queries, from the first token on.
     fn queries(&self) -> &'a [f32] {
         &self.qkv[self.index * self.heads.head_size..]
@@ -143,13 +120,20 @@ fn take<'a>(scratch: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
 }
 
 /// `out` (B,T,NH,HS) and `lse` (B,NH,T).
-pub fn forward(engine: &Engine, out: &mut [f32], lse: &mut [f32], qkv: CpuQkv<'_>, rows: Rows, heads: Heads) {
+pub fn forward(
+    engine: &Engine,
+    out: &mut [f32],
+    lse: &mut [f32],
+    qkv: Qkv<&[f32]>,
+    rows: Rows,
+    heads: Heads,
+) {
     let channels = heads.heads * heads.head_size;
     let tasks = blocks(out, channels, channels, rows.seq, heads.head_size);
     engine.install(|| {
         tasks.into_par_iter().zip(lse.par_chunks_mut(rows.seq)).enumerate().for_each(
             |(index, (mut out, lse))| {
-                let head = qkv.head(index / heads.heads, rows.seq, heads, index % heads.heads);
+                let head = QkvHead::new(qkv, rows, heads, index / heads.heads, index % heads.heads);
                 engine.with_scratch(scratch_len(rows.seq, heads.head_size, false), |scratch| {
                     run_head(engine.isa, heads, HeadForward { head, out: &mut out, lse, scratch });
                 });
@@ -211,7 +195,7 @@ impl Vectored for HeadForward<'_, '_> {
 /// Results of the forward pass that the backward pass reads.
 #[derive(Clone, Copy)]
 pub struct AttentionForward<'a> {
-    pub qkv: CpuQkv<'a>,
+    pub qkv: Qkv<&'a [f32]>,
     /// (B, T, NH, HS)
     pub out: &'a [f32],
     /// (B, NH, T)
@@ -242,7 +226,7 @@ pub fn backward(
     engine.install(|| {
         tasks.into_par_iter().enumerate().for_each(|(index, (mut dq, mut dk, mut dv))| {
             let (sequence, index) = (index / heads.kv_heads, index % heads.kv_heads * sharing);
-            let first = qkv.head(sequence, rows.seq, heads, index);
+            let first = QkvHead::new(qkv, rows, heads, sequence, index);
             let at = sequence * rows.seq * channels + index * heads.head_size;
             let lse = &lse[(sequence * heads.heads + index) * rows.seq..][..sharing * rows.seq];
             engine.with_scratch(scratch_len(rows.seq, heads.head_size, true), |scratch| {
@@ -462,7 +446,8 @@ impl Perform<Attention<'_, Buffer>> for Cpu {
         let Attention { out, lse, qkv, values, rows, heads } = op;
         let out = view_mut(OP, "out", out, rows.count() * heads.channels())?;
         let lse = view_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, CpuQkv::of(OP, qkv, values, rows, heads)?, rows, heads);
+        let qkv = Qkv::of(qkv, values, rows, heads, |name, buf, len| view(OP, name, buf, len))?;
+        forward(&self.engine, out, lse, qkv, rows, heads);
         Ok(())
     }
 }
@@ -473,7 +458,7 @@ impl Perform<AttentionBackward<'_, Buffer>> for Cpu {
         let AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads } = op;
         let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let forward = AttentionForward {
-            qkv: CpuQkv::of(OP, qkv, values, rows, heads)?,
+            qkv: Qkv::of(qkv, values, rows, heads, |name, buf, len| view(OP, name, buf, len))?,
             out: view(OP, "out", out, len)?,
             lse: view(OP, "lse", lse, rows.count() * heads.heads)?,
         };

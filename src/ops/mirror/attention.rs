@@ -15,36 +15,12 @@ use super::tensor_core::{Left, Right, multiply};
 use crate::ops::cpu::checks::failed;
 use crate::ops::cpu::engine::Engine;
 use crate::ops::cuda::launch::attention::scale;
-use crate::ops::{Attention, AttentionBackward, Heads, Perform, Result, Rows};
+use crate::ops::{Attention, AttentionBackward, Heads, Perform, Qkv, Result, Rows};
 
 /// Queries and keys of a tile.
 const TILE: usize = 64;
 /// Where the maximum of a row begins.
 const LOWEST: f32 = -1e30;
-
-/// Where queries, keys and values are.
-#[derive(Clone, Copy)]
-pub struct MirrorQkv<'a> {
-    /// (B,T,NH+2*KH,HS), without values (B,T,NH+KH,HS).
-    qkv: &'a [bf16],
-    /// (B,T,NH+2*KH,HS), where the values are if not beside queries and keys.
-    values: Option<&'a [bf16]>,
-}
-
-impl<'a> MirrorQkv<'a> {
-    fn of(
-        op: &'static str,
-        qkv: &'a MirrorBuffer,
-        values: Option<&'a MirrorBuffer>,
-        rows: Rows,
-        heads: Heads,
-    ) -> Result<MirrorQkv<'a>> {
-        let len = |values| rows.count() * heads.slices(values) * heads.head_size;
-        let qkv = act(op, "qkv", qkv, len(values.is_none()))?;
-        let values = values.map(|values| act(op, "values", values, len(true))).transpose()?;
-        Ok(MirrorQkv { qkv, values })
-    }
-}
 
 /// One head of one sequence in a matrix (B, T, slices, HS).
 #[derive(Clone, Copy)]
@@ -73,13 +49,12 @@ impl<'a> HeadSlice<'a> {
     }
 
     /// Queries of a head, and the keys and values that it shares.
-    fn qkv(of: MirrorQkv<'a>, rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
+    fn qkv(of: Qkv<&'a [bf16]>, rows: Rows, heads: Heads, batch: usize, head: usize) -> [HeadSlice<'a>; 3] {
         let Heads { heads: queries, kv_heads, head_size } = heads;
         let key = queries + head / heads.sharing();
-        let (slices, whole) = (heads.slices(of.values.is_none()), heads.slices(true));
         let new = |data, slice, slices| HeadSlice::new(data, rows, head_size, batch, slice, slices);
-        let value = new(of.values.unwrap_or(of.qkv), key + kv_heads, whole);
-        [new(of.qkv, head, slices), new(of.qkv, key, slices), value]
+        let value = new(of.values, key + kv_heads, heads.slices(true));
+        [new(of.qkv, head, of.slices), new(of.qkv, key, of.slices), value]
     }
 
     fn at(&self, token: usize, column: usize) -> bf16 {
@@ -131,7 +106,7 @@ pub fn forward(
     engine: &Engine,
     out: &mut [bf16],
     lse: &mut [f32],
-    qkv: MirrorQkv<'_>,
+    qkv: Qkv<&[bf16]>,
     rows: Rows,
     heads: Heads,
 ) {
@@ -201,7 +176,7 @@ fn forward_tile(engine: &Engine, [q, k, v]: [HeadSlice<'_>; 3], tile: usize) -> 
 #[derive(Clone, Copy)]
 pub struct Backward<'a> {
     pub dout: &'a [bf16],
-    pub qkv: MirrorQkv<'a>,
+    pub qkv: Qkv<&'a [bf16]>,
     pub out: &'a [bf16],
     pub lse: &'a [f32],
     pub rows: Rows,
@@ -348,7 +323,8 @@ impl Perform<Attention<'_, MirrorBuffer>> for Mirror {
         head_size(OP, heads)?;
         let out = self.act_mut(OP, "out", out, rows.count() * heads.channels())?;
         let lse = float_mut(OP, "lse", lse, rows.count() * heads.heads)?;
-        forward(&self.engine, out, lse, MirrorQkv::of(OP, qkv, values, rows, heads)?, rows, heads);
+        let qkv = Qkv::of(qkv, values, rows, heads, |name, buf, len| act(OP, name, buf, len))?;
+        forward(&self.engine, out, lse, qkv, rows, heads);
         Ok(())
     }
 }
@@ -361,7 +337,7 @@ impl Perform<AttentionBackward<'_, MirrorBuffer>> for Mirror {
         let (len, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
         let inputs = Backward {
             dout: act(OP, "dout", dout, len)?,
-            qkv: MirrorQkv::of(OP, qkv, values, rows, heads)?,
+            qkv: Qkv::of(qkv, values, rows, heads, |name, buf, len| act(OP, name, buf, len))?,
             out: act(OP, "out", out, len)?,
             lse: float(OP, "lse", lse, rows.count() * heads.heads)?,
             rows,

@@ -157,15 +157,27 @@ impl RowSoftmax {
     }
 }
 
-/// `x` times the factor of each row, in bf16. x (n, C).
-fn scaled(engine: &Engine, x: &[bf16], factors: &[f32], channels: usize) -> Vec<bf16> {
-    let mut out = vec![bf16::ZERO; x.len()];
+/// `out = bf16(x factor)` with a factor for each row. out, x (n, C).
+fn multiply_rows<T: Sync>(
+    engine: &Engine,
+    out: &mut [bf16],
+    x: &[T],
+    factors: &[f32],
+    value: impl Fn(&T) -> f32 + Sync,
+) {
+    let channels = x.len() / factors.len();
     engine.install(|| {
         let rows = (out.par_chunks_mut(channels), x.par_chunks(channels), factors);
         rows.into_par_iter().for_each(|(out, x, factor)| {
-            out.iter_mut().zip(x).for_each(|(out, x)| *out = round(wide(*x) * factor));
+            out.iter_mut().zip(x).for_each(|(out, x)| *out = round(value(x) * factor));
         });
     });
+}
+
+/// The classifier's input times the factors of its rows. x (n, C).
+fn scaled(engine: &Engine, x: &[bf16], factors: &[f32]) -> Vec<bf16> {
+    let mut out = vec![bf16::ZERO; x.len()];
+    multiply_rows(engine, &mut out, x, factors, |x| wide(*x));
     out
 }
 
@@ -240,7 +252,7 @@ impl Mirror {
                 rows.map(|(out, logits, target, denominator)| row(out, logits, *target, *denominator))
                     .collect()
             });
-            let x = scaled(&self.engine, x, &factors, channels);
+            let x = scaled(&self.engine, x, &factors);
             let write = if chunk > 0 { Write::Add } else { write };
             WeightGradient { dout: &powers, x: &x, shape, write, whole }.weight(&self.engine, dwte);
         }
@@ -285,11 +297,8 @@ impl Mirror {
             let factors: Vec<f32> = softmaxes.iter().map(|softmax| softmax.factor(*scale, z_loss)).collect();
             let dx = &mut dx[first * channels..][..shape.input()];
             let sums = linear::backward_input_sums(engine, &powers, wte, shape);
-            let rows = dx.chunks_mut(channels).zip(sums.chunks(channels)).zip(&factors);
-            for ((dx, sums), factor) in rows {
-                dx.iter_mut().zip(sums).for_each(|(dx, sum)| *dx = round(sum * factor));
-            }
-            let x = scaled(engine, x, &factors, channels);
+            multiply_rows(engine, dx, &sums, &factors, |sum| *sum);
+            let x = scaled(engine, x, &factors);
             let write = if first > 0 { Write::Add } else { *write };
             WeightGradient { dout: &powers, x: &x, shape, write, whole: shape }.weight(engine, dwte);
         }

@@ -1,6 +1,7 @@
 //! Causal self-attention over whole sequences.
 
 use super::{ElementBytes, Family, Operation, Work};
+use crate::ops::Result;
 use crate::ops::types::{Heads, Rows};
 
 /// `out = softmax(scale Q Kᵀ) V` over the keys up to each query, scale `1/sqrt(HS)`.
@@ -16,6 +17,35 @@ pub struct Attention<'a, B> {
     pub values: Option<&'a B>,
     pub rows: Rows,
     pub heads: Heads,
+}
+
+/// Where a device finds queries, keys and values, as its views or addresses.
+#[derive(Clone, Copy)]
+pub struct Qkv<T> {
+    /// (B, T, slices, HS)
+    pub qkv: T,
+    /// (B, T, NH + 2 KH, HS), of which values alone are read: `qkv` where they lie beside queries and keys.
+    pub values: T,
+    /// NH + 2 KH, or without values NH + KH.
+    pub slices: usize,
+}
+
+impl<T> Qkv<T> {
+    /// Of [`Attention::qkv`] and [`Attention::values`], by a `view` of a named tensor's first elements.
+    pub fn of<'a, B>(
+        qkv: &'a B,
+        values: Option<&'a B>,
+        rows: Rows,
+        heads: Heads,
+        view: impl Fn(&'static str, &'a B, usize) -> Result<T>,
+    ) -> Result<Qkv<T>> {
+        let slices = heads.slices(values.is_none());
+        Ok(Qkv {
+            qkv: view("qkv", qkv, rows.count() * slices * heads.head_size)?,
+            values: view("values", values.unwrap_or(qkv), rows.count() * heads.qkv_channels())?,
+            slices,
+        })
+    }
 }
 
 impl<B> Operation for Attention<'_, B> {

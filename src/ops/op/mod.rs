@@ -28,7 +28,7 @@ mod rotary;
 
 use super::types::{Dtype, Result, Role};
 pub use activate::{Activate, ActivateBackward};
-pub use attention::{Attention, AttentionBackward};
+pub use attention::{Attention, AttentionBackward, Qkv};
 pub use classifier::{Classifier, ClassifierLoss, LogitTerms, softcapped};
 pub use decode::{DecodeAttention, DecodeEmbedding, DecodeLinear, KvCache, RowPositions};
 pub use elementwise::{Add, AddPart, CopyPart};

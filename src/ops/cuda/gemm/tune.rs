@@ -80,6 +80,7 @@ impl Gemm {
             _ => reduce::partials_bytes(k.rows, k.c_in.max(k.c_out)),
         });
         let row_terms = largest(&|k| 8 * k.rows);
+        let at_targets = largest(&|k| 4 * k.rows);
 
         let mut memory = Memory::new(Arc::clone(&self.gpu));
         let mut staging = Staging::new(&self.gpu)?;
@@ -91,6 +92,7 @@ impl Gemm {
         let bias = memory.allocate(what, bias.max(256))?;
         let sums = memory.allocate(what, sums.max(256))?;
         let row_terms = memory.allocate(what, row_terms.max(256))?;
+        let at_targets = memory.allocate(what, at_targets.max(256))?;
         let mut filled = None;
         let mut results = Vec::new();
         for key in keys {
@@ -117,7 +119,7 @@ impl Gemm {
                     cap: None,
                     // Random numbers, of which most are columns.
                     targets: left.address(),
-                    at_targets: row_terms.address(),
+                    at_targets: at_targets.address(),
                     overflow: 0,
                 }),
                 ..Operands::new(left.address(), right.address(), out.address())

@@ -7,7 +7,7 @@ use super::super::memory::Buf;
 use super::super::modules::{Geometry, Kernels};
 use super::super::scratch::Use;
 use super::attention_hopper;
-use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Perform, Result, Rows};
+use crate::ops::{Attention, AttentionBackward, Dtype, Heads, Perform, Qkv, Result, Rows};
 
 bindings! {
     "attention_forward.cu" as HEAD_SIZES {
@@ -78,40 +78,12 @@ pub fn scale(head_size: usize) -> f32 {
     (1.0 / (head_size as f64).sqrt()) as f32
 }
 
-/// Where queries, keys and values are.
-pub struct QkvAddresses {
-    /// (B, T, slices, HS)
-    pub qkv: u64,
-    /// (B, T, NH + 2 KH, HS), of which values alone are read: `qkv` where they lie beside queries and keys.
-    pub values: u64,
-    /// NH + 2 KH, or without values NH + KH.
-    pub slices: usize,
-}
-
-impl QkvAddresses {
-    fn of(
-        k: &Kernels,
-        op: &'static str,
-        qkv: &Buf,
-        values: Option<&Buf>,
-        rows: Rows,
-        heads: Heads,
-    ) -> Result<QkvAddresses> {
-        let slices = heads.slices(values.is_none());
-        Ok(QkvAddresses {
-            qkv: k.act(op, "qkv", qkv, rows.count() * slices * heads.head_size)?,
-            values: k.act(op, "values", values.unwrap_or(qkv), rows.count() * heads.qkv_channels())?,
-            slices,
-        })
-    }
-}
-
 fn forward(k: &Kernels, op: Attention<'_, Buf>) -> Result<()> {
     const OP: &str = "attention";
     let Attention { out, lse, qkv, values, rows, heads } = op;
     check(k, OP, rows, heads)?;
     let size = rows.count() * heads.channels();
-    let of = QkvAddresses::of(k, OP, qkv, values, rows, heads)?;
+    let of = Qkv::of(qkv, values, rows, heads, |name, buf, len| k.act(OP, name, buf, len))?;
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyArgs {
             out: Out::at(k.act(OP, "out", out, size)?),
@@ -165,7 +137,7 @@ fn backward(k: &Kernels, delta: u64, op: AttentionBackward<'_, Buf>) -> Result<(
     let AttentionBackward { dqkv, dout, qkv, values, out, lse, rows, heads } = op;
     check(k, OP, rows, heads)?;
     let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
-    let of = QkvAddresses::of(k, OP, qkv, values, rows, heads)?;
+    let of = Qkv::of(qkv, values, rows, heads, |name, buf, len| k.act(OP, name, buf, len))?;
     if !is_fast(k.act, heads.head_size) {
         let args = AttentionAnyBackwardArgs {
             dqkv: Out::at(k.act(OP, "dqkv", dqkv, wide)?),

@@ -4,9 +4,8 @@
 use super::super::args::{Bf16, F32, In, Out, bindings};
 use super::super::driver::Gpu;
 use super::super::modules::{Geometry, Kernels};
-use super::attention::QkvAddresses;
 use super::tensor_map::{Swizzle, TensorMap};
-use crate::ops::{Dtype, Heads, Result, Rows};
+use crate::ops::{Dtype, Heads, Qkv, Result, Rows};
 
 bindings! {
     "attention_forward_hopper.cu" as HOPPER_HEAD_SIZES {
@@ -63,7 +62,7 @@ fn tensor_map(
 pub struct HopperForward {
     pub out: u64,
     pub lse: u64,
-    pub qkv: QkvAddresses,
+    pub qkv: Qkv<u64>,
 }
 
 pub fn forward(k: &Kernels, op: &'static str, t: &HopperForward, rows: Rows, heads: Heads) -> Result<()> {
@@ -101,7 +100,7 @@ pub struct HopperBackward {
     pub dqkv: u64,
     pub rows: u64,
     pub dout: u64,
-    pub qkv: QkvAddresses,
+    pub qkv: Qkv<u64>,
     pub out: u64,
     pub lse: u64,
 }
