@@ -15,13 +15,6 @@ __device__ __forceinline__ float squared_relu_slope(float x) {
     return y + y;
 }
 
-// The nearest float to 1/x of x in [1, 2], NaN of NaN: a step of Newton's method on the unit's approximation,
-// fused (Markstein 1990). `ops::mirror::special` tries all of them.
-__device__ __forceinline__ float reciprocal_to_2(float x) {
-    const float near = exact::reciprocal(x);
-    return __fmaf_rn(near, __fmaf_rn(-x, near, 1.0f), near);
-}
-
 // 1 / (1 + exp(-x)), and what it lacks to 1. Of the exponential of -|x|, which is at most 1: nothing
 // overflows, and the smaller of the two keeps its relative accuracy.
 struct Logistic {
@@ -30,7 +23,7 @@ struct Logistic {
 
 __device__ __forceinline__ Logistic logistic(float x) {
     const float e = exact::exp(-fabsf(x));
-    const float near = reciprocal_to_2(1.0f + e), far = e * near;
+    const float near = exact::reciprocal(1.0f + e), far = e * near;
     return x < 0.0f ? Logistic{far, near} : Logistic{near, far};
 }
 

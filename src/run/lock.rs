@@ -254,7 +254,7 @@ mod tests {
         let old = table([("cuda.nvrtc", "13.0".into()), ("cuda.sm_count", "132".into())]);
         let here = table([(ARITHMETIC_KEY, crate::ops::mirror::ARITHMETIC.into())]);
         let note = older_arithmetic(&old, &here);
-        assert!(note.contains("hopper-bf16-v2") && note.contains("other bits"), "{note}");
+        assert!(note.contains("hopper-bf16-v3") && note.contains("other bits"), "{note}");
         assert_eq!(older_arithmetic(&here, &here), "");
         assert_eq!(older_arithmetic(&old, &old), "", "a GPU without a mirror is held to all that it names");
         let lock = |numerics: Table| Lock {

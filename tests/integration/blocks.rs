@@ -22,7 +22,7 @@ const GROUPED_ROOT: &str = "3442ed1c5eb41240eee22b081371e89e32046d005b75189e0cb5
 /// with squared ReLU, capped logits and a z-loss.
 const HOPPER_ROOTS: [(&[&str], &str); 3] = [
     (GROUPED, "b34d1b9e00571366f3e1a9b1ebaed4cc4707aa7d51b291e71157b401491dc631"),
-    (MODERN, "63f20ad8ff7fce5234a0752df46bf22f2a5010b09bde4b3ad7a0818b4588088b"),
+    (MODERN, "bcf25dad202190667c92a17891dca7f897e665d1c77abaebd2389910a1bc651c"),
     (
         &[
             "model.activation=relu2",

@@ -1,5 +1,5 @@
 //! The GPU's arithmetic on a CPU: the third implementation of the operations, and the specification of the
-//! numerics `hopper-bf16-v2`.
+//! numerics `hopper-bf16-v3`.
 //!
 //! A training step here ends in the bits of the same step on a Hopper GPU in bf16 (`kernels/*.cu` on the fast
 //! path of sm_90a). Each file stands beside the kernels that it mirrors and is written to be read: what an
@@ -49,7 +49,7 @@ use crate::experiment::DeviceKeys;
 pub use buffer::MirrorBuffer;
 
 /// Names the arithmetic in locks. Any change of a bit needs another name.
-pub const ARITHMETIC: &str = "hopper-bf16-v2";
+pub const ARITHMETIC: &str = "hopper-bf16-v3";
 
 /// Partial column sums that GELU's gradient left for the bias gradient that follows.
 struct GeluColumnSums {

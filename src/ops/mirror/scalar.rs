@@ -116,7 +116,7 @@ pub fn squared_relu_slope(x: f32) -> f32 {
 #[inline(always)]
 fn logistic(x: f32) -> [f32; 2] {
     let e = exp(-x.abs());
-    let near = 1.0 / (1.0 + e);
+    let near = reciprocal(1.0 + e);
     let far = e * near;
     if x < 0.0 { [far, near] } else { [near, far] }
 }

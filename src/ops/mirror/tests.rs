@@ -111,6 +111,7 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
         beside::decoding(&mut to, &mut draw, heads);
         beside::rotary(&mut to, &mut draw, rows, heads);
         beside::qk_norm(&mut to, &mut draw, rows, heads);
+        beside::attention_of_normed(&mut to, &mut draw, rows, heads);
     }
     classifier(&mut to, &mut draw, shape);
     embedding(&mut to, &mut draw, shape);

@@ -538,7 +538,7 @@ mod tests {
         );
     }
 
-    /// Other numbers here are other bits: `hopper-bf16-v2` would need a new name.
+    /// Other numbers here are other bits: `hopper-bf16-v3` would need a new name.
     #[test]
     fn the_order_of_a_weight_gradient_is_a_function_of_its_shape() {
         let order = |rows, c_in, c_out| {

@@ -2,14 +2,17 @@
 
 use super::*;
 
-/// Runs the cases that every device runs, and names all that are off by `error`, the worst first.
+/// Runs the cases that every device runs, and names all that are off by `error`, the worst first. Logits of a
+/// hundred are sums that are rounded by 1e-5, and so is a probability, relatively: their cases may be off by
+/// five times as much.
 fn agrees(cuda: &mut Cuda, head_sizes: &'static [usize], error: fn(&testing::Case) -> f64, tolerance: f64) {
     let limits = Limits { row_multiple: 8, head_sizes: Some(head_sizes) };
     let mut worst: Vec<(f64, String)> =
         testing::cases_within(cuda, limits).iter().map(|case| (error(case), case.name.clone())).collect();
     worst.sort_by(|a, b| b.0.total_cmp(&a.0));
     worst.iter().take(12).for_each(|(error, name)| println!("{error:.1e} {name}"));
-    let off: Vec<_> = worst.iter().filter(|(error, _)| *error > tolerance).collect();
+    let allowed = |name: &str| if name.contains("_large ") { 5.0 * tolerance } else { tolerance };
+    let off: Vec<_> = worst.iter().filter(|(error, name)| *error > allowed(name)).collect();
     assert!(off.is_empty(), "off by more than {tolerance:.0e}: {off:?}");
 }
 
