@@ -107,11 +107,12 @@ fn run<O: Ops>(ops: &mut O, numbers: Numbers, shape: Shape) -> Vec<(String, Vec<
         products(&mut to, &mut draw, LinearShape { rows: rows.count(), c_in, c_out });
     }
     for heads in [heads, grouped] {
-        attention(&mut to, &mut draw, rows, heads);
+        for apart in [false, true] {
+            attention(&mut to, &mut draw, rows, heads, apart);
+        }
         beside::decoding(&mut to, &mut draw, heads);
         beside::rotary(&mut to, &mut draw, rows, heads);
         beside::qk_norm(&mut to, &mut draw, rows, heads);
-        beside::attention_of_normed(&mut to, &mut draw, rows, heads);
     }
     classifier(&mut to, &mut draw, shape);
     embedding(&mut to, &mut draw, shape);
@@ -225,31 +226,26 @@ fn products<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: LinearShape
     }
 }
 
-fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads) {
+/// And its gradient; with the values beside queries and keys, or `apart` in a tensor of their own.
+fn attention<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, rows: Rows, heads: Heads, apart: bool) {
     let (size, wide) = (rows.count() * heads.channels(), rows.count() * heads.qkv_channels());
-    let qkv = draw.buf(to.ops, Role::Activation, wide, 1.0);
+    let read = rows.count() * heads.slices(!apart) * heads.head_size;
+    let qkv = draw.buf(to.ops, Role::Activation, read, 1.0);
+    let values = apart.then(|| draw.buf(to.ops, Role::Activation, wide, 1.0));
+    let (qkv, values) = (&qkv, values.as_ref());
     let dout = draw.buf(to.ops, Role::Activation, size, 1e-2);
     let mut out = to.ops.alloc(Role::Activation, size).expect("memory");
     let mut lse = to.ops.alloc(Role::F32, rows.count() * heads.heads).expect("memory");
     to.ops
-        .attention(Attention { out: &mut out, lse: &mut lse, qkv: &qkv, values: None, rows, heads })
+        .attention(Attention { out: &mut out, lse: &mut lse, qkv, values, rows, heads })
         .expect("attention");
-    to.add(format!("attention {heads:?}"), &out, size);
-    to.add("lse", &lse, rows.count() * heads.heads);
-    let mut dqkv = to.ops.alloc(Role::Activation, wide).expect("memory");
-    to.ops
-        .attention_backward(AttentionBackward {
-            dqkv: &mut dqkv,
-            dout: &dout,
-            qkv: &qkv,
-            values: None,
-            out: &out,
-            lse: &lse,
-            rows,
-            heads,
-        })
-        .expect("attention_backward");
-    to.add("attention_backward", &dqkv, wide);
+    to.add(format!("attention {heads:?}, values apart {apart}"), &out, size);
+    to.add(format!("lse, values apart {apart}"), &lse, rows.count() * heads.heads);
+    let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1.0);
+    let (dout, out, lse) = (&dout, &out, &lse);
+    let op = AttentionBackward { dqkv: &mut dqkv, dout, qkv, values, out, lse, rows, heads };
+    to.ops.attention_backward(op).expect("attention_backward");
+    to.add(format!("attention_backward, values apart {apart}"), &dqkv, wide);
 }
 
 fn classifier<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {

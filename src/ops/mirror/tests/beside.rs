@@ -238,32 +238,6 @@ fn qk_norm_at<O: Ops>(
     }
 }
 
-/// Attention with its values apart from normed queries and keys, and its gradient.
-pub(super) fn attention_of_normed<O: Ops>(
-    to: &mut Outputs<'_, O>,
-    draw: &mut Draw,
-    rows: Rows,
-    heads: Heads,
-) {
-    let (n, wide) = (rows.count(), rows.count() * heads.qkv_channels());
-    let name = format!("attention, values apart, {} of {}", heads.kv_heads, heads.heads);
-    let normed = draw.buf(to.ops, Role::Activation, n * heads.of_queries_and_keys() * heads.head_size, 1.0);
-    let x = draw.buf(to.ops, Role::Activation, wide, 1.0);
-    let (qkv, values) = (&normed, Some(&x));
-    let mut out = to.ops.alloc(Role::Activation, n * heads.channels()).expect("memory");
-    let mut lse = to.ops.alloc(Role::F32, n * heads.heads).expect("memory");
-    let op = Attention { out: &mut out, lse: &mut lse, qkv, values, rows, heads };
-    to.ops.attention(op).expect("attention");
-    to.add(format!("{name}: out"), &out, n * heads.channels());
-    to.add(format!("{name}: lse"), &lse, n * heads.heads);
-    let dout = draw.buf(to.ops, Role::Activation, n * heads.channels(), 1e-2);
-    let mut dqkv = draw.buf(to.ops, Role::Activation, wide, 1.0);
-    let (dout, out, lse) = (&dout, &out, &lse);
-    let op = AttentionBackward { dqkv: &mut dqkv, dout, qkv, values, out, lse, rows, heads };
-    to.ops.attention_backward(op).expect("attention_backward");
-    to.add(format!("{name}: dqkv"), &dqkv, wide);
-}
-
 /// Without positions; the gradient of a table of tokens that it sets.
 pub(super) fn embedding_of_tokens<O: Ops>(to: &mut Outputs<'_, O>, draw: &mut Draw, shape: Shape) {
     let (rows, channels, vocab) = (shape.rows, shape.heads.channels(), shape.vocab.padded);
