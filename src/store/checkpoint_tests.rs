@@ -1,3 +1,5 @@
+use std::io::Read as _;
+
 use super::super::StoreError as E;
 use super::super::manifest::STEP;
 use super::*;
@@ -235,6 +237,35 @@ fn a_checkpoint_of_the_format_before_is_held_to_its_sum() {
             Err(error) => assert!(!good && matches!(error, E::PartDiffers { .. }), "{error}"),
         }
     }
+}
+
+/// Tensors that end within parts, one that fills a part and more, and more than is read at once.
+#[test]
+fn a_state_of_several_parts_is_held_to_each() {
+    const PART: usize = 256 << 20;
+    let tensor = |name: &str, length: usize| {
+        let mut bytes = vec![name.as_bytes()[0]; length];
+        bytes.chunks_mut(4093).zip(0u8..=255).for_each(|(chunk, i)| chunk[0] = i);
+        Tensor { name: name.into(), dtype: Dtype::F32, shape: vec![length / 4], bytes }
+    };
+    let state = vec![tensor("a", PART / 2), tensor("b", PART + 4000), tensor("c", PART / 4 * 3)];
+    let folder = tempfile::tempdir().unwrap();
+    let good = save(folder.path(), &state, &facts(3)).unwrap();
+    let step = folder.path().join("step_00000003");
+    let file = File::open(step.join(STATE_FILE)).unwrap();
+    let part = || {
+        let mut bytes = Vec::new();
+        (&file).take(PART as u64).read_to_end(&mut bytes).unwrap();
+        Hash::of(&bytes)
+    };
+    let sums = vec![part(), part(), part()];
+    assert_eq!(good.file.sha256, FileSums::Parts(sums.clone()));
+    assert!(load(&step).unwrap() == (good.clone(), state));
+
+    let forged = vec![sums[0], sums[1], sums[1]];
+    let manifest = Manifest { file: FileRecord { sha256: FileSums::Parts(forged), ..good.file }, ..good };
+    fs::write(step.join(MANIFEST_FILE), manifest.to_text()).unwrap();
+    assert!(matches!(load(&step), Err(E::PartDiffers { part: 3, parts: 3, .. })));
 }
 
 #[test]
