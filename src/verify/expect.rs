@@ -87,7 +87,8 @@ impl Anchor {
                 Ok(compared) => {
                     require_numerics(golden, run, path)?;
                     let (step, root) = compared.last;
-                    held(root, run).ok_or_else(|| of_ledger_alone(root, step))?;
+                    let state = held(root, run).filter(|(held_at, _)| *held_at == step);
+                    state.ok_or_else(|| of_ledger_alone(root, step))?;
                     Ok(format!("those of `{}`: {compared}", path.display()))
                 }
                 // A file with nothing but a hash may be a head's.
@@ -127,8 +128,8 @@ fn held(root: Hash, run: &WholeRun) -> Option<(u64, &'static str)> {
 /// Why a root that no state here has is not the expected one.
 fn of_ledger_alone(root: Hash, step: u64) -> String {
     format!(
-        "the ledger alone has {root}, as the state root at step {step}: no checkpoint here has it, nor the \
-         lock's outputs\n  do: expect the root of a checkpoint that is here, or the ledger's head"
+        "the ledger alone has {root}, as the state root at step {step}: no checkpoint of it is here, nor \
+         have the lock's outputs it\n  do: expect the root of a checkpoint that is here, or the ledger's head"
     )
 }
 
@@ -140,7 +141,8 @@ fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
     }
     if let Some((step, shown)) = held(hash, run) {
         return Ok(format!(
-            "it is the state root at step {step}{shown}; a root says nothing of losses and scores, the head {} does",
+            "it is the state root at step {step}{shown}; a root says nothing of losses and scores, the head \
+             {} does",
             head.root
         ));
     }

@@ -315,8 +315,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         _ if found.is_empty() && locked.is_empty() => {}
         (true, _) if has_end && lacks_tasks => checks.failed(
             "evaluation data",
-            "the lock names no file of HellaSwag (data.hellaswag), and the experiment has one: that was taken \
-             out of the lock\n  do: restore the lock from a copy",
+            "the lock names no file of HellaSwag (data.hellaswag), and the experiment has one: that was \
+             taken out of it\n  do: restore the lock from a copy",
         ),
         (true, _) => match (validation_set, &data.validation) {
             (Some(locked), Some(set)) if *locked != hex::encode(set.sha256()) => checks.failed(
