@@ -110,7 +110,8 @@ pub enum StoreError {
     NotACheckpoint { path: PathBuf, found: String },
     #[error("the run in `{}` will write {} ({what}), and its disk has {} free\n  hint: free some space, \
              set `checkpoint.keep_last` above 0 or lower it, raise `checkpoint.every`, or \
-             `checkpoint.keep_every` where it is above 0, or name another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
+             `checkpoint.keep_every` where it is above 0, or name another disk with `--runs`",
+            path.display(), units::bytes(*needed), units::bytes(*free))]
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
     #[error("`{}` line {line} is no note: {why}\n  hint: a line is {{\"note\":\"…\"}}, {{\"tag\":\"…\"}} or \
              {{\"untag\":\"…\"}}; remove or mend it", path.display())]
