@@ -125,7 +125,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         || error.downcast_ref().is_some_and(FetchError::is_usage)
         || matches!(error.downcast_ref(), Some(PlanError::UnknownGpu { .. }))
         || matches!(error.downcast_ref(), Some(StoreError::NoSuchRun { .. } | StoreError::BadName { .. }))
-        || matches!(error.downcast_ref(), Some(DataError::Option { .. }))
+        || matches!(error.downcast_ref(), Some(DataError::Option { .. } | DataError::EpochLimit { .. }))
         || matches!(
             error.downcast_ref(),
             Some(

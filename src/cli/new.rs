@@ -48,6 +48,15 @@ pub fn run(args: Args) -> anyhow::Result<()> {
                 UsageError(format!("there is already a file `{}`\n  hint: {hint}", path.display())).into()
             );
         }
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(Path::new(".")).display();
+            let file = path.display();
+            return Err(UsageError(format!(
+                "cannot write `{file}`: there is no folder `{folder}`\n  hint: make it first: \
+                 `mkdir -p '{folder}'`"
+            ))
+            .into());
+        }
         written => written.with_context(|| format!("cannot write `{}`", path.display()))?,
     }
     say!("from `{}`: {}", from.name, from.about());
@@ -62,7 +71,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 /// Writes a file that is not there yet, whole or not at all.
 fn new_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let mut file = store::atomic::one_of_many(path)?;
-    file.write_all(bytes)?;
+    file.as_file_mut().write_all(bytes)?;
     file.persist_noclobber(path).map_err(|error| error.error)?;
     Ok(())
 }

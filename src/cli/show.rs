@@ -106,7 +106,7 @@ struct ShownRun {
 }
 
 impl ShownRun {
-    /// Notes that cannot be read are left out: the list says so.
+    /// Notes that cannot be read are left out: a line on stderr says so.
     fn read(folder: &Path) -> ShownRun {
         let notes = Notes::read(folder).unwrap_or_default();
         ShownRun { run: RunSummary::read(folder), notes, disk_bytes: contents::bytes_in(folder) }
@@ -128,6 +128,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             )
         })?;
         let run = RunSummary::read(&folder);
+        // The text has its own line on notes that cannot be read.
+        if let (true, Err(odd)) = (args.json, Notes::read(&folder)) {
+            say!("{odd}");
+        }
         let text = if args.json { pretty(&ShownRun::read(&folder))? } else { listing::in_full(&run) };
         streams::print(&text)?;
         warn_unverified([(run.name.as_str(), run.step, run.unverified.as_deref())]);

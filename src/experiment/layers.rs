@@ -150,7 +150,7 @@ pub(super) struct Layers {
     /// What the command line or the environment says in place of a weaker layer's alternative.
     pub remarks: Vec<String>,
     /// The experiment is the program's own, and so is what it extends.
-    shipped: bool,
+    pub shipped: bool,
     /// `[sweep]` of the file itself.
     pub sweep: Option<Declaration>,
 }
@@ -355,9 +355,11 @@ impl Layers {
             } else if section.is_empty() && word == "extends" {
                 match value.get_ref().as_str() {
                     Some(base) if !base.is_empty() => extends = Some((base.to_string(), value.span())),
-                    _ => self.faults.push(
-                        Fault::new("`extends` must be the path of a file").at(layer.place(value.span())),
-                    ),
+                    _ => {
+                        self.unreadable = true;
+                        let fault = Fault::new("`extends` must be the path of a file");
+                        self.faults.push(fault.at(layer.place(value.span())));
+                    }
                 }
             } else if section.is_empty() && word == "sweep" {
                 self.read_sweep(value, key_span, folder, layer);
@@ -484,6 +486,7 @@ impl Layers {
             }
         }
         ours.sort();
+        let mut set: BTreeMap<String, (String, String)> = BTreeMap::new();
         for (name, text) in ours {
             let word = name[PREFIX.len()..].to_ascii_lowercase();
             let dotted = word.replace("__", ".");
@@ -494,6 +497,13 @@ impl Layers {
             );
             let as_variable = |key: &str| format!("{PREFIX}{}", key.replace('.', "__").to_ascii_uppercase());
             if is_setting(&name) {
+                if let Some((other, theirs)) = set.insert(dotted.clone(), (name.clone(), text.clone()))
+                    && theirs != text
+                {
+                    let fault = Fault::new(format!("`{other}` and `{name}` both set `{dotted}`"));
+                    let fault = fault.at(layer.place(NAME_SPAN)).note(format!("`{other}` is {theirs:?}"));
+                    self.faults.push(fault.hint("unset one of the two".to_string()));
+                }
                 let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
                 match schema::key(&dotted) {
                     Some(key) => self.read_bare(key, &text, 0, NAME_SPAN, &mut layer),
@@ -571,7 +581,9 @@ impl Layers {
         let folder = folder_of(Path::new("x"));
         let start = at + (text.len() - text.trim_start().len());
         let span = start..start + trimmed.len();
-        let bare = DeValue::String(trimmed.into());
+        // A text that may be empty, such as a prompt, keeps its spaces.
+        let is_free = matches!((key.kind, key.default), (ValueKind::Text, schema::Default::Text(_)));
+        let bare = DeValue::String(if is_free { text } else { trimmed }.into());
         let parsed = DeValue::parse(trimmed).ok().map(toml::Spanned::into_inner);
         let is_text =
             !matches!(key.kind, ValueKind::Integer { .. } | ValueKind::Number { .. } | ValueKind::Boolean);

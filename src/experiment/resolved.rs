@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 section! {
     /// A whole experiment.
     pub struct Experiment {
-        /// Names the run folder: letters, digits, `-`, `_` and `.`. Default: the name of the file, without
-        /// `.toml`.
+        /// Names the run folder: letters, digits, `-`, `_`, `.` and spaces. Default: the name of the file,
+        /// without `.toml`.
         pub name: String,
         /// Seeds initialisation, data order, rounding and sampling. At most 2^63 - 1, as TOML has it.
         /// Default: 1337.

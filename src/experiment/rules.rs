@@ -28,6 +28,7 @@ mod model;
 mod optimizer;
 mod schedule;
 mod warmups;
+mod without_effect;
 
 /// The origin of sizes that `model.init` gives.
 pub(super) const FROM_INIT: &str = "from model.init";
@@ -82,6 +83,7 @@ pub(super) fn resolve(
     rules.data();
     rules.continued();
     rules.run();
+    rules.without_effect();
     rules.finish()
 }
 

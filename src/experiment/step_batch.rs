@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::resolved::{BatchKeys, Experiment};
+use super::resolved::{BatchKeys, Experiment, OptimizerKeys, OptimizerKind};
 
 /// The sequences of each step. In a warm-up their number goes in a straight line, rounded down to units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -168,7 +168,16 @@ impl Experiment {
             line("tokens_warmup_steps", tokens_warmup_steps, self.tokens_of(last), tokens, "a batch of");
         let of_pieces =
             line("seq_len_warmup_steps", seq_len_warmup_steps, pieces, seq_len as u64, "sequences of");
-        of_tokens.into_iter().chain(of_pieces).collect()
+        let OptimizerKeys { kind, momentum, momentum_start, momentum_warmup_steps: warmup, .. } =
+            self.optimizer;
+        let grows = kind == OptimizerKind::Muon && momentum_start != momentum;
+        let of_momentum = (grows && last < warmup).then(|| {
+            format!(
+                "`optimizer.momentum_warmup_steps` = {warmup} outlasts the {steps} steps: the last has not \
+                 come to a momentum of {momentum}"
+            )
+        });
+        of_tokens.into_iter().chain(of_pieces).chain(of_momentum).collect()
     }
 
     /// What the gradient of a token's loss is multiplied by in a step: one over the step's tokens.
@@ -259,6 +268,19 @@ mod tests {
         let e = experiment(&["batch.seq_len_start=1", "batch.seq_len_warmup_steps=100"]);
         assert_eq!(e.piece_stages(), [(0..10, 1), (10..19, 2), (19..20, 3)]);
         assert_eq!(e.batch.after_warmups(), experiment(&[]).batch);
+    }
+
+    #[test]
+    fn a_momentum_that_warms_up_beyond_the_last_step_is_said() {
+        let unfinished =
+            |more: &[&str]| experiment(&[&["optimizer.kind=muon"], more].concat()).unfinished_warmups();
+        assert_eq!(
+            unfinished(&["optimizer.momentum_warmup_steps=300"]),
+            ["`optimizer.momentum_warmup_steps` = 300 outlasts the 20 steps: the last has not come to a \
+              momentum of 0.95"]
+        );
+        assert!(unfinished(&["optimizer.momentum_warmup_steps=19"]).is_empty());
+        assert!(unfinished(&[]).is_empty());
     }
 
     #[test]

@@ -245,6 +245,19 @@ pub struct Region {
     pub len: usize,
 }
 
+/// How to need less memory for what an allocation is called.
+fn room(what: &str) -> &'static str {
+    let is = |names: [&str; 2]| names.iter().any(|name| what.starts_with(name));
+    if is(["weights", "Param"]) {
+        "lower `model.layers` or `model.channels`: every device holds all weights"
+    } else if is(["fp32 tensors", "F32"]) {
+        "lower `model.layers` or `model.channels`, or share moments and gradients among more ranks with \
+         `parallel.zero`"
+    } else {
+        "lower `batch.micro` or raise `memory.recompute`"
+    }
+}
+
 /// The result of a device's operation.
 pub type Result<T, E = DeviceError> = std::result::Result<T, E>;
 
@@ -254,7 +267,8 @@ pub enum DeviceError {
     /// More memory was asked for than there is.
     #[error(
         "out of memory on {device}: `{what}` needs {need_bytes} bytes, {free_bytes} are free\n  \
-         hint: lower `batch.micro` or raise `memory.recompute`"
+         hint: {}",
+        room(what)
     )]
     OutOfMemory { device: String, what: String, need_bytes: u64, free_bytes: u64 },
     /// A device call failed.

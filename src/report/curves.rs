@@ -45,7 +45,7 @@ pub struct Curves {
     pub skipped_loss: Vec<Point>,
     pub skipped_norm: Vec<Point>,
     pub moments: Vec<(Moment, f64)>,
-    /// Steps over which the strong lines are smoothed.
+    /// Steps over which the strong lines are smoothed: an odd number, the run's at most.
     pub window: usize,
     /// The last position.
     pub end: f64,
@@ -56,7 +56,9 @@ pub struct Curves {
 impl Curves {
     pub fn new(run: &RunData, options: &PlotOptions, across: &Horizontal) -> Result<Curves, ReportError> {
         let positions = across.positions(run)?;
-        let window = options.smooth.unwrap_or(run.trained().count() / 40).max(1);
+        let trained = run.trained().count();
+        let half = options.smooth.unwrap_or(trained / 40) / 2;
+        let half = half.min(trained.saturating_sub(1) / 2);
         let rows = || run.rows.iter().zip(&positions);
         let has_place = |x: f64| !options.log_x || x > 0.0;
         let training = |value: fn(&MetricsRow) -> Option<f64>| -> Vec<Point> {
@@ -90,9 +92,9 @@ impl Curves {
         let (loss, grad_norm, tokens_per_s) =
             (training(|row| row.loss), training(|row| row.grad_norm), all(|row| row.tokens_per_s));
         Ok(Curves {
-            loss_smooth: placed(smooth(&loss, window / 2)),
-            grad_norm_smooth: placed(smooth(&grad_norm, window / 2)),
-            tokens_per_s_smooth: placed(smooth(&tokens_per_s, window / 2)),
+            loss_smooth: placed(smooth(&loss, half)),
+            grad_norm_smooth: placed(smooth(&grad_norm, half)),
+            tokens_per_s_smooth: placed(smooth(&tokens_per_s, half)),
             loss: placed(loss),
             grad_norm: placed(grad_norm),
             tokens_per_s: placed(tokens_per_s),
@@ -102,7 +104,7 @@ impl Curves {
             skipped_loss: skips(|row| row.loss),
             skipped_norm: skips(|row| row.grad_norm),
             moments: moments.filter(|(_, x)| has_place(*x)).collect(),
-            window,
+            window: 2 * half + 1,
             end: positions.last().map_or(0.0, |at| at.update),
             left_out: positions.iter().any(|at| !has_place(at.update) || !has_place(at.evaluation)),
         })

@@ -84,8 +84,8 @@ pub enum Baselines {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PlotOptions {
     pub x: XAxis,
-    /// Steps over which a point of the strong line is smoothed; `None` takes a fortieth of the run, 1 smooths
-    /// nothing.
+    /// Steps over which a point of the strong line is smoothed, an even number one more; `None` takes a
+    /// fortieth of the run, 1 smooths nothing.
     pub smooth: Option<usize>,
     pub log_x: bool,
     /// Logarithmic axes of loss and gradient norm.

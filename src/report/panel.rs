@@ -104,11 +104,16 @@ impl Panel {
         Ok(())
     }
 
-    /// A line through points, cut at the frame.
+    /// A line through points, cut at the frame; of a single point a dot.
     pub fn line(&self, scene: &mut Scene, points: &[Point], width: f64, color: Color) {
         // Thinned as pixels, because the columns of a logarithmic axis are not those of its values.
         let pixels =
             thin(&points.iter().map(|point| self.at(*point)).collect::<Vec<_>>(), self.width as usize);
+        if let [(x, y)] = pixels[..]
+            && (self.top..=self.bottom()).contains(&y)
+        {
+            scene.circle((x, y), width, color);
+        }
         let mut piece: Vec<(f64, f64)> = Vec::new();
         for pair in pixels.windows(2) {
             match clip(pair[0], pair[1], self.top, self.bottom()) {

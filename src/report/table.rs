@@ -360,6 +360,9 @@ impl Filter {
             TableCell::Missing => return Ok(false),
             TableCell::Text(text) if self.op == Op::Contains => return Ok(text.contains(&self.value)),
             TableCell::Text(text) => text.as_str().cmp(&self.value),
+            TableCell::Flag(_) if self.op == Op::Contains => {
+                return Err(wrong("`==` or `!=`, for `~` is for text"));
+            }
             TableCell::Flag(flag) => match self.value.as_str() {
                 "true" | "false" => flag.to_string().as_str().cmp(&self.value),
                 _ => return Err(wrong("`true` or `false`")),

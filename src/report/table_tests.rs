@@ -119,6 +119,7 @@ fn filters_compare_numbers_text_and_keys() {
         ("val_loss < 4.950,5", "expected a number"),
         ("step < 1,,000", "expected a number"),
         ("step ~ 1", "`~` is for text"),
+        ("model.bias ~ true", "`==` or `!=`, for `~` is for text"),
         ("every > 3", "eval.every or sample.every or checkpoint.every or log.every"),
         ("log.tensorboard = yes", "`true` or `false`"),
     ] {

@@ -156,6 +156,27 @@ fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
 }
 
 #[test]
+fn the_legend_says_over_how_many_steps_a_line_is_smoothed() {
+    let drawn = |steps, smooth| {
+        svg(&[synthetic("a", 1, steps, &[], false)], &PlotOptions { smooth, ..PlotOptions::default() })
+    };
+    assert!(drawn(100, None).contains("smoothed over 3 steps"));
+    assert!(drawn(100, Some(2)).contains("smoothed over 3 steps"));
+    assert_eq!(drawn(100, Some(2)), drawn(100, Some(3)));
+    assert!(drawn(12, Some(99_999)).contains("smoothed over 11 steps"));
+    assert!(!drawn(100, Some(1)).contains("smoothed over"));
+}
+
+/// Discs as wide on either side as the lines: of the loss 3.5 pixels, of the rate 3, in quarters of a pixel.
+#[test]
+fn a_run_of_one_step_is_drawn_as_dots() {
+    let drawn = |steps| svg(&[synthetic("a", 1, steps, &[], false)], &PlotOptions::default());
+    let discs = |svg: &str, radius: u32| svg.matches(&format!(" r=\"{radius}\"")).count();
+    assert!(discs(&drawn(1), 14) == 1 && discs(&drawn(1), 12) >= 1, "{}", drawn(1));
+    assert_eq!(discs(&drawn(2), 14), 0);
+}
+
+#[test]
 fn equal_input_gives_equal_bytes_of_both_files() {
     let runs = [synthetic("a", 1, 60, &[9], false), synthetic("b", 2, 50, &[], false)];
     let folder = tempfile::tempdir().unwrap();

@@ -14,9 +14,9 @@ use super::messages::{Message, Report};
 use super::recorded::{self, origin, other_value};
 use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
 use crate::ops::Dtype;
-use crate::proof::ledger::{self, Note, RESUME};
+use crate::proof::ledger::{self, Log, Note, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Hash, Head, LockError, entry};
+use crate::proof::{Entry, Hash, Head, LockError, entry};
 use crate::store::checkpoint;
 use crate::store::{self, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
@@ -311,10 +311,18 @@ pub fn finished(
     };
     let root = match found {
         Some((manifest, _)) => are_as_in_lock(&outputs(&manifest, log.head())).then_some(manifest.state_root),
-        // Who deletes every checkpoint of a finished run means to: the lock has what came out.
-        None if broken.is_empty()
-            && end(log.head()).iter().all(|it| lock.outputs.get(it.0) == Some(it.1)) =>
-        {
+        // Who deletes every checkpoint of a finished run means to: lock and ledger have what came out.
+        None if broken.is_empty() => {
+            let outputs = outputs_of_ledger(&log, &entries);
+            if !are_as_in_lock(&outputs) {
+                return Err(ProofRefusal(format!(
+                    "the lock of this run is not that of its ledger (lock and ledger):{}\n  hint: the run \
+                     has ended, and one of the two was edited since: restore it from a copy; `runner verify` \
+                     says more",
+                    list(&differences(&lock.outputs, &outputs))
+                ))
+                .into());
+            }
             lock.outputs.get("state_root").and_then(|root| root.parse().ok())
         }
         None => None,
@@ -448,8 +456,24 @@ pub fn outputs(last: &Manifest, end: Head) -> Table {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).chain(self::end(end)).collect()
 }
 
+/// The outputs of a run as its ledger alone has them: those of its last step, and its end.
+pub fn outputs_of_ledger(log: &Log, entries: &[Entry]) -> Table {
+    let mut outputs = end(log.head());
+    let Some(last) = entry::steps(entries).last() else { return outputs };
+    outputs.insert("step".into(), (last.step + 1).to_string());
+    outputs.insert("tokens".into(), last.tokens.to_string());
+    if let Some(root) = last.root {
+        outputs.insert("state_root".into(), root.to_string());
+    }
+    if let Some(head) = log.head_at(last.step + 1) {
+        outputs.insert("ledger_size".into(), head.size.to_string());
+        outputs.insert("ledger_root".into(), head.root.to_string());
+    }
+    outputs
+}
+
 /// Those of them that name the whole ledger.
-pub fn end(head: Head) -> Table {
+fn end(head: Head) -> Table {
     let pairs = [("end_size", head.size.to_string()), ("end_root", head.root.to_string())];
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
 }

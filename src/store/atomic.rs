@@ -249,9 +249,9 @@ pub fn one_of_many(path: &Path) -> io::Result<NamedTempFile> {
     prefix.push(path.file_name().unwrap_or_default());
     prefix.push(".");
     let mut builder = tempfile::Builder::new();
-    #[cfg(unix)]
-    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    builder.prefix(&prefix).rand_bytes(RANDOM - 1).suffix(ONE_OF_MANY).tempfile_in(parent(path))
+    builder.prefix(&prefix).rand_bytes(RANDOM - 1).suffix(ONE_OF_MANY);
+    // `tempfile_in` would put the temporary name into its errors.
+    builder.make_in(parent(path), |path| File::options().read(true).write(true).create_new(true).open(path))
 }
 
 /// Waits until the names in `folder` are on the disk.
@@ -395,6 +395,14 @@ mod tests {
         assert_eq!(names(folder.path()), left);
         let from = |name: &str| fs::read_to_string(folder.path().join(name).join("from")).unwrap();
         assert_eq!((from("step_2"), from("step_4")), (".old.step_2".into(), "step_4".into()));
+    }
+
+    #[test]
+    fn an_error_of_one_of_many_has_no_temporary_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = one_of_many(&folder.path().join("none/loss.png")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(Errno::NOENT.raw_os_error()), "{error}");
+        assert!(!error.to_string().contains(TEMPORARY), "{error}");
     }
 
     #[test]

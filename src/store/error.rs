@@ -109,8 +109,9 @@ pub enum StoreError {
              beside it are not touched", path.display())]
     NotACheckpoint { path: PathBuf, found: String },
     #[error("the run in `{}` will write {} ({what}), and its disk has {} free\n  hint: free some space, \
-             lower `checkpoint.keep_last`, raise `checkpoint.every` or `checkpoint.keep_every`, or name \
-             another disk with `--runs`", path.display(), units::bytes(*needed), units::bytes(*free))]
+             set `checkpoint.keep_last` above 0 or lower it, raise `checkpoint.every`, or \
+             `checkpoint.keep_every` where it is above 0, or name another disk with `--runs`",
+            path.display(), units::bytes(*needed), units::bytes(*free))]
     NoRoom { path: PathBuf, needed: u64, what: String, free: u64 },
     #[error("`{}` line {line} is no note: {why}\n  hint: a line is {{\"note\":\"…\"}}, {{\"tag\":\"…\"}} or \
              {{\"untag\":\"…\"}}; remove or mend it", path.display())]
@@ -189,5 +190,17 @@ impl StoreError {
             kind if is_full(kind) => StoreError::DiskFull { path: path.into(), need_bytes, source },
             _ => StoreError::Io { path: path.into(), doing: "write", source },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hint_of_a_full_disk_fits_a_run_that_keeps_all() {
+        let error = StoreError::NoRoom { path: "a".into(), needed: 9, what: "two".into(), free: 3 };
+        let text = error.to_string();
+        assert!(text.contains("set `checkpoint.keep_last` above 0 or lower it"), "{text}");
     }
 }

@@ -96,7 +96,8 @@ fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let folder = atomic::parent(path);
     fs::create_dir_all(folder).map_err(StoreError::io(folder, "create"))?;
     let mut file = atomic::one_of_many(path).map_err(failed)?;
-    file.write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
+    // By the file itself: the errors of `NamedTempFile` have its temporary name.
+    file.as_file_mut().write_all(bytes).and_then(|()| file.as_file().sync_all()).map_err(failed)?;
     file.persist(path).map_err(|error| failed(error.error))?;
     atomic::sync_folder(folder)
 }

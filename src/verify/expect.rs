@@ -22,7 +22,7 @@ pub enum Anchor {
     Hash(Hash),
     /// The numerics and outputs of a lock.
     Lock(PathBuf, Box<Lock>),
-    /// State roots and tensors.
+    /// State roots and tensors, and the numerics where the file names them.
     Golden(PathBuf, Golden),
 }
 
@@ -84,7 +84,13 @@ impl Anchor {
                 }
             }
             Anchor::Golden(path, golden) => match golden.compare(&run.entries, &run.manifests) {
-                Ok(compared) => Ok(format!("those of `{}`: {compared}", path.display())),
+                Ok(compared) => {
+                    require_numerics(golden, run, path)?;
+                    let (step, root) = compared.last;
+                    let state = held(root, run).filter(|(held_at, _)| *held_at == step);
+                    state.ok_or_else(|| of_ledger_alone(root, step))?;
+                    Ok(format!("those of `{}`: {compared}", path.display()))
+                }
                 // A file with nothing but a hash may be a head's.
                 Err(_) if golden.last.is_some_and(|hash| run.log.head().root == hash) => {
                     of_hash(run.log.head().root, run)
@@ -95,22 +101,57 @@ impl Anchor {
     }
 }
 
+/// Golden roots are of one set of numerics, where their file names it.
+fn require_numerics(golden: &Golden, run: &WholeRun, path: &Path) -> Result<(), String> {
+    let here = run.lock.numerics_id();
+    golden.numerics_id.filter(|expected| *expected != here).map_or(Ok(()), |expected| {
+        Err(format!(
+            "the roots are those of `{}`, whose numerics_id is {expected}; the run's is {here}\n  do: keep \
+             only the lines of roots where other numerics are meant to give the same bits",
+            path.display()
+        ))
+    })
+}
+
+/// The step after which a state has this root, and what shows it: a checkpoint here, of which every byte was
+/// read, or the outputs of the lock.
+fn held(root: Hash, run: &WholeRun) -> Option<(u64, &'static str)> {
+    if let Some(manifest) = run.manifests.iter().rev().find(|manifest| manifest.state_root == root) {
+        return Some((manifest.step, ""));
+    }
+    let outputs = &run.lock.outputs;
+    let is_output = outputs.get("state_root") == Some(&root.to_string());
+    let step = outputs.get("step").filter(|_| is_output)?.parse().ok()?;
+    Some((step, ", as lock and ledger say: its checkpoint is not here"))
+}
+
+/// Why a root that no state here has is not the expected one.
+fn of_ledger_alone(root: Hash, step: u64) -> String {
+    format!(
+        "the ledger alone has {root}, as the state root at step {step}: no checkpoint of it is here, nor \
+         have the lock's outputs it\n  do: expect the root of a checkpoint that is here, or the ledger's head"
+    )
+}
+
 /// Finds a hash among the heads that the ledger has had, the last first, and among the state roots.
 fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
     let head = run.log.head();
     if head.root == hash {
         return Ok(format!("it is the head of all {} entries of the ledger", units::thousands(head.size)));
     }
-    let steps = |root: Option<Hash>, done: u64| (root == Some(hash)).then_some(done);
-    if let Some(step) = run.entries.iter().rev().find_map(|entry| steps(entry.root, entry.step + 1)) {
+    if let Some((step, shown)) = held(hash, run) {
         return Ok(format!(
-            "it is the state root at step {step}; a root says nothing of losses and scores, the head {} does",
+            "it is the state root at step {step}{shown}; a root says nothing of losses and scores, the head \
+             {} does",
             head.root
         ));
     }
     if let Some(size) = run.log.size_at(&hash) {
         let later = head.size - size;
         return Ok(format!("it is the head after {size} entries; {later} later ones are not covered by it"));
+    }
+    if let Some(entry) = run.entries.iter().rev().find(|entry| entry.root == Some(hash)) {
+        return Err(of_ledger_alone(hash, entry.step + 1));
     }
     let root = run.entries.iter().rev().find_map(|entry| entry.root);
     Err(format!(

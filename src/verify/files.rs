@@ -53,7 +53,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
         locked::numerics(lock, &manifests, &locked::last_drift(log.notes(), entries, lock), checks);
         locked::usable_end(lock, log.notes(), entries, checks);
-        locked::outputs(lock, newest, log.head(), recorded.experiment.schedule.steps, checks);
+        locked::outputs(lock, newest, (log, entries), recorded.experiment.schedule.steps, checks);
         if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {
             let (line, bytes) = (torn.line, torn.bytes);
             let what =
@@ -309,9 +309,15 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
     let has_end = locked.outputs.contains_key("end_root");
     let locked = of(&locked.environment, &is_evaluation);
     let found = lock::evaluation_data(&manifest);
+    let lacks_tasks = found.contains_key(lock::TASKS) && !locked.contains_key(lock::TASKS);
     let changed = differences(&locked, &found);
     match (locked.is_empty(), changed.is_empty()) {
         _ if found.is_empty() && locked.is_empty() => {}
+        (true, _) if has_end && lacks_tasks => checks.failed(
+            "evaluation data",
+            "the lock names no file of HellaSwag (data.hellaswag), and the experiment has one: that was \
+             taken out of it\n  do: restore the lock from a copy",
+        ),
         (true, _) => match (validation_set, &data.validation) {
             (Some(locked), Some(set)) if *locked != hex::encode(set.sha256()) => checks.failed(
                 "evaluation data",
@@ -377,7 +383,8 @@ fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String>
         let digest = path.metadata().and_then(|file| Ok((name, file.len(), regular::sha256(path)?.0)));
         let hellaswag = Some(digest.map_err(|why| format!("cannot read `{}`: {why}", path.display()))?);
         let found = lock::evaluation_data(&DataManifest { train: Vec::new(), val: Vec::new(), hellaswag });
-        let known = locked.environment.contains_key("data.hellaswag");
+        // The lock of an older program names none.
+        let known = locked.environment.contains_key(lock::TASKS) || locked.outputs.contains_key("end_root");
         if let Some(other) =
             found.values().find(|line| known && !holds(&locked.environment, "data.hellaswag", line))
         {

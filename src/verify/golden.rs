@@ -36,11 +36,13 @@ pub struct Compared {
     /// Roots of steps that the run has not hashed.
     pub unhashed: usize,
     pub tensors: usize,
+    /// The last of the roots, by steps done.
+    pub last: (u64, Hash),
 }
 
 impl fmt::Display for Compared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Compared { roots, unhashed, tensors } = self;
+        let Compared { roots, unhashed, tensors, .. } = self;
         write!(f, "{roots} root{}", if *roots == 1 { "" } else { "s" })?;
         if *tensors > 0 {
             write!(f, " and {tensors} tensors")?;
@@ -135,12 +137,12 @@ impl Golden {
                 self.first_tensors(*step, manifests).unwrap_or_default()
             ));
         }
-        if hashed.is_empty() {
+        let Some(last) = hashed.last().copied() else {
             return Err(format!(
                 "nothing was compared: the run has hashed none of the {} steps (`proof.digest_every`)",
                 unhashed.len()
             ));
-        }
+        };
         let at = |step: u64| manifests.iter().find(|manifest| manifest.step == step);
         let tensors =
             || self.tensors.iter().filter_map(|((step, name), digest)| Some((at(*step)?, name, digest)));
@@ -150,7 +152,7 @@ impl Golden {
                 manifest.step
             ));
         }
-        Ok(Compared { roots: hashed.len(), unhashed: unhashed.len(), tensors: tensors().count() })
+        Ok(Compared { roots: hashed.len(), unhashed: unhashed.len(), tensors: tensors().count(), last })
     }
 
     /// The tensors that differ at the first checkpoint from `step` on that has golden digests.
@@ -234,7 +236,7 @@ mod tests {
         let golden = |text: String| Golden::parse(Path::new("g"), &text).unwrap();
         let compare = |text: String| golden(text).compare(&entries, &[]);
         let whole = format!("root 1 {one}\nroot 2 {other}\nroot 3 {one}\n");
-        assert_eq!(compare(whole), Ok(Compared { roots: 2, unhashed: 1, tensors: 0 }));
+        assert_eq!(compare(whole), Ok(Compared { roots: 2, unhashed: 1, tensors: 0, last: (3, one) }));
         assert!(compare(format!("root 2 {other}\n")).unwrap_err().contains("nothing was compared"));
         assert!(compare(format!("root 3 {other}\n")).unwrap_err().contains("step 3 is the first"));
     }

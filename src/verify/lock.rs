@@ -5,9 +5,9 @@
 
 use super::Checks;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded};
-use crate::proof::ledger::{NOT_FINITE, Note};
+use crate::proof::ledger::{Log, NOT_FINITE, Note};
 use crate::proof::lock::{Difference, Lock, differences};
-use crate::proof::{Action, Entry, Head, LockError, entry};
+use crate::proof::{Action, Entry, LockError, entry};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
 use crate::run::locked::is_mirrored;
@@ -198,15 +198,28 @@ pub fn require_experiment(paths: &RunPaths) -> anyhow::Result<()> {
     }
 }
 
-/// The outputs in the lock are those of the newest checkpoint and of the ledger's end.
+/// The outputs in the lock are those of the newest checkpoint and of the ledger's end; without a checkpoint,
+/// of the ledger.
 pub(super) fn outputs(
     lock: &Lock,
     newest: Option<&Manifest>,
-    head: Head,
+    (log, entries): (&Log, &[Entry]),
     steps: u64,
     checks: &mut Checks<'_>,
 ) {
+    let head = log.head();
     if lock.outputs.is_empty() {
+        let saved = newest.map_or(0, |manifest| manifest.step);
+        if saved < steps && entry::steps(entries).len() as u64 >= steps {
+            checks.skipped(
+                "outputs",
+                format!(
+                    "all {steps} steps are in the ledger, the lock has no outputs, and no checkpoint here \
+                     confirms the entries after step {saved}: the run was killed at its end, or its last \
+                     checkpoint was removed\n  do: `runner resume` makes these steps again"
+                ),
+            );
+        }
         if newest.is_some_and(|manifest| manifest.step == steps) {
             checks.skipped(
                 "outputs",
@@ -216,9 +229,10 @@ pub(super) fn outputs(
         }
         return;
     }
-    let end = resume::end(head);
-    let found = newest.map_or_else(|| end.clone(), |manifest| resume::outputs(manifest, head));
-    if newest.is_none() && end.iter().all(|(key, value)| lock.outputs.get(key) == Some(value)) {
+    let of_ledger = || resume::outputs_of_ledger(log, entries);
+    let found = newest.map_or_else(of_ledger, |manifest| resume::outputs(manifest, head));
+    let changed = differences(&lock.outputs, &found);
+    if newest.is_none() && changed.is_empty() {
         checks.skipped(
             "outputs",
             format!(
@@ -229,7 +243,6 @@ pub(super) fn outputs(
         );
         return;
     }
-    let changed = differences(&lock.outputs, &found);
     let unbound =
         |difference: &Difference| difference.was.is_none() && resume::is_of_the_end(&difference.key);
     if changed.is_empty() {

@@ -361,3 +361,53 @@ fn folders_that_a_resume_would_delete_or_never_reach_are_named_at_its_start() {
     assert!(pruned.stderr.contains("keeps step 5: its folder holds `notes.txt`"), "{}", pruned.stderr);
     assert!(step(5).join("notes.txt").exists());
 }
+
+#[test]
+fn outputs_of_a_run_without_checkpoints_are_held_to_its_ledger() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    fs::remove_dir_all(lab.path("ci/checkpoints")).expect("removable");
+    lab.verify("ci", &[]).assert_says(&["skipped outputs: no checkpoint is here"]);
+    lab.resume("ci", &[]).root();
+    let hash = "ab".repeat(32);
+    let forged =
+        [("state_root", hash.as_str()), ("tokens", "999999"), ("ledger_root", &hash), ("ledger_size", "9")];
+    for (key, value) in forged {
+        copy(&lab.path("ci"), &lab.path(key));
+        reseal(&lab.path(key), |lock| drop(lock.outputs.insert(key.into(), value.into())));
+        let says = format!("`{key}` was {value}, is ");
+        assert_finds(&lab, key, &[], &["FAILED  outputs: ", &says]);
+        lab.resume(key, &[]).assert_fails(5, &["is not that of its ledger", &says, "hint:"]);
+    }
+}
+
+#[test]
+fn a_root_that_the_ledger_alone_has_is_not_the_expected_one() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let run = lab.path("ci");
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    let root = |step: usize| entries[step - 1].root.expect("every step is hashed").to_string();
+    let at_five = "ok      expected: it is the state root at step 5";
+    lab.verify("ci", &["--expect", &root(5)]).assert_says(&[at_five]);
+    let unheld = ["FAILED  expected: ", "the ledger alone has"];
+    assert_finds(&lab, "ci", &["--expect", &root(9)], &unheld);
+    let file = lab.path("golden.root");
+    let expect = file.display().to_string();
+    let golden = |text: String| fs::write(&file, text).expect("writable");
+    let of = |id: &str| format!("numerics_id {id}\nroot 9 {}\nroot 10 {}\n", root(9), root(10));
+    let id = Lock::read(&run.join("lock.toml")).expect("a lock").numerics_id().to_string();
+    golden(of(&id));
+    lab.verify("ci", &["--expect", &expect]).assert_says(&["ok      expected: those of", ": 2 roots"]);
+    let other = "0".repeat(64);
+    golden(of(&other));
+    assert_finds(&lab, "ci", &["--expect", &expect], &["FAILED  expected: ", &other, &id]);
+    golden(format!("root 9 {}\n", root(9)));
+    assert_finds(&lab, "ci", &["--expect", &expect], &unheld);
+    golden(root(10));
+    lab.verify("ci", &["--expect", &expect]).assert_says(&["ok      expected: those of", ": 1 root"]);
+    fs::remove_dir_all(run.join("checkpoints/step_00000010")).expect("removable");
+    reseal(&run, |lock| lock.outputs.clear());
+    lab.verify("ci", &[]).assert_says(&["skipped outputs: all 10 steps are in the ledger", "after step 5"]);
+    assert_finds(&lab, "ci", &["--expect", &expect], &unheld);
+}

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::process::{Running, wait_until};
 use crate::support::Lab;
+use crate::verify_claims::reseal;
 
 /// llm.c's header and tokens of one letter each, always the same for a seed.
 fn shard(seed: u32, tokens: usize) -> Vec<u8> {
@@ -137,6 +138,11 @@ fn verify_reads_the_validation_shards_and_hellaswag_as_it_reads_training_shards(
         write(&lab, name, &before);
     }
     lab.verify("a", &[]).assert_says(&["evaluation data"]);
+    // The digest of the validation tokens says nothing of HellaSwag's file.
+    reseal(&lab.path("a"), |lock| {
+        lock.environment.retain(|key, _| !key.starts_with("data.val_shard.") && key != "data.hellaswag");
+    });
+    crate::verify::assert_finds(&lab, "a", &[], &["FAILED  evaluation data: ", "(data.hellaswag)"]);
 }
 
 #[test]

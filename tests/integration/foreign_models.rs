@@ -140,7 +140,9 @@ fn losses_and_logits_that_are_not_finite_fail_in_words() {
         written.assert_fails(1, &["the logits of text 0, token 0 are not finite"]);
         assert!(!written.stdout.contains('\0') && !written.stdout.contains("null"), "{}", written.stdout);
     }
-    sample(&lab, &huge, &["--logits"]).assert_fails(1, &["are not finite"]);
+    let logits = ["--logits", "--prompt", "ab", "--set", "device.kind=cpu"];
+    lab.verb("sample", &huge, &logits).assert_fails(1, &["are not finite"]);
+    sample(&lab, &huge, &["--logits"]).assert_fails(2, &["--logits", "cannot be used with"]);
     let tasks = case("hellaswag_nonascii.jsonl");
     let arguments = ["--task", "hellaswag", "--data", &tasks, "--json", "--set", "device.kind=cpu"];
     let scored = lab.verb("eval", &huge, &arguments);

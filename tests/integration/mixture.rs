@@ -247,10 +247,10 @@ fn an_epoch_limit_is_told_before_the_first_step_with_the_number_of_steps_that_fi
     let long = ["--set", "schedule.steps=200"];
     let says = ["source `books`", "6.25 epochs", "`data.mix.books.max_epochs` allows 2, 96 sequences"];
     let refused = lab.run(&toml, &long);
-    refused.assert_fails(1, &says);
+    refused.assert_fails(2, &says);
     assert!(refused.stderr.contains(&format!("set `schedule.steps` to {fits}")), "{}", refused.stderr);
     assert!(!lab.path("mix").exists(), "nothing is written of a run that is refused");
-    lab.finish(&["plan", &toml, long[0], long[1]]).assert_fails(1, &says);
+    lab.finish(&["plan", &toml, long[0], long[1]]).assert_fails(2, &says);
     lab.run(&toml, &["--set", &format!("schedule.steps={fits}")]).root();
     let more = ["--set", "schedule.steps=80", "--set", "data.mix.books.max_epochs=3"];
     lab.finish(&[&["plan", &toml][..], &more].concat())

@@ -202,6 +202,31 @@ fn what_was_changed_afterwards_is_named() {
     lab.verify("lr", &[]).assert_says(&["2 members"]);
 }
 
+/// A lock says what a run came to; without the run there is nothing that it was held to.
+#[test]
+fn a_member_of_which_only_the_lock_is_there_has_not_ended() {
+    let lab = Lab::new();
+    let hash = lab.run(&declare(&lab, TWO), &[]).root().to_owned();
+    for member in ["001", "002"].map(|name| lab.path("lr").join(name)) {
+        let lock = std::fs::read(member.join("lock.toml")).expect("a lock");
+        std::fs::remove_dir_all(&member).expect("removable");
+        std::fs::create_dir(&member).expect("a folder");
+        std::fs::write(member.join("lock.toml"), lock).expect("writable");
+    }
+    let verified = lab.verify("lr", &["--expect", &hash]);
+    assert_eq!(verified.code, Some(5), "{}{}", verified.stdout, verified.stderr);
+    for says in ["FAILED  sweep.lock: ", "2 of 2 members have not ended", "not begun", "FAILED  expected: "] {
+        assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
+    }
+    let resumed = lab.resume("lr", &[]);
+    resumed.assert_fails(1, &["001 failed", "002 failed"]);
+    assert!(resumed.stdout.is_empty(), "no hash of what was not trained: {}", resumed.stdout);
+    for member in ["lr/001", "lr/002"] {
+        std::fs::remove_dir_all(lab.path(member)).expect("removable");
+    }
+    assert_eq!(lab.resume("lr", &[]).root(), hash);
+}
+
 #[test]
 fn sweeps_are_equal_by_members_that_were_trained_and_a_lost_declaration_is_named() {
     let lab = Lab::new();

@@ -278,6 +278,8 @@ fn notes_and_tags_are_shown_and_are_no_part_of_the_proof() {
     fs::write(lab.path("b/notes.jsonl"), "hello\n").expect("writable");
     let listed = verb(&lab, &["show"]);
     assert!(listed.code == Some(0) && listed.stderr.contains("b/notes.jsonl` line 1"), "{}", listed.stderr);
+    let one = verb(&lab, &["show", "b", "--json"]);
+    assert!(one.code == Some(0) && one.stderr.contains("b/notes.jsonl` line 1"), "{}", one.stderr);
     lab.run(CI, &["--name", "b", "--overwrite"]).root();
     assert!(!lab.path("b/notes.jsonl").exists(), "--overwrite knows the file");
 }
@@ -360,6 +362,9 @@ fn a_new_experiment_and_a_shipped_one_run_without_a_checkout() {
     assert_eq!(elsewhere(&lab, &["run", "mine.toml"]).root(), root);
     assert_eq!(elsewhere(&lab, &["run", "ci"]).root(), root);
     elsewhere(&lab, &["new", "mine"]).assert_fails(2, &["already a file `mine.toml`"]);
+    let missing = elsewhere(&lab, &["new", "no/such/mine"]);
+    missing.assert_fails(2, &["there is no folder `no/such`", "mkdir -p 'no/such'"]);
+    assert!(!missing.stderr.contains(".tmp."), "{}", missing.stderr);
     elsewhere(&lab, &["new", "mine/.hidden"]).assert_fails(2, &["must begin with a letter"]);
     elsewhere(&lab, &["run", "quickstar"]).assert_fails(2, &["did you mean `quickstart`?"]);
     let config = elsewhere(&lab, &["config", "gpt2_420b"]);

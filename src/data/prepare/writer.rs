@@ -1,6 +1,6 @@
 //! Shards under temporary names until all are whole; then each gets its name, one after the other.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -184,13 +184,10 @@ impl OpenShard {
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
         builder.prefix(".prepare-").suffix(".tmp");
-        #[cfg(unix)]
-        {
-            use std::os::unix::fs::PermissionsExt;
-            // As any new file, less the umask: shards are read by others, temporary files are not.
-            builder.permissions(fs::Permissions::from_mode(0o666));
-        }
-        let temporary = builder.tempfile_in(folder).map_err(DataError::io("write into", folder))?;
+        // With the permissions of any new file, for shards are read by others; `tempfile_in` would put the
+        // temporary name into its errors.
+        let create = |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        let temporary = builder.make_in(folder, create).map_err(DataError::io("write into", folder))?;
         let mut file = BufWriter::with_capacity(1 << 20, temporary);
         file.write_all(&[0; HEADER_BYTES as usize]).map_err(DataError::io("write", &path))?;
         Ok(OpenShard { file, path, tokens: 0 })

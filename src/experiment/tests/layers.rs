@@ -69,6 +69,32 @@ fn files_that_extend_one_another_in_a_circle_are_refused() {
 }
 
 #[test]
+fn an_extends_that_is_no_path_is_the_one_fault() {
+    for extends in ["''", "['a.toml']", "1"] {
+        let found = messages(text_with(&format!("extends = {extends}\n"), &[], &[]));
+        assert_eq!(found, ["`extends` must be the path of a file"], "{extends}");
+    }
+}
+
+#[test]
+fn two_variables_for_one_key_are_refused_unless_they_agree() {
+    let both = |second| [("RUNNER_SCHEDULE__STEPS", "5"), ("RUNNER_schedule__steps", second)];
+    assert_eq!(
+        messages(text_with(SMALL, &both("6"), &[])),
+        ["`RUNNER_SCHEDULE__STEPS` and `RUNNER_schedule__steps` both set `schedule.steps`"]
+    );
+    assert_eq!(text_with(SMALL, &both("5"), &[]).unwrap().experiment.schedule.steps, 5);
+}
+
+#[test]
+fn a_prompt_keeps_its_spaces_and_no_other_value_does() {
+    let e = small_with(&["sample.prompt= x ", "name = a", "schedule.steps= 7 "]).unwrap().experiment;
+    assert_eq!((e.sample.prompt.as_str(), e.name.as_str(), e.schedule.steps), (" x ", "a", 7));
+    let quoted = small_with(&["sample.prompt = \" x\""]).unwrap().experiment;
+    assert_eq!(quoted.sample.prompt, " x");
+}
+
+#[test]
 fn a_stronger_layer_takes_back_the_other_way_to_say_it() {
     let sized =
         small_with(&["model.layers=2", "model.heads=2", "model.channels=64", "batch.seq_len=32"]).unwrap();

@@ -287,3 +287,45 @@ fn a_share_that_the_schedule_does_not_use_is_remarked_on() {
     assert!(remarks(&["schedule.kind=wsd", "schedule.decay_fraction=0.5"]).is_empty());
     assert!(remarks(&["schedule.kind=constant", "schedule.final_fraction=0.1"]).is_empty());
 }
+
+#[test]
+fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() {
+    for (sets, says) in [
+        (
+            &["checkpoint.keep_every=5"][..],
+            "`checkpoint.keep_every` does nothing: `checkpoint.keep_last` is 0",
+        ),
+        (&["proof.audit_pieces=7"], "`proof.audit_pieces` does nothing: `proof.audit_every` is 0"),
+        (
+            &["kernels.gelu_fusion=1", "device.kind=cpu"],
+            "`kernels.gelu_fusion` does nothing: `device.kind` is \"cpu\"",
+        ),
+        (
+            &["memory.partial_sums=host", "device.kind=cpu"],
+            "`memory.partial_sums` does nothing: `device.kind` is \"cpu\"",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.decay_fraction=0.0", "schedule.final_fraction=0.5"],
+            "`schedule.final_fraction` does nothing: `schedule.decay_fraction` is 0",
+        ),
+        (&["eval.hellaswag=h.jsonl", "eval.every=0"], "`eval.hellaswag` is for `runner eval` alone"),
+    ] {
+        let remarks = small_with(sets).unwrap().remarks;
+        assert!(remarks.len() == 1 && remarks[0].starts_with(says), "{sets:?}: {remarks:?}");
+    }
+    for sets in [
+        &["checkpoint.keep_every=5", "checkpoint.keep_last=2"][..],
+        &["proof.audit_pieces=32"],
+        &["kernels.gelu_fusion=1"],
+        &["memory.partial_sums=device", "device.kind=cpu"],
+        &["schedule.kind=wsd", "schedule.decay_fraction=0.0"],
+        &["eval.hellaswag=h.jsonl"],
+    ] {
+        assert_eq!(small_with(sets).unwrap().remarks, [""; 0], "{sets:?}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("base.toml"), format!("{SMALL}[proof]\naudit_pieces = 7\n")).unwrap();
+    let on = folder.path().join("on.toml");
+    fs::write(&on, "extends = \"base.toml\"\n").unwrap();
+    assert_eq!(file_with(&on).unwrap().remarks, [""; 0], "what a base gives");
+}

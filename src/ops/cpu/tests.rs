@@ -64,11 +64,19 @@ fn the_bits_of_each_operation_are_those_of_the_numerics_version() {
 
 #[test]
 fn more_memory_than_there_is_is_an_error() {
-    let error = cpu(1, Simd::Auto).alloc(Role::Param, 1 << 55).err().unwrap().to_string();
+    let refused = |role| cpu(1, Simd::Auto).alloc(role, 1 << 55).err().unwrap().to_string();
+    let error = refused(Role::Param);
     assert!(
         error.starts_with("out of memory on CPU: `Param buffer of 36028797018963968 elements` needs"),
         "{error}"
     );
+    for (role, hint) in [
+        (Role::Param, "hint: lower `model.layers`"),
+        (Role::F32, "more ranks with `parallel.zero`"),
+        (Role::Activation, "hint: lower `batch.micro`"),
+    ] {
+        assert!(refused(role).contains(hint), "{role:?}: {}", refused(role));
+    }
 }
 
 #[test]

@@ -88,9 +88,11 @@ pub fn require_no_drift(entries: &[Entry]) -> anyhow::Result<()> {
 /// key that names files is left out: what they hold is in the numerics, under the same names anywhere.
 ///
 /// # Errors
-/// The member's lock is missing, damaged, or of a run that has not ended.
+/// The member has not begun, or its lock is missing, damaged, or of a run that has not ended.
 pub fn row(member: &MemberFolder) -> anyhow::Result<Table> {
-    let path = RunPaths::new(&member.folder).lock_file();
+    let paths = RunPaths::new(&member.folder);
+    let (experiment, path) = (paths.experiment(), paths.lock_file());
+    anyhow::ensure!(experiment.is_file(), "there is no `{}`: the run has not begun", experiment.display());
     let lock = Lock::read(&path).map_err(refuse_lock)?;
     let mut row = Table::from([
         ("number".to_owned(), member.number.to_string()),

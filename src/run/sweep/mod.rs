@@ -281,7 +281,7 @@ fn train(
     let (said, heard) = mpsc::channel();
     let program = std::env::current_exe().context("cannot find this program to start members")?;
     let starter = Starter { program, paths, options, places: &places, said };
-    training.run(&starter, &heard, &requests, report, on)?;
+    training.run(sweep, &starter, &heard, &requests, report, on)?;
     training.outcome(paths, nothing_to_do)
 }
 
@@ -300,6 +300,7 @@ impl Training {
     /// Starts what is queued, as many as there are places, and waits for all.
     fn run(
         &mut self,
+        sweep: &Sweep,
         starter: &Starter<'_>,
         heard: &mpsc::Receiver<(usize, String)>,
         requests: &AtomicUsize,
@@ -323,7 +324,10 @@ impl Training {
                 && let Some((at, begun)) = self.queue.pop_front()
             {
                 // Somebody may have trained it by itself since the sweep began.
-                if !begun && let Ok(row) = row(&self.folders[at]) {
+                if !begun
+                    && let FoundMember::Finished(row) =
+                        found::find(&self.folders[at], &sweep.members[at], report)
+                {
                     self.rows[at] = Some(row);
                     let (member, end) = (&self.folders[at], &MemberEnd::Finished);
                     on(&SweepEvent::Ended { member, end, seconds: 0.0 });
