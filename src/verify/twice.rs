@@ -80,8 +80,12 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
     stop::on_requests(move || request.store(true, Ordering::SeqCst))?;
     let steps = loaded.experiment.schedule.steps;
     let mut set = options.set.clone();
-    // Intervals change no bit; checkpoints to resume from and to compare are wanted.
-    set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
+    // Checkpoints to resume from and to compare are wanted. Intervals change no bit, but where a rewind
+    // goes back to one.
+    if loaded.experiment.rewind_every() == 0 {
+        set.push(format!("checkpoint.every={}", (steps / 4).max(1)));
+    }
+    set.push("checkpoint.keep_last=0".into());
     // The runs are in a folder of their own, and what they start from is not.
     set.extend(loaded.experiment.model.init.as_ref().map(|init| format!("model.init={init}")));
     let trial = TwiceRuns {
