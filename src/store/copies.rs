@@ -240,3 +240,18 @@ fn end_of_entries(text: &[u8], size: u64) -> usize {
     }
     at.get()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proof::Action;
+
+    #[test]
+    fn copies_that_a_run_went_back_behind_are_its_own() {
+        let mut entries: Vec<Entry> = (0..12).map(|step| Entry::new(step, step, Action::Update)).collect();
+        assert!(!went_back_behind(&entries, 7));
+        entries[5].events.push("rewind from step 8 to step 5".into());
+        let behind: Vec<u64> = (0..12).filter(|step| went_back_behind(&entries, *step)).collect();
+        assert_eq!(behind, [6, 7, 8]);
+    }
+}
