@@ -229,6 +229,9 @@ impl Listener for Console {
                      the data behind{WARN:#}"
                 ));
             }
+            Event::NotRewound { why, .. } => {
+                self.line(&format!("{WARN}not gone back: {why}{WARN:#}"));
+            }
             Event::Diverged { step, skips } => {
                 self.line(&format!(
                     "{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"

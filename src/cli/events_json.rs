@@ -79,6 +79,7 @@ impl Listener for JsonEvents {
             Event::Rewound { from_step, to_step, .. } => {
                 json!({"event": "rewind", "from_step": from_step, "to_step": to_step})
             }
+            Event::NotRewound { step, why } => json!({"event": "not_rewound", "step": step, "why": why}),
             Event::Diverged { step, skips } => json!({"event": "diverged", "step": step, "skips": skips}),
             Event::NotFinite { step, why } => json!({"event": "not_finite", "step": step, "why": why}),
             Event::Interrupted { step } => json!({"event": "interrupted", "step": step}),

@@ -76,10 +76,12 @@ fn folders(args: &Args) -> anyhow::Result<Vec<PathBuf>> {
 /// The bytes of what is removed, or would be. Checkpoints from which runs start that are not done are kept.
 fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64> {
     let paths = RunPaths::new(folder);
-    let own = experiment::load_recorded(&paths.experiment())?.experiment.checkpoint;
+    let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
+    let own = &experiment.checkpoint;
     let retention = Retention {
         keep_last: args.keep_last.map_or(own.keep_last, |n| n as usize),
         keep_every: args.keep_every.unwrap_or(own.keep_every),
+        rewind_every: experiment.rewind_every(),
     };
     let shown = folder.display();
     if retention.keep_last == 0 {

@@ -100,6 +100,8 @@ pub(super) enum Bits {
     ByContent,
     /// It sets these keys, which reach the bits.
     Through(&'static str),
+    /// Another value changes none, but where a rewind goes back to a checkpoint: then the lock has it.
+    ReachedByRewind,
     /// Another value may change one.
     Reached,
     /// The same, and locks leave out the default: they were made before there was the key.

@@ -167,6 +167,12 @@ fn sections() -> impl Iterator<Item = (&'static str, SectionText)> {
 fn bits(bits: Bits) -> String {
     match bits {
         Bits::Untouched => "changes none; `runner resume --set` may change it".into(),
+        Bits::ReachedByRewind => {
+            "changes none, and `runner resume --set` may change it; but with `guards.on_diverge = \
+             \"rewind\"` the lock holds it, and `runner resume` refuses another value without \
+             `--allow-drift`"
+                .into()
+        }
         Bits::Unrecorded => "changes none, and is in no lock; `runner resume --set` may change it".into(),
         Bits::Kept => "changes none; a run keeps it, and `runner resume` refuses another".into(),
         Bits::ByContent => {

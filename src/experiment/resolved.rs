@@ -167,7 +167,8 @@ choice! {
     OnDiverge {
         /// Stop with exit code 4; the last good checkpoint stands.
         Stop = "stop",
-        /// Go back to the last checkpoint and on with the data behind the bad stretch.
+        /// Go back to the last checkpoint of `checkpoint.every` and on with the data behind the bad stretch;
+        /// not twice to one checkpoint.
         Rewind = "rewind",
     }
 }
@@ -303,7 +304,8 @@ section! {
     pub struct CheckpointKeys {
         /// Steps between checkpoints, also after the last step; 0 is only the last. Default: 2000.
         pub every: u64,
-        /// Checkpoints kept; 0 keeps all. Default: 0.
+        /// Checkpoints kept; 0 keeps all. The one that `guards.on_diverge = "rewind"` needs is kept as well.
+        /// Default: 0.
         pub keep_last: usize,
         /// Never delete a checkpoint whose step is a multiple of this; 0 is none. Default: 0.
         pub keep_every: u64,

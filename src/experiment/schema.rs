@@ -151,7 +151,10 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("sample.temperature", FROM_ZERO, 1.0).example("0.8"),
     int("sample.top_k", 0, 1 << 16, Default::Integer(0)).unit("tokens").example("50"),
     //
-    int("checkpoint.every", 0, MANY, Default::Integer(2000)).unit("steps").example("500"),
+    int("checkpoint.every", 0, MANY, Default::Integer(2000))
+        .touching(Bits::ReachedByRewind)
+        .unit("steps")
+        .example("500"),
     int("checkpoint.keep_last", 0, MANY, Default::Integer(0)).unit("checkpoints").example("3"),
     int("checkpoint.keep_every", 0, MANY, Default::Integer(0)).unit("steps").example("10_000"),
     KeyRow::new("checkpoint.copy_to", ValueKind::Place, Default::Absent)
@@ -344,7 +347,8 @@ pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, O
 /// paths (their content is pinned by the lock), `data.prefetch`, `eval.*`, `sample.*`, `checkpoint.*`,
 /// `memory.recompute`, `kernels.cuda_graph`, `parallel.*` but for `parallel.workers`, `proof.*`, `log.*`,
 /// `plan.*`, `device.threads` and `device.simd`; nor does `model.descriptor`, whose sizes are keys of their
-/// own. A name that is no key is taken to matter.
+/// own. `checkpoint.every` does where `guards.on_diverge` is `rewind`, which locks add by themselves. A name
+/// that is no key is taken to matter.
 pub fn reaches_the_bits(name: &str) -> bool {
     key(name).is_none_or(|key| matches!(key.bits, Bits::Reached | Bits::ReachedWhenSet))
 }
@@ -352,7 +356,9 @@ pub fn reaches_the_bits(name: &str) -> bool {
 /// Whether a dotted key is one that runs are compared by: it reaches the bits, by its value or by what it
 /// names.
 pub(super) fn is_hyperparameter(name: &str) -> bool {
-    key(name).is_some_and(|key| !matches!(key.bits, Bits::Untouched | Bits::Unrecorded | Bits::Kept))
+    key(name).is_some_and(|key| {
+        !matches!(key.bits, Bits::Untouched | Bits::ReachedByRewind | Bits::Unrecorded | Bits::Kept)
+    })
 }
 
 /// Whether a dotted key names what is trained on or from, which the lock pins by content.

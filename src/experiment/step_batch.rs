@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use super::resolved::{BatchKeys, Experiment, OptimizerKeys, OptimizerKind};
+use super::resolved::{BatchKeys, Experiment, OnDiverge, OptimizerKeys, OptimizerKind};
 
 /// The sequences of each step. In a warm-up their number goes in a straight line, rounded down to units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -123,6 +123,14 @@ impl Experiment {
     /// Sequences of all steps before this one.
     pub fn sequences_before(&self, step: u64) -> u64 {
         self.step_sequences().before(step)
+    }
+
+    /// Steps between the checkpoints that a rewind goes back to; 0 where divergence ends the run.
+    pub fn rewind_every(&self) -> u64 {
+        match self.guards.on_diverge {
+            OnDiverge::Rewind => self.checkpoint.every,
+            OnDiverge::Stop => 0,
+        }
     }
 
     /// Micro-batches that a virtual worker folds in a step.

@@ -71,9 +71,17 @@ pub fn rewind_event(from: u64, to: u64) -> String {
     format!("rewind from step {from} to step {to}")
 }
 
-/// The step that a [`rewind_event`] went back from.
-pub fn rewound_from(event: &str) -> Option<u64> {
-    event.strip_prefix("rewind from step ")?.split_once(" to step ")?.0.parse().ok()
+/// The steps that a [`rewind_event`] went back from and to; none of every other text.
+pub fn rewind_of(event: &str) -> Option<(u64, u64)> {
+    let (from, to) = event.strip_prefix("rewind from step ")?.split_once(" to step ")?;
+    let (from, to) = (from.parse().ok()?, to.parse().ok()?);
+    (rewind_event(from, to) == event).then_some((from, to))
+}
+
+/// The step that the last rewind among these entries went back to.
+pub fn last_rewound_to(entries: &[Entry]) -> Option<u64> {
+    let mut events = entries.iter().rev().flat_map(|entry| &entry.events);
+    events.find_map(|event| rewind_of(event)).map(|(_, to)| to)
 }
 
 /// The record of one optimizer step, or of the evaluation after the last. Two entries are equal when their

@@ -227,3 +227,18 @@ fn the_tokens_of_sources_stand_last_by_name_and_no_other_spelling_is_read() {
     let evaluate = Entry { sources: entry.sources, ..evaluated() };
     assert!(Entry::parse(&evaluate.canonical()).is_err(), "an evaluation reads no training data");
 }
+
+#[test]
+fn a_rewind_is_read_as_it_is_written_and_no_other_text_is_one() {
+    assert_eq!(rewind_of(&rewind_event(14, 10)), Some((14, 10)));
+    for text in
+        ["rewind to step 4", "rewind from step 014 to step 10", "rewind from step 14 to step 10 ", "drift"]
+    {
+        assert_eq!(rewind_of(text), None, "{text}");
+    }
+    let mut entries: Vec<Entry> = (0..4).map(|step| Entry::new(step, step, Action::Update)).collect();
+    assert_eq!(last_rewound_to(&entries), None);
+    entries[1].events.push(rewind_event(3, 1));
+    entries[2].events.extend(["drift `seed` was 1, is 2".to_owned(), rewind_event(5, 2)]);
+    assert_eq!(last_rewound_to(&entries), Some(2));
+}

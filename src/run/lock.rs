@@ -99,6 +99,10 @@ pub fn resolved_numerics(experiment: &Experiment) -> Table {
     let reaching =
         experiment::flatten(experiment).into_iter().filter(|(key, value)| experiment::is_locked(key, value));
     let mut numerics: Table = reaching.map(|(key, value)| (key, plain(&value))).collect();
+    // Where a rewind goes back to.
+    if experiment.rewind_every() > 0 {
+        numerics.insert("checkpoint.every".into(), experiment.rewind_every().to_string());
+    }
     if experiment.optimizer.kind == OptimizerKind::Muon {
         numerics.insert("optimizer.muon_version".into(), muon::VERSION.to_string());
     }
@@ -247,6 +251,18 @@ mod tests {
             !numerics.keys().any(|key| key.starts_with("eval.") || key == "name" || key == "device.threads")
         );
         assert!(config(&loaded)["model.layers"].starts_with("1 (t:2"), "{}", config(&loaded)["model.layers"]);
+    }
+
+    #[test]
+    fn an_experiment_that_goes_back_locks_its_checkpoints() {
+        let text = "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=9\n\
+                    [checkpoint]\nevery=3\n[guards]\non_diverge='rewind'\n";
+        let numerics = |text: &str| {
+            let loaded = experiment::load_text("t", text, &[]).expect("a whole experiment");
+            resolved_numerics(&loaded.experiment)
+        };
+        assert_eq!(numerics(text)["checkpoint.every"], "3");
+        assert!(!numerics(&text.replace("rewind", "stop")).contains_key("checkpoint.every"));
     }
 
     #[test]

@@ -14,7 +14,7 @@ use super::sensors::{self, GpuWatch};
 use super::team::Begin;
 use crate::experiment::{self, Experiment};
 use crate::ops::Ops;
-use crate::proof::Lock;
+use crate::proof::{Lock, entry, ledger};
 use crate::store::{
     self, LoadedCheckpoint, Records, RecordsError, Retention, RunFolder, RunPaths, StoreError, Writer,
     checkpoint,
@@ -104,7 +104,16 @@ impl<O: Ops> Prepared<O> {
         let watch =
             folder.as_ref().and_then(|folder| watch_gpu(&experiment, &lock, folder, &sensors, report));
         let experiment::CheckpointKeys { keep_last, keep_every, .. } = experiment.checkpoint;
-        let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every });
+        let rewind_every = experiment.rewind_every();
+        let writer = Writer::new(&paths.checkpoints(), Retention { keep_last, keep_every, rewind_every });
+        // Rank 0 chooses where to go back to. The ledger ends at the checkpoint now.
+        let rewound_to = match &folder {
+            Some(folder) if past.resumed && rewind_every > 0 => {
+                let (_, entries) = ledger::read(&folder.paths.ledger()).map_err(refuse_ledger)?;
+                entry::last_rewound_to(&entries)
+            }
+            _ => None,
+        };
         let run = Run {
             peak_flops: peak_flops.map(|peak| peak * experiment.parallel.ranks as f64),
             experiment,
@@ -116,6 +125,7 @@ impl<O: Ops> Prepared<O> {
             writer,
             numerics: lock.numerics.clone(),
             last_state: LastState::default(),
+            rewound_to,
             stop,
         };
         let copier =

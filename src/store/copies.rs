@@ -21,8 +21,9 @@ use super::parts::{self, FileHashes};
 use super::run_folder::{EXPERIMENT, LEDGER, LOCK_FILE, SUMS};
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
+use crate::proof::entry::rewind_of;
 use crate::proof::ledger::{self, Ledger};
-use crate::proof::{Hash, Head, Lock, regular};
+use crate::proof::{Entry, Hash, Head, Lock, regular};
 
 /// The run's files that a copy has. The ledger is read last: its head shows that nobody went back meanwhile.
 const RECORDS: [&str; 5] = [EXPERIMENT, LOCK_FILE, JSONL, MAIN_LOG, LEDGER];
@@ -95,10 +96,10 @@ impl Copies {
     }
 
     /// Refuses a place that holds copies of another run, at these `steps`: the newest whose entry the ledger
-    /// has must be of it, and what is newer of its numerics.
+    /// has must be of it, and what is newer of its numerics. So must be what the run went back behind.
     pub fn require_of(&self, paths: &RunPaths, steps: &[u64]) -> Result<()> {
         // What is wrong with ledger or lock is their run's concern.
-        let Ok((log, _)) = ledger::read(&paths.ledger()) else { return Ok(()) };
+        let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(()) };
         let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(()) };
         for &step in steps.iter().rev() {
             let Manifest { ledger: Head { size, root }, numerics, .. } = self.manifest(step)?;
@@ -106,6 +107,7 @@ impl Copies {
                 Some(head) if head.root == root => return Ok(()),
                 // The run is not that far, and may get there again.
                 None if numerics == lock.numerics => {}
+                Some(_) if numerics == lock.numerics && went_back_behind(&entries, step) => {}
                 _ => return Err(StoreError::OtherCopies { place: self.address(), step }),
             }
         }
@@ -223,6 +225,12 @@ impl Copies {
     }
 }
 
+/// Whether a run went back from a step at or behind `step` to one before it.
+fn went_back_behind(entries: &[Entry], step: u64) -> bool {
+    let mut rewinds = entries.iter().flat_map(|entry| &entry.events).filter_map(|event| rewind_of(event));
+    rewinds.any(|(from, to)| to < step && step <= from)
+}
+
 /// Where the entry number `size` of a ledger's text ends, with the notes before it.
 fn end_of_entries(text: &[u8], size: u64) -> usize {
     let (at, seen) = (Cell::new(0), Cell::new(0));
@@ -231,4 +239,19 @@ fn end_of_entries(text: &[u8], size: u64) -> usize {
         seen.set(seen.get() + u64::from(line.starts_with(b"{\"entry\":")));
     }
     at.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proof::Action;
+
+    #[test]
+    fn copies_that_a_run_went_back_behind_are_its_own() {
+        let mut entries: Vec<Entry> = (0..12).map(|step| Entry::new(step, step, Action::Update)).collect();
+        assert!(!went_back_behind(&entries, 7));
+        entries[5].events.push("rewind from step 8 to step 5".into());
+        let behind: Vec<u64> = (0..12).filter(|step| went_back_behind(&entries, *step)).collect();
+        assert_eq!(behind, [6, 7, 8]);
+    }
 }

@@ -53,7 +53,8 @@ fn train(folder: &Path, steps: u64) -> u64 {
     let (manifest, loaded) = whole.unwrap();
     assert!(loaded == large(manifest.step), "the state of step {}", manifest.step);
     let mut ledger = Ledger::resume(&run.paths.ledger(), &manifest.ledger).unwrap();
-    let mut writer = Writer::new(&run.paths.checkpoints(), Retention { keep_last: 2, keep_every: 0 });
+    let mut writer =
+        Writer::new(&run.paths.checkpoints(), Retention { keep_last: 2, keep_every: 0, rewind_every: 0 });
     for step in manifest.step + 1..=manifest.step + steps {
         let head = ledger.append(&entry(step)).unwrap();
         ledger.sync().unwrap();

@@ -4,13 +4,16 @@ use std::path::Path;
 
 use super::{Result, atomic, checkpoint, contents};
 
-/// `checkpoint.keep_last` and `checkpoint.keep_every`.
+/// `checkpoint.keep_last` and `checkpoint.keep_every`, and what a rewind needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
     /// Checkpoints kept; 0 keeps all.
     pub keep_last: usize,
     /// A step that is a multiple of this is never deleted; 0 is none.
     pub keep_every: u64,
+    /// The newest step that is a multiple of this is never deleted, because a rewind goes back to it; 0 is
+    /// none.
+    pub rewind_every: u64,
 }
 
 impl Retention {
@@ -19,9 +22,11 @@ impl Retention {
         if self.keep_last == 0 {
             return Vec::new();
         }
+        let needed = steps.iter().rfind(|step| step.checked_rem(self.rewind_every) == Some(0));
         let old = &steps[..steps.len().saturating_sub(self.keep_last)];
         old.iter()
             .copied()
+            .filter(|step| Some(step) != needed)
             .filter(|step| self.keep_every == 0 || !step.is_multiple_of(self.keep_every))
             .collect()
     }
@@ -83,11 +88,19 @@ mod tests {
         ];
         for (keep_last, keep_every, doomed) in table {
             assert_eq!(
-                Retention { keep_last, keep_every }.doomed(&steps),
+                Retention { keep_last, keep_every, rewind_every: 0 }.doomed(&steps),
                 doomed,
                 "keep_last {keep_last}, keep_every {keep_every}"
             );
         }
+    }
+
+    #[test]
+    fn what_a_rewind_goes_back_to_stays() {
+        let retention = Retention { keep_last: 1, keep_every: 0, rewind_every: 500 };
+        assert_eq!(retention.doomed(&[500, 1000, 1100, 1200]), [500, 1100]);
+        assert_eq!(retention.doomed(&[500, 1000]), [500]);
+        assert_eq!(retention.doomed(&[100, 200]), [100], "none is scheduled");
     }
 
     #[test]
@@ -97,7 +110,10 @@ mod tests {
             save(folder.path(), &state(step), &facts(step)).unwrap();
         }
         std::fs::write(folder.path().join(checkpoint::folder_name(1)).join("notes.txt"), "mine").unwrap();
-        assert_eq!(prune(folder.path(), Retention { keep_last: 1, keep_every: 0 }).unwrap(), [2]);
+        assert_eq!(
+            prune(folder.path(), Retention { keep_last: 1, keep_every: 0, rewind_every: 0 }).unwrap(),
+            [2]
+        );
         assert_eq!(steps(folder.path()), [1, 3]);
     }
 
@@ -111,7 +127,7 @@ mod tests {
         for step in [1, 2, 3, 4] {
             save(folder.path(), &state(step), &facts(step)).unwrap();
         }
-        let retention = Retention { keep_last: 1, keep_every: 2 };
+        let retention = Retention { keep_last: 1, keep_every: 2, rewind_every: 0 };
         assert_eq!(prune(folder.path(), retention).unwrap(), [1, 3]);
         assert_eq!(steps(folder.path()), [2, 4]);
         assert_eq!(prune(folder.path(), retention).unwrap(), [0; 0]);
@@ -128,7 +144,10 @@ mod tests {
             let file = folder.path().join(checkpoint::folder_name(step)).join(STATE_FILE);
             std::fs::write(file, "cut short").unwrap();
         }
-        assert_eq!(prune(folder.path(), Retention { keep_last: 1, keep_every: 0 }).unwrap(), [1, 3]);
+        assert_eq!(
+            prune(folder.path(), Retention { keep_last: 1, keep_every: 0, rewind_every: 0 }).unwrap(),
+            [1, 3]
+        );
         assert_eq!(steps(folder.path()), [2, 4]);
         assert_eq!(newest_whole(folder.path()).unwrap().0.unwrap().0.step, 2);
     }

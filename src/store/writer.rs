@@ -13,10 +13,10 @@ use std::time::{Duration, Instant};
 use super::atomic::NewFolder;
 use super::audit::{self, AuditFile};
 use super::manifest::{Facts, Manifest};
-use super::retention::{Retention, prune};
+use super::retention::{self, Retention, prune};
 use super::safetensors::{self, Info, Tensor};
 use super::shared::{Extent, Site};
-use super::{LoadedCheckpoint, Result, RunPaths, StoreError, checkpoint};
+use super::{LoadedCheckpoint, Result, RunPaths, StoreError, checkpoint, contents};
 
 /// A state to be saved.
 #[derive(Debug)]
@@ -150,9 +150,21 @@ impl Writer {
         Site::new(&self.checkpoints, step, tensors)
     }
 
-    /// The newest checkpoint that is whole.
-    pub fn newest_whole(&self) -> Result<Option<LoadedCheckpoint>> {
-        Ok(checkpoint::newest_whole(&self.checkpoints)?.0)
+    /// The checkpoint of `step`; none where there is no such folder.
+    pub fn load(&self, step: u64) -> Result<Option<LoadedCheckpoint>> {
+        let folder = self.checkpoints.join(checkpoint::folder_name(step));
+        folder.is_dir().then(|| checkpoint::load(&folder)).transpose()
+    }
+
+    /// Deletes the checkpoints behind `step`, the newest first: after a kill, those that are left are of one
+    /// ledger. A folder that holds what this program did not write is kept.
+    pub fn drop_after(&self, step: u64) -> Result<()> {
+        let mut behind: Vec<(u64, PathBuf)> = checkpoint::list(&self.checkpoints)?;
+        behind.retain(|(at, folder)| {
+            *at > step && contents::foreign_in_checkpoint(folder).is_ok_and(|found| found.is_empty())
+        });
+        let steps: Vec<u64> = behind.iter().rev().map(|(at, _)| *at).collect();
+        retention::remove(&self.checkpoints, &steps)
     }
 
     /// The tensors that are `wanted`, of the checkpoint of `step`.
@@ -245,7 +257,7 @@ mod tests {
     use super::super::checkpoint::{load, tests::*};
     use super::*;
 
-    const KEEP_TWO: Retention = Retention { keep_last: 2, keep_every: 0 };
+    const KEEP_TWO: Retention = Retention { keep_last: 2, keep_every: 0, rewind_every: 0 };
 
     #[test]
     fn each_outcome_comes_back_once_and_in_order() {
@@ -292,6 +304,18 @@ mod tests {
             thread::yield_now();
         };
         assert_eq!(saved.manifest.step, 1);
+    }
+
+    #[test]
+    fn what_lies_behind_a_rewind_is_deleted() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 3] {
+            checkpoint::save(folder.path(), &state(step), &facts(step)).unwrap();
+        }
+        let writer = Writer::new(folder.path(), KEEP_TWO);
+        writer.drop_after(1).unwrap();
+        assert_eq!(writer.load(1).unwrap().unwrap().1, state(1));
+        assert!(writer.load(2).unwrap().is_none() && writer.load(3).unwrap().is_none());
     }
 
     #[test]

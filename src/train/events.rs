@@ -77,6 +77,8 @@ pub enum Event {
     /// Training went back to a checkpoint, at which the ledger had `entries` entries, and continues behind
     /// the bad data.
     Rewound { from_step: u64, to_step: u64, entries: u64 },
+    /// Training was to go back to a checkpoint after divergence at `step`, and did not.
+    NotRewound { step: u64, why: String },
     /// Too many steps in a row were skipped.
     Diverged { step: u64, skips: u64 },
     /// A loss, a weight or a validation loss is NaN or infinite, and the run ends, with `step` steps done.

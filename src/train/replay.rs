@@ -110,7 +110,10 @@ mod tests {
     }
 
     fn writer(run: &std::path::Path) -> Writer {
-        Writer::new(&RunPaths::new(run).checkpoints(), Retention { keep_last: 0, keep_every: 0 })
+        Writer::new(
+            &RunPaths::new(run).checkpoints(),
+            Retention { keep_last: 0, keep_every: 0, rewind_every: 0 },
+        )
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub struct Run<O: Ops> {
     pub numerics: BTreeMap<String, String>,
     /// What the state after the last step was found to hold, once it is saved.
     pub last_state: LastState,
+    /// The checkpoint that the run last went back to, by the ledger of a resumed run. Rank 0 has it.
+    pub rewound_to: Option<u64>,
     /// Set by a signal: finish the step, save, stop.
     pub stop: Arc<AtomicBool>,
     /// The device's peak rate at the experiment's precision, where it is known.
@@ -82,7 +84,7 @@ impl<O: Ops> Run<O> {
         out.on(&Event::Began { step, steps, tokens, all_tokens })?;
         self.drop_audits()?;
         // A second divergence before any new checkpoint would go back to the same place for ever.
-        let (mut rewound_to, mut last) = (None, None);
+        let (mut rewound_to, mut last) = (self.rewound_to, None);
         while self.trainer.progress().step < steps {
             match self.turn(&mut rewound_to, out)? {
                 ControlFlow::Continue(verdict) => last = Some(verdict),

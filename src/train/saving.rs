@@ -11,6 +11,7 @@ use crate::experiment::OnDiverge;
 use crate::ops::Ops;
 use crate::parallel::exchange;
 use crate::proof::Hash;
+use crate::proof::lock::differences;
 use crate::store::writer::{Completion, PartJob, SaveProgress, SavedCheckpoint};
 use crate::store::{Facts, LoadedCheckpoint, SaveJob};
 
@@ -98,21 +99,62 @@ impl<O: Ops> Run<O> {
         Ok(())
     }
 
-    /// The newest whole checkpoint: rank 0 chooses it, the others load their parts of the same one.
-    fn newest_checkpoint(&mut self) -> Result<Option<LoadedCheckpoint>, RunError> {
+    /// The checkpoint that a divergence at `step` goes back to, or why there is none: rank 0 chooses it, the
+    /// others load their parts of the same one.
+    fn checkpoint_before(
+        &mut self,
+        step: u64,
+        rewound_to: Option<u64>,
+    ) -> Result<Result<LoadedCheckpoint, String>, RunError> {
         const NONE: u64 = u64::MAX;
-        let found = if self.trainer.link().rank() == 0 { self.writer.newest_whole()? } else { None };
-        let step = found.as_ref().map_or(NONE, |(manifest, _)| manifest.step).to_le_bytes().to_vec();
-        let step = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", step)
+        let found = match self.trainer.link().rank() {
+            0 => Some(self.scheduled(step, rewound_to)),
+            _ => None,
+        };
+        let chosen = match &found {
+            Some(Ok((manifest, _))) => manifest.step,
+            _ => NONE,
+        };
+        let chosen = chosen.to_le_bytes().to_vec();
+        let chosen = exchange::broadcast(self.trainer.link(), "the choice of a checkpoint", chosen)
             .map_err(TrainError::from)?;
-        let step = step.try_into().map_or(NONE, u64::from_le_bytes);
-        if found.is_some() || step == NONE {
-            return Ok(found);
+        let chosen = chosen.try_into().map_or(NONE, u64::from_le_bytes);
+        match found {
+            Some(found) => Ok(found),
+            None if chosen == NONE => Ok(Err("rank 0 found no checkpoint".into())),
+            None => Ok(Ok(self.writer.load_some(chosen, |name| self.trainer.needs(name))?)),
         }
-        Ok(Some(self.writer.load_some(step, |name| self.trainer.needs(name))?))
     }
 
-    /// Goes back to the newest whole checkpoint and moves the stream of samples past what was read,
+    /// The last scheduled checkpoint before `step`, whatever others were saved because the run was stopped:
+    /// so a run that was interrupted goes back to where the uninterrupted one does.
+    fn scheduled(&self, step: u64, rewound_to: Option<u64>) -> Result<LoadedCheckpoint, String> {
+        let every = self.experiment.rewind_every();
+        let to = step.checked_rem(every).map_or(0, |behind| step - behind);
+        if to == 0 {
+            return Err(format!(
+                "there is no checkpoint yet: `checkpoint.every` is {every}, so the first is of step {every}"
+            ));
+        }
+        if rewound_to == Some(to) {
+            return Err(format!(
+                "it went back to the checkpoint of step {to} before, and other data did not help"
+            ));
+        }
+        let (manifest, state) = match self.writer.load(to) {
+            Ok(Some(loaded)) => loaded,
+            Ok(None) => return Err(format!("the checkpoint of step {to} is needed, and was deleted")),
+            Err(why) => return Err(why.to_string()),
+        };
+        match differences(&manifest.numerics, &self.numerics).is_empty() {
+            true => Ok((manifest, state)),
+            false => Err(format!(
+                "the checkpoint of step {to} is of other settings, before the drift that was allowed"
+            )),
+        }
+    }
+
+    /// Goes back to the last scheduled checkpoint and moves the stream of samples past what was read,
     /// when the experiment says so and there is somewhere new to go.
     pub(super) fn rewind(
         &mut self,
@@ -124,10 +166,12 @@ impl<O: Ops> Run<O> {
             return Ok(None);
         }
         self.settle(out)?;
-        let Some((manifest, state)) =
-            self.newest_checkpoint()?.filter(|(manifest, _)| Some(manifest.step) != rewound_to)
-        else {
-            return Ok(None);
+        let (manifest, state) = match self.checkpoint_before(step, rewound_to)? {
+            Ok(loaded) => loaded,
+            Err(why) => {
+                out.on(&Event::NotRewound { step, why })?;
+                return Ok(None);
+            }
         };
         self.trainer.restore(state)?;
         let before = |step| self.experiment.sequences_before(step);
@@ -137,6 +181,10 @@ impl<O: Ops> Run<O> {
             .map_err(TrainError::from)?;
         self.feed.seek(manifest.step, self.trainer.progress().data_offset).map_err(TrainError::from)?;
         self.drop_audits()?;
+        // The ledger loses the steps that these are of.
+        if self.trainer.link().rank() == 0 {
+            self.writer.drop_after(manifest.step)?;
+        }
         out.on(&Event::Rewound { from_step: step, to_step: manifest.step, entries: manifest.ledger.size })?;
         Ok(Some(manifest.step))
     }

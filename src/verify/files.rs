@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Checks, lock as locked, sources};
+use super::{Checks, events, lock as locked, sources};
 use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
 use crate::experiment::{self, Experiment, Loaded};
@@ -51,7 +51,10 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         locked::experiment(&recorded, lock, &manifests, checks);
     }
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
-        locked::numerics(lock, &manifests, &locked::last_drift(log.notes(), entries, lock), checks);
+        let drift = locked::last_drift(log.notes(), entries, lock);
+        locked::numerics(lock, &manifests, &drift, checks);
+        events::verify(&recorded.experiment, lock, &drift, entries, checks);
+        locked::evaluations(&recorded.experiment, lock, entries, checks);
         locked::usable_end(lock, log.notes(), entries, checks);
         locked::outputs(lock, newest, (log, entries), recorded.experiment.schedule.steps, checks);
         if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {

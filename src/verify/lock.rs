@@ -6,7 +6,7 @@
 use super::Checks;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded};
 use crate::proof::ledger::{Log, NOT_FINITE, Note};
-use crate::proof::lock::{Difference, Lock, differences};
+use crate::proof::lock::{Difference, Lock, NOT_SET, differences};
 use crate::proof::{Action, Entry, LockError, entry};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
@@ -63,6 +63,11 @@ pub(super) struct Drift {
 }
 
 impl Drift {
+    /// Whether a key is among what changed.
+    pub fn names(&self, key: &str) -> bool {
+        self.changes.iter().any(|(_, text)| key_of(text) == Some(key))
+    }
+
     /// Whether a checkpoint of `step` may differ so from the lock: it has what the key was before it first
     /// changed from there on.
     fn allows(&self, step: u64, difference: &Difference) -> bool {
@@ -259,6 +264,40 @@ pub(super) fn outputs(
             format!("the lock's are not those of checkpoints and ledger:{}", lock::list(&changed)),
         );
     }
+}
+
+/// Steps before which the experiment measures and the ledger has no figure are named. That alone is no fault:
+/// a resume may set another `eval.every` or turn a measure on, and the lock has the last settings alone.
+pub(super) fn evaluations(experiment: &Experiment, lock: &Lock, entries: &[Entry], checks: &mut Checks<'_>) {
+    const SHOWN: usize = 12;
+    let every = experiment.eval.every;
+    let is_set = |key: &str| lock.environment.get(key).is_some_and(|set| set != NOT_SET);
+    let (validated, scored) = (is_set(lock::VALIDATION_SET), is_set(lock::TASKS));
+    // Entries of version 1 do not say what was measured.
+    let lacks = |entry: &&Entry| {
+        entry.step.checked_rem(every) == Some(0)
+            && entry.evaluation.is_some_and(|it| {
+                it.is_empty() || (validated && it.validation.is_none()) || (scored && it.hellaswag.is_none())
+            })
+    };
+    let missing: Vec<String> =
+        entry::steps(entries).iter().filter(lacks).map(|entry| entry.step.to_string()).collect();
+    if missing.is_empty() {
+        return;
+    }
+    let more = match missing.len() {
+        len if len > SHOWN => format!(" and {} more", len - SHOWN),
+        _ => String::new(),
+    };
+    let shown = &missing[..missing.len().min(SHOWN)];
+    checks.skipped(
+        "evaluations",
+        format!(
+            "`eval.every` is {every}, and the ledger lacks what is measured before the steps {}{more}: it \
+             was taken out, or the settings of evaluations were others then",
+            shown.join(", ")
+        ),
+    );
 }
 
 /// A run that ended measured its last weights. No checkpoint has a head that covers that entry, so that a

@@ -1,6 +1,7 @@
 //! Checks of a run. Every check is a value; nothing here prints.
 //!
 //! * [`files`]: locks, ledger, checkpoints and data of a run against each other and this machine.
+//! * [`events`]: the rewinds and drifts that the ledger has, against what the run could have made.
 //! * [`expect`]: a run against a hash, a lock or golden roots that were kept elsewhere.
 //! * [`replay`]: steps of a run trained again, each root compared.
 //! * [`audit`]: parts of audited steps computed again in the mirror.
@@ -13,6 +14,7 @@
 
 pub mod audit;
 pub mod diff;
+pub mod events;
 pub mod expect;
 pub mod files;
 pub mod golden;

@@ -54,6 +54,7 @@ fn promise(check: &str) -> String {
         "lock" => "the lock is as runner wrote it",
         "ledger" => "no line of the ledger was edited, moved or lost",
         "ledger and checkpoints" => "ledger and checkpoints are of the same run",
+        "events" => "every rewind and every drift in the ledger is one that the run could make",
         "sources" => "the ledger counts the tokens of each source as weights and steps make them",
         "experiment" => "the experiment in the folder is the one that was locked",
         "outputs" => "the lock's outputs are those of the last checkpoint and of the ledger's end",

@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use super::Checks;
 use super::diff::state_text;
 use super::files::{WholeRun, checkpoint_folder};
+use super::sources;
 use crate::data::{Prefetcher, mixture};
 use crate::eval;
 use crate::experiment::{self, Loaded};
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
-use crate::proof::entry::{self, rewound_from};
+use crate::proof::entry::{self, rewind_of};
 use crate::proof::lock::{Lock, differences};
 use crate::proof::{Action, Entry, Evaluation, HellaSwag, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
@@ -126,7 +127,9 @@ impl OnDevice for Replay {
         let initial = initial::read(experiment, Some(&self.lock.numerics), self.steps.start > 0)?;
         let mut trainer = Trainer::new(ops, experiment)?;
         let manifest = self.data.manifest(remembered(SHARDS), self.report)?;
-        let here = lock::lock(&self.loaded, &self.data, &manifest, initial.as_ref(), &trainer.ops)?;
+        let mut here = lock::lock(&self.loaded, &self.data, &manifest, initial.as_ref(), &trainer.ops)?;
+        // The lock of an older program has no such key, and a replay goes back where the ledger says.
+        here.numerics.retain(|key, _| key != "checkpoint.every" || self.lock.numerics.contains_key(key));
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", lock::list(&changed))));
@@ -167,10 +170,8 @@ impl Replay {
     ) -> anyhow::Result<Entry> {
         let experiment = &self.loaded.experiment;
         // Where the run went back to this step, it went on with other data.
-        if let Some(from) = recorded.events.iter().find_map(|event| rewound_from(event)) {
-            trainer.skip_data(
-                experiment.sequences_before(from + 1) - experiment.sequences_before(recorded.step),
-            );
+        if recorded.events.iter().any(|event| rewind_of(event).is_some()) {
+            trainer.skip_data(sources::passed_over(experiment, recorded));
             feed.seek(recorded.step, trainer.progress().data_offset)?;
         }
         let evaluation = recorded.evaluation.map(|recorded| self.evaluate(trainer, recorded)).transpose()?;

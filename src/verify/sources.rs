@@ -6,7 +6,7 @@ use super::Checks;
 use crate::data::mixture::tokens_of_sources;
 use crate::experiment::Experiment;
 use crate::proof::Entry;
-use crate::proof::entry::{self, rewound_from};
+use crate::proof::entry::{self, rewind_of};
 use crate::units;
 
 /// Compares every entry: a run has one mixture, whatever drift was allowed. It needs no data: which source a
@@ -18,7 +18,7 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_
     }
     let mut offset = experiment.data.offset;
     for entry in steps {
-        offset += passed_over(experiment, entry);
+        offset = offset.saturating_add(passed_over(experiment, entry));
         let expected = tokens_of_sources(experiment, entry.step + 1, offset);
         if entry.sources != expected {
             let step = entry.step;
@@ -39,10 +39,11 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_
 }
 
 /// Sequences by which the rewinds that an entry records moved the stream.
-fn passed_over(experiment: &Experiment, entry: &Entry) -> u64 {
-    let from = entry.events.iter().filter_map(|event| rewound_from(event));
+pub(super) fn passed_over(experiment: &Experiment, entry: &Entry) -> u64 {
+    let rewinds = entry.events.iter().filter_map(|event| rewind_of(event));
     let before = |step| experiment.sequences_before(step);
-    from.map(|from| before(from + 1).saturating_sub(before(entry.step))).sum()
+    let passed = rewinds.map(|(from, _)| before(from.saturating_add(1)).saturating_sub(before(entry.step)));
+    passed.fold(0, u64::saturating_add)
 }
 
 fn shown(sources: &BTreeMap<String, u64>) -> String {

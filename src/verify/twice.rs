@@ -13,6 +13,7 @@ use anyhow::{Context, bail};
 use super::Checks;
 use super::diff::Diff;
 use super::golden::Golden;
+use crate::experiment::Experiment;
 use crate::proof::{Entry, Lock, ledger};
 use crate::run::initial::load_experiment;
 use crate::run::{StoppedOnRequest, alerts, member, stop};
@@ -80,8 +81,7 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
     stop::on_requests(move || request.store(true, Ordering::SeqCst))?;
     let steps = loaded.experiment.schedule.steps;
     let mut set = options.set.clone();
-    // Intervals change no bit; checkpoints to resume from and to compare are wanted.
-    set.extend([format!("checkpoint.every={}", (steps / 4).max(1)), "checkpoint.keep_last=0".into()]);
+    set.extend(intervals(&loaded.experiment));
     // The runs are in a folder of their own, and what they start from is not.
     set.extend(loaded.experiment.model.init.as_ref().map(|init| format!("model.init={init}")));
     let trial = TwiceRuns {
@@ -127,6 +127,14 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
         bless(file, &loaded.experiment.name, &made, checks)?;
     }
     Ok(())
+}
+
+/// Settings of the runs: checkpoints to resume from and to compare are wanted. Intervals change no bit, but
+/// where a rewind goes back to a checkpoint.
+fn intervals(experiment: &Experiment) -> Vec<String> {
+    let every = (experiment.schedule.steps / 4).max(1);
+    let every = (experiment.rewind_every() == 0).then(|| format!("checkpoint.every={every}"));
+    every.into_iter().chain(["checkpoint.keep_last=0".into()]).collect()
 }
 
 fn same(diff: &Diff, check: &str, good: &str, checks: &mut Checks<'_>) {
@@ -276,5 +284,23 @@ impl TwiceRuns<'_> {
         let lines: Vec<&str> = said.lines().collect();
         let tail = lines[lines.len().saturating_sub(12)..].join("\n");
         bail!("run `{name}` ended with {status}:\n{tail}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::intervals;
+    use crate::experiment;
+
+    #[test]
+    fn where_a_rewind_goes_back_to_is_the_experiments_own() {
+        let text = "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=20\n\
+                    [guards]\non_diverge='rewind'\n";
+        let of = |text: &str| {
+            let loaded = experiment::load_text("t", text, &[]).expect("a whole experiment");
+            intervals(&loaded.experiment)
+        };
+        assert_eq!(of(text), ["checkpoint.keep_last=0"]);
+        assert_eq!(of(&text.replace("rewind", "stop")), ["checkpoint.every=5", "checkpoint.keep_last=0"]);
     }
 }

@@ -1,6 +1,8 @@
 //! A loss that is not finite never reaches the weights, and a run that diverges says so.
 
-use crate::support::Lab;
+use std::time::Duration;
+
+use crate::support::{Lab, sets};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -33,12 +35,55 @@ fn rewind_goes_back_once_and_stops_when_the_data_were_not_to_blame() {
     let lab = Lab::new();
     let arguments: Vec<&str> =
         BREAKING.into_iter().chain(["--set", "guards.on_diverge=\"rewind\""]).collect();
-    lab.run(CI, &arguments).assert_fails(4, &["back to the checkpoint of step"]);
+    lab.run(CI, &arguments).assert_fails(
+        4,
+        &["back to the checkpoint of step", "not gone back: it went back to the checkpoint of step"],
+    );
     let rewound = lab.ledger("ci").into_iter().filter(|entry| entry.contains("rewind from step")).count();
     assert_eq!(rewound, 1, "the entry after the rewind says so");
     let steps = lab.ledger("ci").len();
-    lab.verify("ci", &["--replay", &format!("0..{steps}")])
-        .assert_says(&["steps 0 to", "gave the same bits again"]);
+    lab.verify("ci", &["--replay", &format!("0..{steps}")]).assert_says(&[
+        "ok      events: rewinds: 1",
+        "steps 0 to",
+        "gave the same bits again",
+    ]);
+}
+
+#[test]
+fn a_run_that_has_no_checkpoint_yet_says_so_and_keeps_its_interval() {
+    let lab = Lab::new();
+    let settings = [
+        "schedule.learning_rate=1e30",
+        "schedule.warmup_steps=0",
+        "guards.patience=3",
+        "guards.on_diverge=rewind",
+        "checkpoint.every=10",
+    ];
+    lab.run(CI, &sets(&settings)).assert_fails(4, &["not gone back: there is no checkpoint yet"]);
+    lab.resume("ci", &sets(&["checkpoint.every=2"])).assert_fails(5, &["`checkpoint.every` was 10, is 2"]);
+}
+
+/// Where it was stopped there is a checkpoint, to which the uninterrupted run could not go back.
+#[test]
+fn a_run_that_was_stopped_goes_back_to_no_checkpoint_of_its_stop() {
+    let lab = Lab::new();
+    let settings = [
+        "schedule.steps=400",
+        "schedule.learning_rate=1e30",
+        "schedule.warmup_steps=0",
+        "guards.patience=300",
+        "guards.on_diverge=rewind",
+        "checkpoint.every=1000",
+        "eval.every=0",
+        "sample.every=0",
+    ];
+    let mut run = lab.start("run", CI, &sets(&settings));
+    run.wait_for_rows(&lab, 3);
+    run.signal("INT");
+    run.end(Duration::from_secs(60)).assert_fails(130, &["stopped as asked"]);
+    let resumed = lab.resume("ci", &[]);
+    resumed.assert_fails(4, &["not gone back: there is no checkpoint yet"]);
+    assert!(!resumed.stderr.contains("back to the checkpoint of step"), "{}", resumed.stderr);
 }
 
 /// Ten steps, fewer than `guards.patience`, none of which has a finite loss.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use runner::proof::{Lock, ledger};
+use runner::proof::{Evaluation, Lock, ledger};
 use runner::store::{self, Facts};
 
 use crate::support::Lab;
@@ -64,6 +64,28 @@ fn a_lock_that_was_sealed_again_is_held_to_experiment_ledger_and_checkpoints() {
     let other = Facts { experiment: "other".into(), ..facts(&manifest) };
     store::save(&checkpoints, &state, &other).expect("saved");
     assert_finds(&lab, "name", &[], &["it is called `ci`; the checkpoint of step 10 is of `other`"]);
+}
+
+/// A ledger whose own hashes agree, with events that no run writes and without an evaluation.
+#[test]
+fn events_that_no_run_writes_and_evaluations_that_are_missing_are_named() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    for event in ["rewind from step 504 to step 5", "certified by the audit office"] {
+        let mut forged = entries.clone();
+        forged[5].events.push(event.into());
+        rewrite_records(&run, &forged);
+        assert_finds(&lab, "ci", &[], &["FAILED  events: the entry of step 5", event]);
+    }
+    let mut forged = entries.clone();
+    forged[10].evaluation = Some(Evaluation::default());
+    rewrite_records(&run, &forged);
+    assert_finds(&lab, "ci", &[], &["skipped evaluations: ", "before the steps 10: "]);
+    rewrite_records(&run, &entries);
+    let whole = lab.verify("ci", &[]);
+    assert!(whole.code == Some(0) && !whole.stdout.contains("evaluations:"), "{}", whole.stdout);
 }
 
 /// Which of a run's three records of its model was edited does not matter, and neither do two of them.
