@@ -76,15 +76,25 @@ impl<O: Ops> Prepared<O> {
         // Nothing was written up to here, so that a refusal leaves all as it was.
         let folder = destination.take()?;
         let begin_files = |folder: &RunFolder| -> anyhow::Result<Recorder> {
+            let write_lock = || store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes());
+            let write_experiment =
+                || store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes());
             // The lock first: once a folder has an experiment, it can be resumed.
-            store::atomic::write(&folder.paths.lock_file(), lock.to_text().as_bytes())?;
-            if !past.resumed || past.edited {
-                store::atomic::write(&folder.paths.experiment(), loaded.to_toml().as_bytes())?;
+            if !past.resumed {
+                write_lock()?;
+                write_experiment()?;
             }
             let tensorboard = experiment.log.tensorboard.then(|| experiment::hyperparameters(&experiment));
             let records = Records::open(&folder.paths, tensorboard, head, progress.step);
             let mut recorder = Recorder::new(records.map_err(refuse_records)?);
             changed.write(&mut recorder, past.resumed.then_some(progress.step), report)?;
+            // Then the lock last: what it does not hold any more, the ledger's notes have.
+            if past.resumed {
+                write_lock()?;
+                if past.edited {
+                    write_experiment()?;
+                }
+            }
             Ok(recorder)
         };
         let recorder = match &folder {

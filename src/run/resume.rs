@@ -196,10 +196,6 @@ impl Past {
     /// Refuses what no `--allow-drift` makes right: the validation losses of a run, or its scores, are of one
     /// set.
     fn require_same_measure(&self, here: &Lock) -> Result<(), ProofRefusal> {
-        if here.numerics.get("schedule.steps").is_some_and(|steps| self.ended_at(steps)) {
-            // Nothing is measured any more.
-            return Ok(());
-        }
         let changed = differences(&self.measured_on, &here.environment);
         let other = |field: &&Difference| {
             (field.was.as_ref()).zip(field.is.as_ref()).is_some_and(|(was, is)| !is_same_set(was, is))

@@ -54,7 +54,7 @@ pub struct Args {
     json: bool,
     /// Print the prompt's tokens, `<|endoftext|>` first, and the logits of the next one as JSON, and write
     /// nothing.
-    #[arg(long, conflicts_with_all = ["tokens", "temperature", "top_k", "top_p", "seed", "samples", "json"])]
+    #[arg(long, conflicts_with_all = ["tokens", "temperature", "top_k", "top_p", "seed", "samples"])]
     logits: bool,
     /// Step of the checkpoint to read; the newest whole one by default.
     #[arg(long, value_name = "STEP")]
