@@ -456,7 +456,8 @@ mod tests {
         let (paths, empty) = (RunPaths::new(folder.path()), Ok((Log::default(), Vec::new())));
         let added = [MetricsRow::new(0, 64, metrics::Action::Update)];
         let said = |lock| unverified(&paths, &added, Some(&empty), Some(lock), true);
-        assert_eq!(said(&Lock::default()), None);
+        let begun = Lock::default();
+        assert_eq!(said(&begun), None);
         assert!(said(&ended).unwrap().contains("was added"));
     }
 

@@ -25,10 +25,10 @@ use crate::formats::{ForeignModel, Parameters, models_read, require_finite, requ
 use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
-use crate::store::{LoadedCheckpoint, RunPaths};
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
+use crate::store::{LoadedCheckpoint, RunPaths};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Progress, Trainer};
 
@@ -126,7 +126,10 @@ enum InitStart {
     Past,
     Weights(Box<Parameters>),
     /// The state with this root in a folder of a checkpoint, which every rank reads its part of.
-    State { folder: PathBuf, root: String },
+    State {
+        folder: PathBuf,
+        root: String,
+    },
 }
 
 /// The model that `model.init` names, if any. `past` are the numerics of the run that is resumed.

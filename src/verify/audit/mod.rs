@@ -185,7 +185,8 @@ fn of_this_format(
         .into());
     }
     let listed = others.iter().map(|at| entries[*at].step.to_string()).collect::<Vec<_>>().join(", ");
-    let what = format!("of the steps {listed} have the format `{format}` of an earlier runner, or one before");
+    let what =
+        format!("of the steps {listed} have the format `{format}` of an earlier runner, or one before");
     if !audited.was_resumed() {
         checks.failed(
             "audits",
