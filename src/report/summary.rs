@@ -236,8 +236,8 @@ struct RecordedRun {
 
 impl RecordedRun {
     fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> RecordedRun {
-        // The lock is read first, which says whether the run has ended; the ledger before the rows: what a run
-        // adds meanwhile are rows without an entry, which are no fault.
+        // The lock first, which says whether the run has ended; the ledger before the rows: what a run adds
+        // meanwhile are rows without an entry, which are no fault.
         let lock = Lock::read(&paths.lock_file()).ok();
         let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
         let mut rows = match metrics::read(paths.folder()) {

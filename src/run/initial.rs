@@ -449,8 +449,8 @@ impl InitModel {
         })
     }
 
-    /// The parameters, whose sizes must be those of `model`: of a checkpoint, whose root must be `pinned`, the
-    /// fp32 masters where it has them.
+    /// The parameters, whose sizes must be those of `model`: of a checkpoint, whose root is to be `pinned`,
+    /// the fp32 masters where it has them.
     fn read(&self, model: &Model, pinned: &str) -> anyhow::Result<Parameters> {
         match self {
             InitModel::Foreign(foreign) => Ok(foreign.read(model)?),

@@ -10,7 +10,7 @@ use crate::store::{Manifest, RunPaths};
 /// The origin of a key in a lock's table, where the key has this value there.
 pub fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
     let rest = lock.config.get(key)?.strip_prefix(&lock::plain(value))?;
-    // A text may end as one with an origin behind it does, or begin as a longer one: every text has an origin.
+    // A text may look like another one with its origin, or be the beginning of one. Each has an origin.
     let is_text = value.is_string();
     if rest.is_empty() {
         return (!is_text).then_some(rest);
