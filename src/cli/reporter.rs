@@ -114,6 +114,10 @@ fn text(message: &Message<'_>) -> String {
             "note: the ledger has no state root of step {step}: the checkpoint was saved when the run was \
              stopped, and `proof.digest_every` left it out; `runner verify RUN --replay` makes it again"
         ),
+        Message::LedgerMissing { step } => format!(
+            "note: the run's `ledger.jsonl` is missing: nothing says that the checkpoint of step {step} is \
+             the run's; restore it from a copy"
+        ),
         Message::Resuming { folder, from: Some(step), .. } => {
             format!("resuming `{}` at step {step}", folder.display())
         }

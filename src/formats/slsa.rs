@@ -113,7 +113,7 @@ pub fn statement(folder: &Path, builder: &str) -> Result<Value, SlsaError> {
     match manifest.standing(&log, &entries) {
         Standing::Bound => {}
         Standing::Unbound => return Err(SlsaError::Unbound { step }),
-        Standing::OtherHead => return Err(SlsaError::ForeignLedger { step }),
+        Standing::OtherHead | Standing::Unmade => return Err(SlsaError::ForeignLedger { step }),
         Standing::OtherRoot(_) => return Err(SlsaError::OtherRoot { step }),
     }
     let inside = |file: &str| format!("checkpoints/{}/{file}", checkpoint::folder_name(step));

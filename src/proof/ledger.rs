@@ -306,9 +306,14 @@ fn require_head(path: &Path, log: &Log, head: &Head) -> Result<()> {
 /// Reads and checks a ledger without changing it: for `verify` and `diff`. A torn last line is left
 /// out and reported by [`Log::torn`].
 pub fn read(path: &Path) -> Result<(Log, Vec<Entry>)> {
+    read_up_to(path, u64::MAX)
+}
+
+/// As [`read`], of the first `size` entries: what a checkpoint after so many steps is held to.
+pub fn read_up_to(path: &Path, size: u64) -> Result<(Log, Vec<Entry>)> {
     let file = regular::open(path).map_err(cannot_open(path))?;
     let mut entries = Vec::new();
-    let log = scan(path, &file, u64::MAX, |entry| entries.push(entry))?;
+    let log = scan(path, &file, size, |entry| entries.push(entry))?;
     Ok((log, entries))
 }
 

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use serde_json::Value as Json;
 
 use super::figures::{Figures, TIMED, tail};
-use super::run_data::edited;
+use super::run_data::{edited, is_unended};
 use super::summary::{self, RunSummary, State};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
@@ -148,8 +148,9 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     let last = end.rows.last()?;
     let ledger = ledger::read_end(&paths.ledger(), COMPARED)?;
     let is_end = |root: &String| ledger.root.is_some_and(|found| found.to_string() == *root);
-    let is_as_locked = running || lock.outputs.get("end_root").is_none_or(is_end);
-    if !is_as_locked || !agree(&end.rows, &ledger, running) {
+    let unended = is_unended(running, Some(&lock));
+    let is_as_locked = unended || lock.outputs.get("end_root").is_none_or(is_end);
+    if !is_as_locked || !agree(&end.rows, &ledger, unended) {
         return None;
     }
     // What the last entries do not tell: older rows that a figure is of, and the newest checkpoint's head.
@@ -161,7 +162,7 @@ fn at_end(paths: &RunPaths, experiment: &Experiment) -> Option<RunGlance> {
     {
         return None;
     }
-    let is_told = |row: &MetricsRow| lines.get(&row.step).map_or(running, |line| tells(line, row));
+    let is_told = |row: &MetricsRow| lines.get(&row.step).map_or(unended, |line| tells(line, row));
     if !end.rows.iter().all(is_told) {
         return None;
     }

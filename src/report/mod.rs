@@ -45,7 +45,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use figures::Figures;
-pub use run_data::{ModelFacts, RunData, Size, unbound};
+pub use run_data::{ModelFacts, RunData, Size, is_unended, unbound};
 use scene::Scene;
 pub use theme::{Theme, dark_rules};
 

@@ -91,10 +91,10 @@ impl RunData {
             (RunData::from_log(&log)?, None)
         } else {
             let running = run_folder::holder(folder).is_some();
+            let lock = Lock::read(&RunPaths::new(folder).lock_file()).ok();
             let path = RunPaths::new(folder).ledger();
             let ledger = path.exists().then(|| ledger::read(&path));
             let mut rows = metrics::read(folder)?;
-            let lock = Lock::read(&RunPaths::new(folder).lock_file()).ok();
             let unverified =
                 unverified(&RunPaths::new(folder), &rows, ledger.as_ref(), lock.as_ref(), running);
             if let Some(Ok((log, _))) = &ledger {
@@ -242,6 +242,7 @@ pub(super) fn unverified(
     lock: Option<&Lock>,
     running: bool,
 ) -> Option<String> {
+    let running = is_unended(running, lock);
     match ledger {
         None => Some("there is no ledger".into()),
         Some(Err(problem)) => Some(problem.to_string().lines().next().unwrap_or_default().to_owned()),
@@ -249,6 +250,12 @@ pub(super) fn unverified(
             derived::unverified(rows, entries, running).or_else(|| unbound(paths, log, lock, running))
         }
     }
+}
+
+/// Whether files of a run may lag behind each other: a process holds its folder, and it has not ended. Of a
+/// lock that was read before the other files.
+pub fn is_unended(running: bool, lock: Option<&Lock>) -> bool {
+    running && lock.is_none_or(|lock| lock.outputs.is_empty())
 }
 
 /// The first key of a run's experiment that reaches the bits and is not what its lock holds.
@@ -265,6 +272,7 @@ pub(super) fn edited(recorded: &Experiment, lock: &Lock) -> Option<String> {
 
 /// Where a ledger is not the one that the lock has of its end, or that its newest checkpoint was saved with.
 pub fn unbound(paths: &RunPaths, log: &Log, lock: Option<&Lock>, running: bool) -> Option<String> {
+    let running = is_unended(running, lock);
     let root = lock.filter(|_| !running).and_then(|lock| lock.outputs.get("end_root"));
     if root.is_some_and(|root| *root != log.head().root.to_string()) {
         return Some("the ledger's head is not the one that the lock has of its end".to_owned());
@@ -273,9 +281,10 @@ pub fn unbound(paths: &RunPaths, log: &Log, lock: Option<&Lock>, running: bool) 
     if let Some(edited) = recorded.zip(lock).and_then(|(recorded, lock)| edited(&recorded.experiment, lock)) {
         return Some(edited);
     }
-    let (step, newest) = store::list(&paths.checkpoints()).ok()?.pop()?;
-    // What is wrong with a checkpoint, `verify` says.
-    let Manifest { ledger: head, numerics, .. } = checkpoint::inspect(&newest).ok()?;
+    // What is wrong with a checkpoint, `verify` says: the newest that can be read binds the ledger.
+    let mut saved = store::list(&paths.checkpoints()).ok()?.into_iter().rev();
+    let Manifest { step, ledger: head, numerics, .. } =
+        saved.find_map(|(_, folder)| checkpoint::inspect(&folder).ok())?;
     // A run that goes on may have saved it since the ledger was read.
     let is_newer = running && head.size > log.size();
     if !is_newer && !log.is_prefix(&head) {
@@ -435,6 +444,21 @@ mod tests {
         assert_eq!((facts.layers, facts.channels, references(&facts).count()), (12, 768, 2));
         let expected = flops_per_token(&loaded.experiment.model, loaded.experiment.batch.seq_len);
         assert_eq!((facts.parameters, facts.flops_per_token), (Some(124_475_904), Some(expected)));
+    }
+
+    #[test]
+    fn a_run_whose_lock_has_outputs_is_not_excused_by_whoever_holds_its_folder() {
+        let outputs = [("step".to_owned(), "1".to_owned())].into();
+        let ended = Lock { outputs, ..Lock::default() };
+        assert!(is_unended(true, None) && is_unended(true, Some(&Lock::default())));
+        assert!(!is_unended(true, Some(&ended)) && !is_unended(false, None));
+        let folder = tempfile::tempdir().unwrap();
+        let (paths, empty) = (RunPaths::new(folder.path()), Ok((Log::default(), Vec::new())));
+        let added = [MetricsRow::new(0, 64, metrics::Action::Update)];
+        let said = |lock| unverified(&paths, &added, Some(&empty), Some(lock), true);
+        let begun = Lock::default();
+        assert_eq!(said(&begun), None);
+        assert!(said(&ended).unwrap().contains("was added"));
     }
 
     #[test]

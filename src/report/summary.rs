@@ -236,7 +236,9 @@ struct RecordedRun {
 
 impl RecordedRun {
     fn read(paths: &RunPaths, running: bool, fault: &mut dyn FnMut(String)) -> RecordedRun {
-        // The ledger is read first: what a run adds meanwhile are rows without an entry, which are no fault.
+        // The lock first, which says whether the run has ended; the ledger before the rows: what a run adds
+        // meanwhile are rows without an entry, which are no fault.
+        let lock = Lock::read(&paths.lock_file()).ok();
         let ledger = paths.ledger().exists().then(|| ledger::read(&paths.ledger()));
         let mut rows = match metrics::read(paths.folder()) {
             Ok(rows) => rows,
@@ -249,7 +251,6 @@ impl RecordedRun {
                 Vec::new()
             }
         };
-        let lock = Lock::read(&paths.lock_file()).ok();
         let unverified = unverified(paths, &rows, ledger.as_ref(), lock.as_ref(), running);
         let (log, entries) = match ledger {
             Some(Ok(read)) => read,

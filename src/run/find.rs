@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use super::copies;
-use super::error::{ProofRefusal, UsageError, require_usage};
+use super::error::{HINT, ProofRefusal, UsageError, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
 use crate::experiment::nearest;
 use crate::formats::require_finite;
 use crate::optim::{AVERAGE, MASTER};
-use crate::proof::ledger;
+use crate::proof::{LedgerError, ledger};
 use crate::store::manifest::Standing;
 use crate::store::run_folder::{is_copy, is_place};
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
@@ -215,24 +215,54 @@ fn load_some(
 }
 
 /// Refuses a checkpoint whose state is not the one that its run's ledger has of that step, and says when the
-/// ledger has none. A ledger that is not there, or damaged, says nothing here: `verify` and a resume do.
+/// ledger has none, or is not there.
 ///
 /// # Errors
-/// The two roots differ.
-pub fn require_root(paths: &RunPaths, manifest: &Manifest, report: Report) -> Result<(), ProofRefusal> {
-    if !is_bound(paths, manifest)? {
-        report.tell(&Message::CheckpointUnbound { step: manifest.step });
+/// The two roots differ; the ledger is damaged before that step, or cannot be read.
+pub fn require_root(paths: &RunPaths, manifest: &Manifest, report: Report) -> anyhow::Result<()> {
+    let step = manifest.step;
+    match binding(paths, manifest)? {
+        Binding::Root => {}
+        Binding::Head => report.tell(&Message::CheckpointUnbound { step }),
+        Binding::Nothing => report.tell(&Message::LedgerMissing { step }),
     }
     Ok(())
 }
 
-/// Whether the run's ledger has the root of a checkpoint. A ledger that cannot be read counts as having it.
-fn is_bound(paths: &RunPaths, manifest: &Manifest) -> Result<bool, ProofRefusal> {
-    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Ok(true) };
+/// What a checkpoint could be held to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Binding {
+    /// The root that the ledger has of its step.
+    Root,
+    /// The ledger's head alone: the step was not hashed.
+    Head,
+    /// There is no ledger.
+    Nothing,
+}
+
+/// Holds a checkpoint to the entries up to it of the run's ledger.
+fn binding(paths: &RunPaths, manifest: &Manifest) -> anyhow::Result<Binding> {
     let (step, run) = (manifest.step, paths.folder().display());
-    let what = match manifest.standing(&log, &entries) {
-        Standing::Bound => return Ok(true),
-        Standing::Unbound => return Ok(false),
+    let read = match ledger::read_up_to(&paths.ledger(), manifest.ledger.size) {
+        Err(LedgerError::Missing { .. }) if step > 0 => return Ok(Binding::Nothing),
+        Err(LedgerError::Missing { .. }) => Default::default(),
+        Err(why @ LedgerError::Io { .. }) => return Err(why.into()),
+        Err(why) => {
+            let why = why.to_string();
+            let what = why.split(HINT).next().unwrap_or_default();
+            return Err(ProofRefusal(format!(
+                "the checkpoint of step {step} in `{run}` cannot be held to its ledger: {what}{HINT}`runner \
+                 verify {}` says what was changed: restore `ledger.jsonl` from a copy",
+                paths.name()
+            ))
+            .into());
+        }
+        Ok(read) => read,
+    };
+    let what = match manifest.standing(&read.0, &read.1) {
+        Standing::Bound => return Ok(Binding::Root),
+        Standing::Unbound => return Ok(Binding::Head),
+        Standing::Unmade => "number of no step that was made: a run saves none before its first".to_owned(),
         Standing::OtherHead => format!(
             "head {} after {} entries, which its `ledger.jsonl` does not have",
             manifest.ledger.root, manifest.ledger.size
@@ -242,14 +272,14 @@ fn is_bound(paths: &RunPaths, manifest: &Manifest) -> Result<bool, ProofRefusal>
     Err(ProofRefusal(format!(
         "the checkpoint of step {step} in `{run}` has the {what}\n  hint: one of the two was changed: move \
          the checkpoint away, or restore one from a copy"
-    )))
+    ))
+    .into())
 }
 
-/// [`require_root`] of a checkpoint's folder, where that lies in a run's; of one that the ledger has no root
-/// of nothing is said.
-pub(super) fn require_root_of(folder: &Path, manifest: &Manifest) -> Result<(), ProofRefusal> {
+/// What a checkpoint's folder could be held to; refused as [`require_root`] does.
+pub(super) fn binding_of(folder: &Path, manifest: &Manifest) -> anyhow::Result<Binding> {
     let run = folder.parent().and_then(Path::parent);
-    run.map_or(Ok(()), |run| is_bound(&RunPaths::new(run), manifest).map(drop))
+    run.map_or(Ok(Binding::Nothing), |run| binding(&RunPaths::new(run), manifest))
 }
 
 /// That a run has no checkpoint of `step`, and of which steps it has some.

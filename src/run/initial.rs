@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::data::{Data, SHARDS, remembered};
-use super::error::UsageError;
+use super::error::{ProofRefusal, UsageError};
+use super::find::Binding;
 use super::fit::{SavedState, Successor};
 use super::messages::Report;
 use super::recorded::require_made_with;
@@ -24,10 +25,10 @@ use crate::formats::{ForeignModel, Parameters, models_read, require_finite, requ
 use crate::ops::{Dtype, Ops};
 use crate::optim::AVERAGE;
 use crate::proof::lock::Table;
-use crate::store::RunPaths;
 use crate::store::checkpoint::{self, MANIFEST_FILE, STATE_FILE};
 use crate::store::manifest::Manifest;
 use crate::store::safetensors::Reader;
+use crate::store::{LoadedCheckpoint, RunPaths};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Progress, Trainer};
 
@@ -42,6 +43,8 @@ pub struct Initial {
     start: InitStart,
     /// Where the run of a checkpoint had come to, when its optimizer goes on from the first step.
     stream: Option<InitStream>,
+    /// What nothing says of a checkpoint.
+    remark: Option<String>,
 }
 
 /// Keys beside the data that the order of sequences follows from.
@@ -60,8 +63,9 @@ struct InitStream {
 
 impl InitStream {
     /// By the manifest, which is sealed: a run's `experiment.toml` may have drifted since.
-    fn of(folder: &Path, guards: &GuardKeys) -> anyhow::Result<InitStream> {
-        let (Manifest { numerics, .. }, counters) = checkpoint::load_some(folder, Progress::is_counter)?;
+    /// `pinned` is the state root of the checkpoint, where that is known.
+    fn of(folder: &Path, pinned: Option<&str>, guards: &GuardKeys) -> anyhow::Result<InitStream> {
+        let (Manifest { numerics, .. }, counters) = load_pinned(folder, pinned, Progress::is_counter)?;
         let steps = step_sequences(&numerics).with_context(|| {
             format!("the manifest in `{}` does not say how many tokens a step had", folder.display())
         })?;
@@ -121,8 +125,11 @@ enum InitStart {
     /// Nothing: a checkpoint of the run has it already.
     Past,
     Weights(Box<Parameters>),
-    /// The state in this folder of a checkpoint, which every rank reads its part of.
-    State(PathBuf),
+    /// The state with this root in a folder of a checkpoint, which every rank reads its part of.
+    State {
+        folder: PathBuf,
+        root: String,
+    },
 }
 
 /// The model that `model.init` names, if any. `past` are the numerics of the run that is resumed.
@@ -141,25 +148,26 @@ pub fn read(
         let known = |key| Some((key, past?.get(key)?.clone()));
         let pinned: Vec<_> = INIT_KEYS.into_iter().chain([INIT_UPDATES]).filter_map(known).collect();
         if !pinned.is_empty() {
-            return Ok(Some(Initial { pinned, start: InitStart::Past, stream: None }));
+            return Ok(Some(Initial { pinned, start: InitStart::Past, stream: None, remark: None }));
         }
     }
     let model = InitModel::open(path)?;
-    let mut pinned = vec![model.pinned()?];
+    let ((key, root), remark) = model.pinned()?;
+    let mut pinned = vec![(key, root.clone())];
     let (mut state, mut stream) = (None, None);
     if experiment.optimizer.from_init {
         let folder = model.checkpoint_folder()?;
-        let at = InitStream::of(folder, &experiment.guards)?;
+        let at = InitStream::of(folder, Some(&root), &experiment.guards)?;
         pinned.push((INIT_UPDATES, at.updates.to_string()));
         stream = Some(at).filter(|_| !from_checkpoint);
         state = Some(folder.to_owned());
     }
     let start = match (from_checkpoint, state) {
         (true, _) => InitStart::Past,
-        (false, Some(folder)) => InitStart::State(folder),
-        (false, None) => InitStart::Weights(Box::new(model.read(&experiment.model)?)),
+        (false, Some(folder)) => InitStart::State { folder, root },
+        (false, None) => InitStart::Weights(Box::new(model.read(&experiment.model, &root)?)),
     };
-    Ok(Some(Initial { pinned, start, stream }))
+    Ok(Some(Initial { pinned, start, stream, remark }))
 }
 
 /// Refuses a model that an experiment cannot start from, as far as can be told without a device and without
@@ -176,7 +184,7 @@ pub fn require_fit(experiment: &Experiment, param: Dtype) -> anyhow::Result<()> 
         return Ok(require_sizes(&sizes, &experiment.model, model.path())?);
     }
     let folder = model.checkpoint_folder()?;
-    InitStream::of(folder, &experiment.guards)?;
+    InitStream::of(folder, None, &experiment.guards)?;
     let file = &folder.join(STATE_FILE);
     let (reader, numerics) = (Reader::open(file)?, &checkpoint::inspect(folder)?.numerics);
     let saved = SavedState { file, infos: reader.infos(), numerics };
@@ -271,9 +279,14 @@ impl Initial {
     /// Those of the function [`require_fit`].
     pub fn require_fit(&self, experiment: &Experiment, param: Dtype) -> anyhow::Result<()> {
         match &self.start {
-            InitStart::State(_) => require_fit(experiment, param),
+            InitStart::State { .. } => require_fit(experiment, param),
             InitStart::Past | InitStart::Weights(_) => Ok(()),
         }
+    }
+
+    /// What is to be said of the model when a run begins.
+    pub fn remark(&self) -> Option<&str> {
+        self.remark.as_deref()
     }
 
     /// Sets a `data.offset` that no layer gives, where the optimizer goes on: to where the checkpoint's run
@@ -306,7 +319,8 @@ impl Initial {
     ///
     /// # Errors
     ///
-    /// The device fails; a checkpoint cannot be read, or is not of this experiment.
+    /// The device fails; a checkpoint cannot be read, is not of this experiment, or no more the one that was
+    /// pinned.
     pub fn start<O: Ops>(self, trainer: &mut Trainer<O>) -> anyhow::Result<()> {
         match self.start {
             InitStart::Past => {}
@@ -314,15 +328,38 @@ impl Initial {
                 let mut tensors = parameters.tensors.iter();
                 trainer.start_from(|_| values(tensors.next().expect("both are in the model's order")))?;
             }
-            InitStart::State(folder) => {
+            InitStart::State { folder, root } => {
                 let unused = |name: &str| name.starts_with(AVERAGE.prefix) && !trainer.keeps_average();
                 let wanted = |name: &str| trainer.needs(name) && !unused(name);
-                let (_, state) = checkpoint::load_some(&folder, wanted)?;
+                let (_, state) = load_pinned(&folder, Some(&root), wanted)?;
                 require_finite(&folder.join(STATE_FILE), &state)?;
                 trainer.go_on_from(state)?;
             }
         }
         Ok(())
+    }
+}
+
+/// Loads `wanted` tensors of a checkpoint, whose state root must be `pinned` if that is known.
+///
+/// # Errors
+///
+/// The checkpoint cannot be read, or is another one than was pinned.
+fn load_pinned(
+    folder: &Path,
+    pinned: Option<&str>,
+    wanted: impl Fn(&str) -> bool,
+) -> anyhow::Result<LoadedCheckpoint> {
+    let loaded = checkpoint::load_some(folder, wanted)?;
+    let found = loaded.0.state_root.to_string();
+    match pinned.filter(|pinned| *pinned != found) {
+        None => Ok(loaded),
+        Some(pinned) => Err(ProofRefusal(format!(
+            "`model.init`: the checkpoint in `{}` has the state root {found}, and had {pinned} when it was \
+             pinned: it was exchanged meanwhile\n  hint: begin again when nothing writes there any more",
+            folder.display()
+        ))
+        .into()),
     }
 }
 
@@ -391,26 +428,34 @@ impl InitModel {
         }
     }
 
-    fn pinned(&self) -> anyhow::Result<(&'static str, String)> {
+    /// What the lock has of the model, and what is to be said of it.
+    fn pinned(&self) -> anyhow::Result<((&'static str, String), Option<String>)> {
         let [sha256, root] = INIT_KEYS;
         Ok(match self {
-            InitModel::Foreign(model) => (sha256, hex::encode(model.sha256()?)),
+            InitModel::Foreign(model) => ((sha256, hex::encode(model.sha256()?)), None),
             InitModel::Checkpoint(folder) => {
                 let manifest = checkpoint::inspect(folder)?;
-                find::require_root_of(folder, &manifest)?;
+                let lacks = match find::binding_of(folder, &manifest)? {
+                    Binding::Root => None,
+                    Binding::Head => Some("the ledger of its run has no state root of that step"),
+                    Binding::Nothing => Some("the `ledger.jsonl` of its run is missing"),
+                };
+                let remark = lacks.map(|lacks| {
+                    format!("`model.init`: nothing binds the checkpoint in `{}`: {lacks}", folder.display())
+                });
                 require_made_with(&experiment_of(folder)?, &manifest, &RunPaths::new(run_of(folder)))?;
-                (root, manifest.state_root.to_string())
+                ((root, manifest.state_root.to_string()), remark)
             }
         })
     }
 
-    /// The parameters, whose sizes must be those of `model`: of a checkpoint the fp32 masters where it has
-    /// them.
-    fn read(&self, model: &Model) -> anyhow::Result<Parameters> {
+    /// The parameters, whose sizes must be those of `model`: of a checkpoint, whose root is to be `pinned`,
+    /// the fp32 masters where it has them.
+    fn read(&self, model: &Model, pinned: &str) -> anyhow::Result<Parameters> {
         match self {
             InitModel::Foreign(foreign) => Ok(foreign.read(model)?),
             InitModel::Checkpoint(folder) => {
-                let (_, state) = checkpoint::load_some(folder, find::is_weight)?;
+                let (_, state) = load_pinned(folder, Some(pinned), find::is_weight)?;
                 let file = folder.join(STATE_FILE);
                 require_finite(&file, &state)?;
                 let parameters = Parameters::of_state(&file, &self.sizes()?, state)?;
@@ -478,4 +523,43 @@ fn init_error(error: &anyhow::Error, hint: &str) -> InitError {
     let text = error.to_string();
     let (message, hint) = text.split_once("\n  hint: ").unwrap_or((&text, hint));
     InitError { message: message.into(), hint: hint.into() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::proof::{Hash, Head};
+    use crate::store::{self, Facts, Tensor};
+
+    /// Between the pin and the load, another checkpoint may have come into the folder.
+    #[test]
+    fn a_checkpoint_that_was_exchanged_after_it_was_pinned_is_not_loaded() {
+        let checkpoints = tempfile::tempdir().expect("a folder");
+        let folder = checkpoints.path().join(checkpoint::folder_name(3));
+        let save = |weight: f32| {
+            let bytes = weight.to_le_bytes().to_vec();
+            let state = [Tensor { name: "wte.weight".into(), dtype: Dtype::F32, shape: vec![1], bytes }];
+            let facts = Facts {
+                experiment: "t".into(),
+                step: 3,
+                tokens: 3,
+                updates: 3,
+                ledger: Head { size: 3, root: Hash::of(b"three") },
+                numerics: BTreeMap::new(),
+                created_by: "runner test".into(),
+                state_root: None,
+            };
+            store::save(checkpoints.path(), &state, &facts).expect("saved").state_root.to_string()
+        };
+        let pinned = save(1.0);
+        let load = |pinned: Option<&str>| load_pinned(&folder, pinned, |_| true);
+        assert_eq!(load(Some(&pinned)).expect("whole").1.len(), 1);
+        let other = save(2.0);
+        assert!(load(None).is_ok() && load(Some(&other)).is_ok());
+        let refused = load(Some(&pinned)).expect_err("another checkpoint");
+        assert!(refused.is::<ProofRefusal>(), "{refused}");
+        assert!(refused.to_string().contains("it was exchanged meanwhile"), "{refused}");
+    }
 }

@@ -59,6 +59,8 @@ pub enum Message<'a> {
     CheckpointPassedOver { step: u64, why: &'a StoreError },
     /// The state of this checkpoint has no root in the ledger that it could be held to.
     CheckpointUnbound { step: u64 },
+    /// There is no ledger that this checkpoint could be held to.
+    LedgerMissing { step: u64 },
     /// The run, which has made so many steps, is resumed from the checkpoint of this step; without one, from
     /// its start.
     Resuming { folder: &'a Path, from: Option<u64>, made: u64 },

@@ -104,6 +104,9 @@ impl Opened {
         }
         let data = Data::open(&mut loaded)?;
         let initial = initial::read(&loaded.experiment, None, false)?;
+        if let Some(remark) = initial.as_ref().and_then(Initial::remark).filter(|_| team.is_first()) {
+            report.tell(&Message::Remark(remark));
+        }
         let device = team.open_device(&loaded.experiment)?;
         initial.iter().try_for_each(|initial| initial.place(&mut loaded, &data, report))?;
         let destination = match team.is_first() {

@@ -10,7 +10,31 @@ use crate::store::{Manifest, RunPaths};
 /// The origin of a key in a lock's table, where the key has this value there.
 pub fn origin<'a>(lock: &'a Lock, key: &str, value: &serde_json::Value) -> Option<&'a str> {
     let rest = lock.config.get(key)?.strip_prefix(&lock::plain(value))?;
-    if rest.is_empty() { Some(rest) } else { rest.strip_prefix(" (")?.strip_suffix(')') }
+    // A text may look like another one with its origin, or be the beginning of one. Each has an origin.
+    let is_text = value.is_string();
+    if rest.is_empty() {
+        return (!is_text).then_some(rest);
+    }
+    let origin = rest.strip_prefix(" (")?.strip_suffix(')')?;
+    (!is_text || is_one_origin(origin)).then_some(origin)
+}
+
+/// Whether this is an origin alone, and not the rest of a text with one: whose parentheses do not match.
+fn is_one_origin(origin: &str) -> bool {
+    let mut open = 0usize;
+    let matched = origin.chars().all(|letter| {
+        match letter {
+            '(' => open += 1,
+            ')' => match open.checked_sub(1) {
+                Some(left) => open = left,
+                None => return false,
+            },
+            _ => {}
+        }
+        true
+    });
+    // A path may have one of them alone.
+    (matched && open == 0) || !origin.contains(" (")
 }
 
 /// The first key, with its value, that the experiment has otherwise than a run's lock. The lock of an older
@@ -117,4 +141,37 @@ fn require_model(experiment: &Experiment, numerics: &Table, what: &str) -> Resul
             of(here.get(key))
         )))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_text_with_parentheses_is_neither_its_beginning_nor_itself_with_its_origin() {
+        let reads = |written: &str, value: serde_json::Value| {
+            let config = [("sample.prompt".to_owned(), written.to_owned())].into();
+            let lock = Lock { config, ..Lock::default() };
+            origin(&lock, "sample.prompt", &value).map(str::to_owned)
+        };
+        let is = |written: &str, value: &str, from: &str| {
+            assert_eq!(reads(written, value.into()).as_deref(), Some(from), "{written}");
+        };
+        is("Hello (default)", "Hello", "default");
+        is("Hello (world) (a.toml:3)", "Hello (world)", "a.toml:3");
+        is("Hello (a (1) (b).toml:3)", "Hello", "a (1) (b).toml:3");
+        is("Hello (a).toml:3)", "Hello", "a).toml:3");
+        for (written, other) in [
+            ("Hello (world) (a.toml:3)", "Hello"),
+            ("Hello (wor (a.toml:3)", "Hello"),
+            ("Hello (a) (b) (a.toml:3)", "Hello (a)"),
+            ("Hello (a.toml:3)", "Hello (a.toml:3)"),
+            ("Hello (a.toml:3)", "Hell"),
+        ] {
+            assert_eq!(reads(written, other.into()), None, "{written}");
+        }
+        assert_eq!(reads("7 (a (b.toml:3)", 7.into()).as_deref(), Some("a (b.toml:3"));
+        assert_eq!(reads("7", 7.into()).as_deref(), Some(""));
+        assert_eq!(reads("70 (default)", 7.into()), None);
+    }
 }

@@ -16,7 +16,7 @@ use crate::proof::lock::Lock;
 use crate::proof::sweep::SweepLock;
 use crate::proof::{Entry, ledger};
 use crate::report::summary::{RunSummary, State};
-use crate::report::unbound;
+use crate::report::{is_unended, unbound};
 use crate::store::metrics::{self, MetricsRow};
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::{is_sweep, members};
@@ -64,6 +64,8 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
     let paths = RunPaths::new(folder);
     let summary = RunSummary::read(folder);
     let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
+    let lock = Lock::read(&paths.lock_file())?;
+    let running = is_unended(summary.state == State::Running, Some(&lock));
     let (log, entries) = ledger::read(&paths.ledger()).map_err(refuse_ledger)?;
     let Some(first) = entries.first() else {
         return Err(UsageError(format!("the run in `{}` has made no step yet", folder.display())).into());
@@ -76,7 +78,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
         // A kill came between the two files.
         rows.push(MetricsRow::of(last, None));
     }
-    if let Some(why) = derived::unverified(&rows, &entries, summary.state == State::Running) {
+    if let Some(why) = derived::unverified(&rows, &entries, running) {
         return Err(ProofRefusal(format!(
             "the metrics of `{}` are not what its ledger says: {why}\n  hint: {}",
             folder.display(),
@@ -85,8 +87,7 @@ pub fn read(folder: &Path) -> anyhow::Result<TrackedRun> {
         .into());
     }
     let notes = Notes::read(folder)?;
-    let lock = Lock::read(&paths.lock_file())?;
-    if let Some(why) = unbound(&paths, &log, Some(&lock), summary.state == State::Running) {
+    if let Some(why) = unbound(&paths, &log, Some(&lock), running) {
         return Err(ProofRefusal(format!(
             "the figures of `{}` are not verified: {why}\n  hint: `runner verify {}` says what was changed",
             folder.display(),

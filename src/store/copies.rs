@@ -29,6 +29,8 @@ use crate::proof::{Entry, Hash, Head, Lock, regular};
 const RECORDS: [&str; 5] = [EXPERIMENT, LOCK_FILE, JSONL, MAIN_LOG, LEDGER];
 /// Bytes of the longest manifest and list of digests that are read.
 const LONGEST: u64 = 64 << 20;
+/// Bytes of a record beyond that for each step: far more than any step writes.
+const LONGEST_OF_STEP: u64 = 1 << 20;
 
 /// The copies of one run.
 pub struct Copies {
@@ -176,16 +178,19 @@ impl Copies {
             }
         };
         for file in [MANIFEST_FILE].iter().chain(&RECORDS) {
-            let bytes = self.objects.get(&self.object(step, file), u64::MAX)?;
-            let bytes = bytes.ok_or_else(|| self.missing(step, file))?;
-            hold(file, Hash::of(&bytes))?;
             let path = if *file == MANIFEST_FILE { folder.join(file) } else { paths.folder().join(file) };
-            super::atomic::write(&path, &bytes)?;
-        }
-        if !self.objects.get_file(&self.object(step, STATE_FILE), &folder.join(STATE_FILE), count)? {
-            return Err(self.missing(step, STATE_FILE));
+            // What is longer is cut there, and so has another SHA-256.
+            let most = manifest.step.saturating_mul(LONGEST_OF_STEP).saturating_add(LONGEST);
+            if !self.objects.get_file(&self.object(step, file), &path, most, &|_| ())? {
+                return Err(self.missing(step, file));
+            }
+            hold(file, regular::sha256(&path).map_err(StoreError::io(&path, "read"))?)?;
         }
         let state = folder.join(STATE_FILE);
+        let most = manifest.file.bytes.saturating_add(1);
+        if !self.objects.get_file(&self.object(step, STATE_FILE), &state, most, count)? {
+            return Err(self.missing(step, STATE_FILE));
+        }
         let (loaded, sum) = thread::scope(|scope| {
             let sum = scope.spawn(|| regular::sha256(&state));
             (checkpoint::load(&folder).map(drop), sum.join().expect("hashing does not panic"))

@@ -68,6 +68,8 @@ pub enum Standing {
     Bound,
     /// Its head is, and the step was not hashed.
     Unbound,
+    /// It is of step 0: no step made it, and a run saves none before its first.
+    Unmade,
     /// The ledger has no such head, or has it after another step.
     OtherHead,
     /// The ledger has this root of its step.
@@ -77,14 +79,15 @@ pub enum Standing {
 impl Manifest {
     /// Holds the checkpoint to a ledger and its entries.
     pub fn standing(&self, log: &Log, entries: &[Entry]) -> Standing {
+        let Some(last) = self.step.checked_sub(1) else { return Standing::Unmade };
         if !log.is_prefix(&self.ledger) || self.ledger.size != self.step {
             return Standing::OtherHead;
         }
-        let at = self.step.checked_sub(1).and_then(|at| usize::try_from(at).ok());
-        match at.and_then(|at| entries.get(at)?.root) {
-            Some(root) if root == self.state_root => Standing::Bound,
-            Some(root) => Standing::OtherRoot(root),
-            None => Standing::Unbound,
+        match usize::try_from(last).ok().and_then(|last| entries.get(last)) {
+            None => Standing::OtherHead,
+            Some(Entry { root: None, .. }) => Standing::Unbound,
+            Some(Entry { root: Some(root), .. }) if *root == self.state_root => Standing::Bound,
+            Some(Entry { root: Some(root), .. }) => Standing::OtherRoot(*root),
         }
     }
 }
@@ -224,6 +227,16 @@ mod tests {
             }
             assert!(Manifest::parse(Path::new("m"), &good[..byte]).is_err(), "cut at {byte}");
         }
+    }
+
+    /// A run without a checkpoint starts at step 0 from the weights that its seed gives, and from no others.
+    #[test]
+    fn a_checkpoint_of_step_0_is_of_no_run() {
+        let log = Log::default();
+        let planted = Manifest { step: 0, ledger: log.head(), ..manifest() };
+        assert!(log.is_prefix(&planted.ledger));
+        assert_eq!(planted.standing(&log, &[]), Standing::Unmade);
+        assert_eq!(manifest().standing(&log, &[]), Standing::OtherHead);
     }
 
     /// A state renamed to another step would be trained on with that step's data and learning rate.

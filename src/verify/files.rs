@@ -57,7 +57,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         locked::evaluations(&recorded.experiment, lock, entries, checks);
         locked::usable_end(lock, log.notes(), entries, checks);
         locked::outputs(lock, newest, (log, entries), recorded.experiment.schedule.steps, checks);
-        if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty() && !running) {
+        if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty()) {
             let (line, bytes) = (torn.line, torn.bytes);
             let what =
                 format!("line {line} has {bytes} bytes and no end, and the run has ended: they were added");
@@ -177,7 +177,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
         let check = format!("checkpoint {} in the ledger", manifest.step);
         let recorded = manifest.step.checked_sub(1).and_then(|at| entries.get(usize::try_from(at).ok()?));
         let standing = manifest.standing(&log, &entries);
-        if !log.is_prefix(&manifest.ledger) {
+        if standing == Standing::Unmade {
+            let what = "a run saves none before its first step\n  do: delete its folder: it was put there";
+            checks.failed(&check, what);
+        } else if !log.is_prefix(&manifest.ledger) {
             let found = log
                 .head_at(manifest.ledger.size)
                 .map_or("has fewer lines".into(), |head| format!("gives {}", head.root));
@@ -234,11 +237,9 @@ fn counted_otherwise(manifest: &Manifest, last: &Entry, entries: &[Entry]) -> Op
 
 /// How much of the derived files a run must have.
 pub(super) fn reach(newest: Option<&Manifest>, lock: Option<&Lock>, running: bool) -> Reach {
-    Reach {
-        saved: newest.map_or(0, |manifest| manifest.step),
-        ended: lock.is_some_and(|lock| !lock.outputs.is_empty()),
-        running,
-    }
+    let ended = lock.is_some_and(|lock| !lock.outputs.is_empty());
+    // Anyone can hold the folder of a run that has ended, which excuses nothing.
+    Reach { saved: newest.map_or(0, |manifest| manifest.step), ended, running: running && !ended }
 }
 
 /// Metrics and `main.log` are made again from the ledger.
@@ -458,4 +459,19 @@ fn is_data(key: &str) -> bool {
 /// The folder of a checkpoint of a run.
 pub fn checkpoint_folder(paths: &RunPaths, step: u64) -> PathBuf {
     paths.checkpoints().join(checkpoint::folder_name(step))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whoever holds the lock of a finished run's folder makes nothing in it unfinished.
+    #[test]
+    fn a_run_that_has_ended_is_not_running() {
+        let outputs = [("step".to_owned(), "1".to_owned())].into();
+        let ended = reach(None, Some(&Lock { outputs, ..Lock::default() }), true);
+        assert!(ended.ended && !ended.running);
+        let begun = reach(None, Some(&Lock::default()), true);
+        assert!(!begun.ended && begun.running && reach(None, None, true).running);
+    }
 }

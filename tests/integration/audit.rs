@@ -283,7 +283,8 @@ fn any_number_of_ranks_leaves_the_same_ledger() {
     assert_eq!(on("4", "2", "audit of the update: no block was kept"), alone);
 }
 
-/// A run that went on under a new program has files of both; each program checks its own.
+/// A run that went on under a new program has files of both; each program checks its own. Without a resume
+/// one program made them all.
 #[test]
 fn audits_of_an_earlier_format_are_left_to_the_program_that_wrote_them() {
     let lab = Lab::new();
@@ -294,6 +295,18 @@ fn audits_of_an_earlier_format_are_left_to_the_program_that_wrote_them() {
         bytes[14] = format;
         std::fs::write(file(&lab, step), bytes).expect("writable");
     };
+    age(2, b'3');
+    assert_finds(
+        &lab,
+        RUN,
+        ALL,
+        &["FAILED  audits: of the steps 2 have the format `runner/audit/v3`", "the ledger has no resume"],
+    );
+    let path = lab.path(RUN).join("ledger.jsonl");
+    let text = std::fs::read_to_string(&path).expect("a ledger");
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.insert(3, r#"{"note":{"after":3,"kind":"resume","text":"at step 3"}}"#);
+    std::fs::write(&path, lines.join("\n") + "\n").expect("writable");
     for format in ["1", "2", "3"] {
         age(2, format.as_bytes()[0]);
         let skipped = format!(

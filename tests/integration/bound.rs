@@ -8,7 +8,7 @@ use std::time::Duration;
 use runner::proof::{Lock, ledger};
 use runner::store;
 
-use crate::support::Lab;
+use crate::support::{Lab, flip_bit};
 use crate::verify::{assert_finds, copy, facts, rewrite_records};
 use crate::verify_claims::reseal;
 
@@ -279,6 +279,60 @@ fn the_forged_ledger_of_a_run_that_has_not_ended_is_said_wherever_its_figures_ar
     let out = lab.path("mlruns").display().to_string();
     let tracked = lab.finish(&["export", "ci", "--runs", &runs, "--format", "mlflow", "--out", &out]);
     tracked.assert_fails(5, &["the figures of", says]);
+    // A folder that only has the name of a newer checkpoint binds nothing, and excuses nothing.
+    fs::create_dir(lab.path("ci/checkpoints/step_99999999")).expect("a folder");
+    let shown = lab.finish(&["plot", "ci", "--runs", &runs]);
+    assert!(shown.stderr.contains(says), "{}", shown.stderr);
+    let tracked = lab.finish(&["export", "ci", "--runs", &runs, "--format", "mlflow", "--out", &out]);
+    tracked.assert_fails(5, &["the figures of", says]);
+}
+
+/// No step made it: a run that was killed before its first checkpoint begins at step 0 from its seed.
+#[test]
+fn a_checkpoint_of_step_0_is_taken_by_nobody() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    let checkpoints = lab.path("ci/checkpoints");
+    let (manifest, mut state) = store::load(&checkpoints.join("step_00000005")).expect("whole");
+    let counter = state.iter_mut().find(|tensor| tensor.name == "train/step").expect("a counter");
+    counter.bytes = 0u64.to_le_bytes().to_vec();
+    let ledger = ledger::Log::default().head();
+    let planted = store::Facts { step: 0, tokens: 0, updates: 0, ledger, ..facts(&manifest) };
+    fs::remove_dir_all(&checkpoints).expect("removable");
+    store::save(&checkpoints, &state, &planted).expect("saved");
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    assert_finds(&lab, "ci", &[], &["checkpoint 0 in the ledger: a run saves none before its first step"]);
+    let says = ["the checkpoint of step 0", "a run saves none before its first", "move the checkpoint away"];
+    for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
+        lab.verb(verb, "ci", more).assert_fails(5, &says);
+    }
+    lab.run(CI, &["--name", "branch", "--set", "model.init=run:ci@0"]).assert_fails(5, &says);
+    lab.resume("ci", &[]).assert_fails(5, &says);
+}
+
+#[test]
+fn a_ledger_that_is_damaged_binds_no_checkpoint_and_one_that_is_missing_is_said_to_be() {
+    let lab = Lab::new();
+    trained(&lab, &[]);
+    copy(&lab.path("ci"), &lab.path("lost"));
+    forge_weight(&lab.path("ci"), 10);
+    flip_bit(&lab.path("ci/ledger.jsonl"), 0.3);
+    let says = ["the checkpoint of step 10", "cannot be held to its ledger", "`runner verify ci`"];
+    for (verb, more) in [("sample", &[][..]), ("eval", &[]), ("export", &["--format", "hf"])] {
+        lab.verb(verb, "ci", more).assert_fails(5, &says);
+    }
+    lab.run(CI, &["--name", "branch", "--set", "model.init=run:ci@10"]).assert_fails(5, &says);
+    reseal(&lab.path("ci"), |lock| lock.outputs.clear());
+    lab.resume("ci", &[]).assert_fails(5, &says);
+
+    fs::remove_file(lab.path("lost/ledger.jsonl")).expect("removable");
+    let sampled = lab.verb("sample", "lost", &["--tokens", "1"]);
+    let says = "note: the run's `ledger.jsonl` is missing: nothing says that the checkpoint of step 10";
+    assert!(sampled.code == Some(0) && sampled.stderr.contains(says), "{}", sampled.stderr);
+    let from = ["--name", "branch", "--set", "model.init=run:lost@10", "--set", "schedule.steps=2"];
+    let branch = lab.run(CI, &[&from[..], &["--set", "schedule.warmup_steps=1"]].concat());
+    assert!(branch.stderr.contains("note: `model.init`: nothing binds the checkpoint"), "{}", branch.stderr);
+    branch.root();
 }
 
 /// A statement is of a lock and a checkpoint that belong together.

@@ -98,6 +98,14 @@ fn a_damaged_copy_is_named_and_the_one_before_is_taken() {
         refused.assert_fails(5, &[&format!("the copy `{}` is damaged: its SHA-256", path.display())]);
         flip_bit(&path, 0.5);
     }
+    // One that is far too long is not read into memory, nor copied.
+    let log = step(&copies, 10).join("main.log");
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(&log)
+        .and_then(|file| file.set_len(1 << 36))
+        .expect("a hole");
+    Lab::new().resume(from, &[]).assert_fails(5, &["main.log` is damaged: its SHA-256"]);
     std::fs::remove_file(step(&copies, 10).join("main.log")).expect("it was there");
     Lab::new().resume(from, &[]).assert_fails(5, &["main.log` is damaged: it is missing"]);
 }

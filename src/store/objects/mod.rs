@@ -103,10 +103,11 @@ impl Objects {
         Ok(found.then_some(bytes))
     }
 
-    /// Reads an object into a new file, which is then on the disk; whether it is there.
-    pub fn get_file(&self, name: &str, path: &Path, count: Count<'_>) -> Result<bool> {
+    /// Reads at most so many bytes of an object into a new file, which is then on the disk; whether it is
+    /// there.
+    pub fn get_file(&self, name: &str, path: &Path, most: u64, count: Count<'_>) -> Result<bool> {
         let mut file = File::create(path).map_err(StoreError::write(path, 0))?;
-        let found = self.get_into(name, u64::MAX, &mut file, count)?;
+        let found = self.get_into(name, most, &mut file, count)?;
         file.sync_all().map_err(StoreError::write(path, 0))?;
         Ok(found)
     }

@@ -93,7 +93,7 @@ pub fn verify(
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     let (mut without_blocks, mut other_pieces) = (Vec::new(), Vec::new());
     let mut tally = Tally::default();
-    let steps = of_this_format(&audited, steps, checks)?;
+    let Some(steps) = of_this_format(&audited, steps, checks)? else { return Ok(()) };
     for at in &steps {
         let opened = audited.open(*at).and_then(|opened| {
             let parts = audited.parts(*at, &opened)?;
@@ -163,7 +163,8 @@ pub fn verify(
     Ok(())
 }
 
-/// The audits whose files this version reads, and says which it does not.
+/// The audits whose files this version reads, and says which it does not; none, and a failure, where both
+/// are of one process.
 ///
 /// # Errors
 /// It reads none of them.
@@ -171,11 +172,11 @@ fn of_this_format(
     audited: &Audited,
     steps: Vec<usize>,
     checks: &mut Checks<'_>,
-) -> anyhow::Result<Vec<usize>> {
+) -> anyhow::Result<Option<Vec<usize>>> {
     let entries = &audited.run.entries;
     let earlier = |at: &usize| audit::earlier_format(&audit::path(&audited.run.paths, entries[*at].step));
     let (others, steps): (Vec<usize>, Vec<usize>) = steps.into_iter().partition(|at| earlier(at).is_some());
-    let Some(format) = others.first().and_then(earlier) else { return Ok(steps) };
+    let Some(format) = others.first().and_then(earlier) else { return Ok(Some(steps)) };
     if steps.is_empty() {
         return Err(UsageError(format!(
             "all audits of this run have the format `{format}` of an earlier runner, or one before\n  \
@@ -184,11 +185,21 @@ fn of_this_format(
         .into());
     }
     let listed = others.iter().map(|at| entries[*at].step.to_string()).collect::<Vec<_>>().join(", ");
-    let what = format!(
-        "of the steps {listed} have the format `{format}` of an earlier runner, or one before: not drawn"
-    );
-    checks.skipped("audits", what);
-    Ok(steps)
+    let what =
+        format!("of the steps {listed} have the format `{format}` of an earlier runner, or one before");
+    if !audited.was_resumed() {
+        checks.failed(
+            "audits",
+            format!(
+                "{what}, others have this one's, and the ledger has no resume: one program made them all\n  \
+                 do: restore `{}` from a copy",
+                audited.run.paths.audits().display()
+            ),
+        );
+        return Ok(None);
+    }
+    checks.skipped("audits", format!("{what}: not drawn"));
+    Ok(Some(steps))
 }
 
 /// Says which audits are not drawn from, because they were made with other numerics, and which are not there.
