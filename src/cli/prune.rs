@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::exit;
+use super::numbers::from_zero;
 use super::streams::say;
 use crate::experiment;
 use crate::report::summary;
@@ -25,7 +26,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     keep_last: Option<u64>,
     /// Keep those of steps that are a multiple of this; by default the run's `checkpoint.keep_every`.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = from_zero::<u64>)]
     keep_every: Option<u64>,
     /// Remove them.
     #[arg(long)]
