@@ -26,7 +26,8 @@ pub struct Args {
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
-    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"], value_parser = from_one::<NonZeroU32>)]
+    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"],
+        value_parser = from_one::<NonZeroU32>)]
     audit: Option<NonZeroU32>,
     /// With `--audit`: which N; another number draws others. By default a number that the system draws, and
     /// that is shown.

@@ -145,7 +145,8 @@ const BATCH_BYTES: usize = 4 << 20;
 /// # Errors
 ///
 /// Input that is not of its format, not UTF-8, or holds no document; shards that exist already, options out
-/// of range, a request to stop, and what the operating system refuses. In every case no shard has been written or replaced.
+/// of range, a request to stop, and what the operating system refuses. In every case no shard has been
+/// written or replaced.
 pub fn prepare(
     inputs: &[Input],
     options: &PrepareOptions,

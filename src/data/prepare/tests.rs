@@ -413,6 +413,20 @@ fn a_request_to_stop_leaves_nothing_that_was_begun() {
 }
 
 #[test]
+fn what_a_killed_prepare_left_is_removed_and_what_another_writes_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let other = fs::File::create(path(".prepare-other1.tmp")).unwrap();
+    other.lock().unwrap();
+    for name in [".prepare-killed.tmp", ".prepare-notes", "x.tmp"] {
+        fs::write(path(name), "x").unwrap();
+    }
+    run(&["ab"], &options(dir.path())).unwrap();
+    let expected = [".prepare-notes", ".prepare-other1.tmp", "t_train_000001.bin", "x.tmp"];
+    assert_eq!(files(dir.path()).keys().collect::<Vec<_>>(), expected);
+}
+
+#[test]
 fn a_name_that_is_too_long_is_refused_before_a_folder_is_made() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
