@@ -228,7 +228,7 @@ mod tests {
             ("run a --ranks 0", "'0' for '--ranks <N>': expected a whole number from 1 on"),
             ("run a --member 0", "'0' for '--member <NUMBER>': expected a whole number from 1 on"),
             ("verify a --audit 0", "'0' for '--audit <N>': expected a whole number from 1 on"),
-            ("prune --all --keep-last -2", "-2 is not in 1.."),
+            ("prune --all --keep-last -2", "'-2' for '--keep-last <N>': expected a whole number from 1 on"),
             ("watch --every -1", "expected seconds from 0.1 to 3600"),
         ] {
             let words = ["runner"].into_iter().chain(line.split(' '));
