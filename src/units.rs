@@ -1,6 +1,10 @@
 //! Numbers and foreign text for people: bytes, counts, durations, and what a terminal may be given. The one
 //! place that formats them.
 
+use std::path::{Path, PathBuf};
+
+use serde::{Serialize, Serializer};
+
 /// `1.5 GiB`, `40.2 MiB`, `512 B`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
@@ -64,6 +68,21 @@ pub fn printable_lines(text: &str) -> String {
     text.chars().map(|c| if stays(c) { c } else { '\u{fffd}' }).collect()
 }
 
+/// A path as text, for JSON: where it is not UTF-8, `\u{fffd}` stands in it.
+pub fn path_text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+/// For `serialize_with`: a path by its [`path_text`].
+pub fn serialize_path<S: Serializer>(path: &Path, to: S) -> Result<S::Ok, S::Error> {
+    to.collect_str(&path.display())
+}
+
+/// The same of a path that may be missing.
+pub fn serialize_some_path<S: Serializer>(path: &Option<PathBuf>, to: S) -> Result<S::Ok, S::Error> {
+    path.as_deref().map(path_text).serialize(to)
+}
+
 /// A number as a person writes it: `,` or `_` may stand between its thousands, and nowhere else.
 pub fn parse_number(text: &str) -> Option<f64> {
     let (whole, rest) = text.split_at(text.find(['.', 'e', 'E']).unwrap_or(text.len()));
@@ -94,5 +113,26 @@ mod tests {
         assert_eq!(duration(183_600.0), "2d 03h");
         assert_eq!(thousands(1_048_576), "1,048,576");
         assert_eq!(thousands(12), "12");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_path_that_is_not_utf_8_is_text_in_json() {
+        use std::os::unix::ffi::OsStrExt;
+
+        #[derive(Serialize)]
+        struct Paths {
+            #[serde(serialize_with = "serialize_path")]
+            one: PathBuf,
+            #[serde(serialize_with = "serialize_some_path")]
+            some: Option<PathBuf>,
+            #[serde(serialize_with = "serialize_some_path")]
+            none: Option<PathBuf>,
+        }
+        let path = PathBuf::from(std::ffi::OsStr::from_bytes(b"r\xff/a"));
+        let paths = Paths { one: path.clone(), some: Some(path), none: None };
+        let json = serde_json::to_value(paths).unwrap();
+        let expected = serde_json::json!({"one": "r\u{fffd}/a", "some": "r\u{fffd}/a", "none": null});
+        assert_eq!(json, expected);
     }
 }

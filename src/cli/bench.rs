@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::numbers::from_one;
 use super::{experiment, streams};
 use crate::run::bench::{Measured, StepPart, bench};
 use crate::units;
@@ -19,7 +20,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Steps to time, after two that warm up.
-    #[arg(long, default_value = "5")]
+    #[arg(long, default_value = "5", value_parser = from_one::<NonZeroUsize>)]
     steps: NonZeroUsize,
     /// Print the result as JSON on stdout.
     #[arg(long)]

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::streams::{self, say};
 use crate::run::sensors::SharedReadings;
 use crate::train::{Event, Listener, RunError};
+use crate::units::path_text;
 
 /// Prints each event as one JSON object a line, as long as stdout takes them.
 pub struct JsonEvents {
@@ -74,7 +75,7 @@ impl Listener for JsonEvents {
                 json!({"event": "sample", "step": step, "prompt": prompt, "text": text})
             }
             Event::CheckpointSaved { step, path, bytes } => {
-                json!({"event": "checkpoint", "step": step, "path": path, "bytes": bytes})
+                json!({"event": "checkpoint", "step": step, "path": path_text(path), "bytes": bytes})
             }
             Event::Rewound { from_step, to_step, .. } => {
                 json!({"event": "rewind", "from_step": from_step, "to_step": to_step})

@@ -99,7 +99,10 @@ fn code(error: &anyhow::Error) -> u8 {
         Some(TrainError::Device(device)) => Some(device),
         _ => None,
     });
-    if matches!(error.downcast_ref(), Some(FetchError::Interrupted)) || error.is::<StoppedOnRequest>() {
+    if matches!(error.downcast_ref(), Some(FetchError::Interrupted))
+        || matches!(error.downcast_ref(), Some(DataError::Stopped))
+        || error.is::<StoppedOnRequest>()
+    {
         INTERRUPTED
     } else if is_usage(error) {
         USAGE
@@ -130,6 +133,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref(),
             Some(
                 ReportError::NotFound { .. }
+                    | ReportError::NoFolder { .. }
                     | ReportError::NoRuns
                     | ReportError::NoAxis { .. }
                     | ReportError::Table { .. }

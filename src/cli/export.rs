@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use clap::builder::{NonEmptyStringValueParser, PossibleValue, PossibleValuesParser, TypedValueParser};
 
+use super::numbers::from_zero;
 use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::formats::{FORMATS, Format, FormatWriter, Precision, TrackerWriter, WriteStatement, slsa};
@@ -28,7 +29,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     dtype: Option<DtypeArg>,
     /// Step of the checkpoint to export; the newest whole one by default.
-    #[arg(long, value_name = "STEP")]
+    #[arg(long, value_name = "STEP", value_parser = from_zero::<u64>)]
     checkpoint: Option<u64>,
     /// Export the average of the weights, which a run with `optimizer.ema_decay` keeps.
     #[arg(long)]

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use clap::{Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory};
 
 use super::Cli;
 
@@ -123,7 +123,16 @@ pub fn bare() -> Command {
             command = command.mut_subcommand(verb, |verb| verb.after_help(format!("Examples:\n{examples}")));
         }
     }
-    command
+    with_negative_numbers(command)
+}
+
+/// Options take negative numbers as their values, so that what refuses one says which are expected.
+fn with_negative_numbers(command: Command) -> Command {
+    let of_option = |arg: Arg| {
+        let takes_value = !arg.is_positional() && arg.get_action().takes_values();
+        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+    };
+    command.mut_args(of_option).mut_subcommands(with_negative_numbers)
 }
 
 /// The program as it parses its arguments: `runner help` shows verbs in groups.
@@ -210,6 +219,30 @@ mod tests {
     #[test]
     fn the_definitions_are_sound() {
         command().debug_assert();
+    }
+
+    #[test]
+    fn a_number_out_of_its_range_is_refused_with_the_range() {
+        for (line, says) in [
+            ("sample a --seed -1", "'-1' for '--seed <SEED>': expected a whole number from 0 on"),
+            ("run a --ranks 0", "'0' for '--ranks <N>': expected a whole number from 1 on"),
+            ("run a --member 0", "'0' for '--member <NUMBER>': expected a whole number from 1 on"),
+            ("verify a --audit 0", "'0' for '--audit <N>': expected a whole number from 1 on"),
+            ("prune --all --keep-last -2", "'-2' for '--keep-last <N>': expected a whole number from 1 on"),
+            ("watch --every -1", "expected seconds from 0.1 to 3600"),
+        ] {
+            let words = ["runner"].into_iter().chain(line.split(' '));
+            let refused = bare().try_get_matches_from(words).expect_err(line).to_string();
+            assert!(refused.contains(says), "{line}: {refused}");
+        }
+        for line in [
+            "data prepare a --out b --val-fraction -0.1",
+            "compare a --target -5",
+            "sample a --temperature -1",
+        ] {
+            let words = ["runner"].into_iter().chain(line.split(' '));
+            assert!(bare().try_get_matches_from(words).is_ok(), "{line}: its range is held to later");
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub mod lock;
 mod named;
 pub mod new;
 pub mod note;
+mod numbers;
 pub mod plan;
 pub mod plot;
 pub mod prune;

@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::numbers::from_zero;
 use super::reporter::reporter;
 use super::{experiment, streams, sweep_plan};
 use crate::experiment::Declared;
@@ -14,6 +15,9 @@ use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, SweepPlan, Target};
 use crate::run::{initial, require_usage};
 use crate::units;
+
+/// As many as `parallel.workers` may be.
+const MOST_GPUS: u64 = 1 << 16;
 
 /// Estimate what a run needs: memory, steps, time, money, disk. Needs no GPU and no data; what is there is
 /// looked at.
@@ -35,7 +39,7 @@ pub struct Args {
     #[arg(long, value_name = "GPU")]
     gpu: Option<String>,
     /// How many of them, in one machine.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = from_zero::<u64>)]
     gpus: u64,
     /// Print the plan as JSON on stdout.
     #[arg(long)]
@@ -54,8 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let target = Target::choose(args.gpu.as_deref(), &first.experiment)?;
     let gpus = args.gpus;
-    require_usage(gpus.is_power_of_two(), || {
-        format!("`--gpus` is {gpus}, expected a power of two: it divides the virtual workers")
+    require_usage(gpus.is_power_of_two() && gpus <= MOST_GPUS, || {
+        let most = units::thousands(MOST_GPUS);
+        format!("`--gpus` is {gpus}, expected a power of two, at most {most}: it divides the virtual workers")
     })?;
     require_usage(gpus == 1 || !matches!(target, Target::Cpu { .. }), || {
         format!("`--gpus` is {gpus}, but the plan is for a CPU\n  hint: name the GPU with `--gpu h100`")

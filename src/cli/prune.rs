@@ -1,9 +1,11 @@
 //! `runner prune RUN…`: the checkpoints that the rules of retention do not keep.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::exit;
+use super::numbers::{from_one, from_zero};
 use super::streams::say;
 use crate::experiment;
 use crate::report::summary;
@@ -22,10 +24,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "run")]
     all: bool,
     /// Keep so many of the newest; by default the run's `checkpoint.keep_last`, where 0 keeps all.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    keep_last: Option<u64>,
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
+    keep_last: Option<NonZeroUsize>,
     /// Keep those of steps that are a multiple of this; by default the run's `checkpoint.keep_every`.
-    #[arg(long, value_name = "STEPS")]
+    #[arg(long, value_name = "STEPS", value_parser = from_zero::<u64>)]
     keep_every: Option<u64>,
     /// Remove them.
     #[arg(long)]
@@ -79,7 +81,7 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
     let experiment = experiment::load_recorded(&paths.experiment())?.experiment;
     let own = &experiment.checkpoint;
     let retention = Retention {
-        keep_last: args.keep_last.map_or(own.keep_last, |n| n as usize),
+        keep_last: args.keep_last.map_or(own.keep_last, NonZeroUsize::get),
         keep_every: args.keep_every.unwrap_or(own.keep_every),
         rewind_every: experiment.rewind_every(),
     };

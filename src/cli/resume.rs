@@ -5,6 +5,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::numbers::from_one;
 use super::reporter::{conclude, exit_code, reporter};
 use super::sweep::{SweepPrinter, options};
 use crate::experiment::{self, Origin};
@@ -27,10 +28,10 @@ pub struct Args {
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
     /// Processes that share the work, one device each; the number may differ from before.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     ranks: Option<NonZeroUsize>,
     /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     jobs: Option<NonZeroUsize>,
     /// Continue although something that the bits depend on has changed.
     #[arg(long)]

@@ -4,6 +4,7 @@ use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use super::numbers::from_one;
 use super::reporter::{conclude, exit_code, reporter};
 use super::sweep::{SweepPrinter, options};
 use super::{experiment, lock};
@@ -34,13 +35,13 @@ pub struct Args {
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     ranks: Option<NonZeroUsize>,
     /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     jobs: Option<NonZeroUsize>,
     /// Of a sweep: train this member alone, as one job of an array does.
-    #[arg(long, value_name = "NUMBER", conflicts_with = "jobs")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "jobs", value_parser = from_one::<NonZeroUsize>)]
     member: Option<NonZeroUsize>,
     /// Require this lock; by default the one beside the experiment, if there is one.
     #[arg(long, value_name = "FILE")]

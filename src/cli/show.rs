@@ -24,6 +24,7 @@ use crate::store::contents;
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::members;
 use crate::store::{RunPaths, SweepPaths};
+use crate::units::path_text;
 use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
@@ -202,7 +203,7 @@ fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
     let members: Vec<MemberSummary> = folders.iter().map(MemberSummary::read).collect();
     let hash = kept_hash(folder).map(|hash| hash.to_string());
     if json {
-        let sweep = serde_json::json!({"folder": folder, "hash": hash, "members": members});
+        let sweep = serde_json::json!({"folder": path_text(folder), "hash": hash, "members": members});
         streams::print(&(serde_json::to_string_pretty(&sweep)? + "\n"))?;
     } else {
         let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}\n"));

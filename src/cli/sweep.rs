@@ -134,13 +134,14 @@ fn ended_text(member: &MemberFolder, end: &MemberEnd, after: &str) -> String {
 fn to_json(event: &SweepEvent<'_>) -> Option<Value> {
     Some(match event {
         SweepEvent::Opened { folder, members } => {
-            json!({"event": "sweep_began", "folder": folder, "members": members})
+            json!({"event": "sweep_began", "folder": units::path_text(folder), "members": members})
         }
         SweepEvent::Verified(member) => json!({
             "event": "member_verified", "member": member.number, "settings": settings_json(&member.settings),
         }),
         SweepEvent::Began { member, resumed } => json!({
-            "event": "member_began", "member": member.number, "resumed": resumed, "folder": member.folder,
+            "event": "member_began", "member": member.number, "resumed": resumed,
+            "folder": units::path_text(&member.folder),
             "settings": settings_json(&member.settings),
         }),
         SweepEvent::Said { number, line } => {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use serde_json::json;
 
+use super::numbers::{from_one, from_zero};
 use super::reporter::reporter;
 use super::{exit, streams};
 use crate::run::{UsageError, find, require_usage};
@@ -25,11 +26,12 @@ pub struct Args {
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
-    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"])]
+    #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"],
+        value_parser = from_one::<NonZeroU32>)]
     audit: Option<NonZeroU32>,
     /// With `--audit`: which N; another number draws others. By default a number that the system draws, and
     /// that is shown.
-    #[arg(long, value_name = "S", requires = "audit")]
+    #[arg(long, value_name = "S", requires = "audit", value_parser = from_zero::<u64>)]
     seed: Option<u64>,
     /// Train the experiment twice, and once more with a kill in the middle; all must agree.
     #[arg(long, requires = "what")]
@@ -136,6 +138,9 @@ fn make(args: Args, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     }
     let expected = args.expect.as_deref().map(Anchor::read).transpose()?;
     let folder = find::find(args.what.as_deref(), &args.runs)?;
+    if let Some((from, to)) = args.replay {
+        replay::require_possible(&folder, &(from..to))?;
+    }
     if args.rebuild {
         rebuild::rebuild(&folder, checks)?;
     }

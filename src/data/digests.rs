@@ -172,10 +172,12 @@ impl DigestCache {
         Ok(sha256)
     }
 
-    /// Writes the cache back, if possible.
+    /// Writes the cache back, if possible: what it knows of paths that are UTF-8, as JSON is.
     pub fn save(&self) {
         let Some(file) = &self.file else { return };
-        let text = serde_json::to_vec_pretty(&self.entries).unwrap_or_default();
+        let entries: BTreeMap<&str, &KnownDigest> =
+            self.entries.iter().filter_map(|(path, known)| Some((path.to_str()?, known))).collect();
+        let text = serde_json::to_vec_pretty(&entries).unwrap_or_default();
         let Some(folder) = file.parent() else { return };
         // Another process may save at the same time: each rename gives a whole file.
         let written = std::fs::create_dir_all(folder).and_then(|()| {

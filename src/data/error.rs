@@ -235,6 +235,9 @@ pub enum DataError {
          another `--name` or `--out`, or replace them with `--overwrite`"
     )]
     ShardsExist { path: PathBuf, prefix: String, count: usize },
+    /// A request to stop `prepare`.
+    #[error("stopped as asked: the shards that were begun are removed")]
+    Stopped,
     /// An option of `prepare` out of its range.
     #[error("`{option}` is {got}: expected {expected}")]
     Option { option: &'static str, got: String, expected: &'static str },

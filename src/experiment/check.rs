@@ -44,14 +44,14 @@ pub(super) fn value(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Va
             }
             // The caller knows where runs are.
             let is_run = key.kind == ValueKind::Model && path.starts_with(RUN_PREFIX);
-            Ok(if is_run { Value::from(path) } else { Value::from(join(folder, path, false)) })
+            Ok(if is_run { Value::from(path) } else { Value::from(join(key, folder, path, false)?) })
         }
         ValueKind::Patterns => patterns(key, raw, folder).map(Value::from),
         ValueKind::Place => {
             let place = text(key, raw)?;
             match CopyPlace::parse(place) {
                 Ok(_) if CopyPlace::is_url(place) => Ok(Value::from(place)),
-                Ok(_) => Ok(Value::from(join(folder, place, false))),
+                Ok(_) => Ok(Value::from(join(key, folder, place, false)?)),
                 // What may be a secret is not shown.
                 Err(why) => {
                     let label = if why == NoPlace::Secret { "" } else { "expected a place for copies" };
@@ -217,14 +217,15 @@ fn patterns(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String
             ));
         }
     }
-    Ok(written.into_iter().map(|pattern| join(folder, pattern, true)).collect())
+    written.into_iter().map(|pattern| join(key, folder, pattern, true)).collect()
 }
 
 /// `path` relative to `folder`, without `.` and leading `..` steps. In a pattern, special characters of the
-/// folder's own name are escaped. An absolute path is left as it is.
-fn join(folder: &Path, path: &str, as_pattern: bool) -> String {
+/// folder's own name are escaped. An absolute path is left as it is. Values are text, so a folder whose path
+/// is none is refused.
+fn join(key: &KeyRow, folder: &Path, path: &str, as_pattern: bool) -> Result<String, Refusal> {
     if Path::new(path).is_absolute() {
-        return path.to_string();
+        return Ok(path.to_string());
     }
     let mut base = folder.to_path_buf();
     let mut rest = PathBuf::new();
@@ -237,12 +238,15 @@ fn join(folder: &Path, path: &str, as_pattern: bool) -> String {
             other => rest.push(other),
         }
     }
-    let base = base.to_string_lossy();
-    let base = if as_pattern { glob::Pattern::escape(&base) } else { base.into_owned() };
+    let Some(base) = base.to_str() else {
+        let what = format!("starts from `{}`, a folder whose path is not UTF-8", base.display());
+        return Err(refusal(key, &what, "expected an absolute path, or a folder with another name"));
+    };
+    let base = if as_pattern { glob::Pattern::escape(base) } else { base.to_owned() };
     if rest.as_os_str().is_empty() {
-        base
+        Ok(base)
     } else {
-        Path::new(&base).join(rest).to_string_lossy().into_owned()
+        Ok(Path::new(&base).join(rest).to_string_lossy().into_owned())
     }
 }
 
@@ -325,5 +329,27 @@ mod tests {
         assert_eq!(check("eval.hellaswag", "\"../h.jsonl\"").unwrap().as_str(), Some("/work/[a]/h.jsonl"));
         assert!(check("data.train", "[\"a\", 1]").is_err());
         assert!(check("data.train", "\"a[\"").is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_is_not_utf_8_is_refused_where_a_path_starts_from_it() {
+        use std::os::unix::ffi::OsStrExt;
+
+        let folder = Path::new(std::ffi::OsStr::from_bytes(b"/work/r\xff"));
+        for (name, relative, absolute) in [
+            ("data.train", "\"x_*.bin\"", "\"/data/x_*.bin\""),
+            ("model.init", "\"model\"", "\"/model\""),
+            ("checkpoint.copy_to", "\"copies\"", "\"/copies\""),
+        ] {
+            let of = |toml: &str| {
+                value(schema::key(name).unwrap(), DeValue::parse(toml).unwrap().get_ref(), folder)
+            };
+            let message = of(relative).unwrap_err().message;
+            let expected =
+                format!("`{name}` starts from `/work/r\u{fffd}`, a folder whose path is not UTF-8");
+            assert_eq!(message, expected);
+            assert!(of(absolute).is_ok(), "{name}");
+        }
     }
 }

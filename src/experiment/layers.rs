@@ -481,7 +481,9 @@ impl Layers {
         let mut ours: Vec<(String, String)> = Vec::new();
         for (name, text) in variables {
             let name = name.to_string_lossy();
-            if name.starts_with(PREFIX) {
+            if is_setting(&name) && text.to_str().is_none() {
+                self.faults.push(Fault::new(format!("the value of `{name}` is not UTF-8")));
+            } else if name.starts_with(PREFIX) {
                 ours.push((name.into_owned(), text.to_string_lossy().into_owned()));
             }
         }

@@ -14,12 +14,14 @@ use figment::{Figment, Provider as _};
 use super::check;
 use super::diagnostics::Fault;
 use super::init_models::InitModels;
+use super::key_row::MANY;
 use super::layers::{Layer, LayerSource, Layers, PlacedValue};
 use super::model_keys::VOCAB_ALIGN;
 use super::origin::{Origin, origin_in};
 use super::resolved::Experiment;
 use super::schema::{self, KEYS};
 use super::write;
+use crate::units::thousands;
 
 mod audit;
 mod continued;
@@ -289,6 +291,15 @@ impl Rules {
         // At most 2^20 · 2^20 · 2^16, so no overflow.
         let unit = micro * seq_len * workers;
         if self.get("batch.tokens").is_none() && self.truly_missing(&["batch.tokens"]) {
+            if unit > MANY {
+                let message = format!(
+                    "micro × seq_len × workers = {unit} tokens a step, but at most {} are allowed",
+                    thousands(MANY)
+                );
+                let fault = self.clash(message, &["batch.micro", "batch.seq_len", "parallel.workers"]);
+                self.refuse(fault.hint("lower one of them".to_string()));
+                return;
+            }
             self.derive("batch.tokens", unit, "from micro · seq_len · workers");
         }
         let Some(tokens) = self.int("batch.tokens") else { return };

@@ -14,6 +14,9 @@ use super::{
     Dtype, ElementBytes, Family, LinearShape, Operation, Ops, ReplayKey, Result, Role, ScratchShape, Work, op,
 };
 
+/// The name under which token ids on their way to the device are recorded.
+pub const TOKEN_UPLOAD: &str = "token upload";
+
 /// A device and the times of its operations.
 pub struct Timed<O> {
     pub inner: O,
@@ -97,7 +100,7 @@ impl<O: Ops> Ops for Timed<O> {
     pass_on!();
 
     fn upload_ids(&mut self, dst: &mut O::Ids, ids: &[u16]) -> Result<()> {
-        let label = Label { name: "token upload".into(), family: Family::Host };
+        let label = Label { name: TOKEN_UPLOAD.into(), family: Family::Host };
         self.timed(label, Work::bytes(2.0 * ids.len() as f64), |inner| inner.upload_ids(dst, ids))
     }
 

@@ -12,7 +12,7 @@ use crate::experiment::{Compute, DeviceKind, Experiment};
 use crate::model::gpt2::{Gpt2, MicroBatch};
 use crate::model::weights::{ParamSpec, Weights};
 use crate::ops::dry::Dry;
-use crate::ops::timed::{Label, OperationTime, Timed};
+use crate::ops::timed::{Label, OperationTime, TOKEN_UPLOAD, Timed};
 use crate::ops::{DeviceError, Family, Ops, Role, Rows, Write};
 use crate::optim::{MASTER, UpdateRule, update_rule};
 
@@ -155,15 +155,20 @@ fn counted(
     let mut model = Gpt2::zeroed(&mut ops, &experiment.model, rows, experiment.memory.recompute, true)?;
     let mut grads = model.specs.try_map(|spec| ops.alloc(Role::F32, spec.len))?;
     let mut losses = ops.alloc(Role::F32, rows.count())?;
-    let tokens = vec![0; rows.count()];
-    let batch = MicroBatch { inputs: &tokens, targets: &tokens, rows, losses_at: 0 };
+    // Nothing reads token ids here, and of the largest micro-batches they would fill the host's memory.
+    let batch = MicroBatch { inputs: &[], targets: &[], rows, losses_at: 0 };
     ops.start();
     if backward {
         model.forward_backward(&mut ops, &batch, &mut losses, &mut grads, 1.0, Write::Add)?;
     } else {
         model.forward(&mut ops, &batch, &mut losses)?;
     }
-    Ok(ops.finish().into_iter().collect())
+    let mut records: Vec<_> = ops.finish().into_iter().collect();
+    for (_, upload) in records.iter_mut().filter(|(label, _)| label.name == TOKEN_UPLOAD) {
+        // The inputs and the targets, of two bytes each.
+        upload.bytes = 4.0 * rows.count() as f64;
+    }
+    Ok(records)
 }
 
 /// Rates of a device at an experiment's precision.
@@ -261,6 +266,17 @@ mod tests {
             assert!(*seconds > 0.0 && record.calls > 0, "{name}");
         }
         assert!(cost.operations.len() > 15, "{}", cost.operations.len());
+    }
+
+    #[test]
+    fn token_ids_are_counted_and_not_made() {
+        let mut experiment = shipped("gpt2_124m.toml", &[]);
+        (experiment.batch.micro, experiment.batch.seq_len) = (1 << 20, 1 << 14);
+        (experiment.model.context, experiment.batch.tokens) = (1 << 14, 1 << 34);
+        let cost = cost(&experiment, &Storage::mirror(), Target::Gpu(H100), Share::ALONE);
+        let operations = cost.expect("nothing can fail").operations;
+        let (_, upload, _) = operations.iter().find(|(name, ..)| name == TOKEN_UPLOAD).expect("one");
+        assert_eq!((upload.calls, upload.bytes), (2, 4.0 * (1u64 << 34) as f64));
     }
 
     #[test]

@@ -64,11 +64,12 @@ pub(super) fn best_val_loss(folder: &Path) -> Option<f64> {
     best_val_loss
 }
 
-/// Keeps what was found. A cache that cannot be written costs time and nothing else.
+/// Keeps what was found, of paths that are UTF-8 as JSON is. A cache that cannot be written costs time and
+/// nothing else.
 pub fn remember() {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(file) = cache_folder(LEDGERS).filter(|_| known.grown) else { return };
-    known.by_path.retain(|ledger, _| ledger.exists());
+    known.by_path.retain(|ledger, _| ledger.to_str().is_some() && ledger.exists());
     known.grown = false;
     let text = serde_json::to_vec_pretty(&known.by_path).unwrap_or_default();
     let made = file.parent().map(std::fs::create_dir_all);

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use rayon::prelude::*;
 use serde_json::Value as Json;
 
+use super::ReportError;
 use super::figures::{Figures, TIMED, tail};
 use super::run_data::{edited, is_unended};
 use super::summary::{self, RunSummary, State};
@@ -64,8 +65,8 @@ pub struct RunGlance {
 /// Every run under `runs`, by name.
 ///
 /// # Errors
-/// The folder is there and cannot be listed.
-pub fn all(runs: &Path) -> std::io::Result<Vec<RunGlance>> {
+/// The folder is there and cannot be listed, or is none.
+pub fn all(runs: &Path) -> Result<Vec<RunGlance>, ReportError> {
     let folders = summary::folders(runs)?;
     Ok(folders.par_iter().map(|folder| RunGlance::read(folder, runs)).collect())
 }

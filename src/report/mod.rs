@@ -106,6 +106,8 @@ pub enum ReportError {
     #[error("`{}` ends in .{ending}, which is not a format of pictures here\n  hint: name a file in .png or \
              .svg, or a folder for loss.png and loss.svg", path.display())]
     Ending { path: PathBuf, ending: String },
+    #[error("`{}` is not a folder: expected one that holds run folders", path.display())]
+    NoFolder { path: PathBuf },
     #[error("nothing to plot: no run was given")]
     NoRuns,
     #[error("run `{run}` has no {what}: {why}\n  hint: use --x step")]

@@ -3,13 +3,14 @@
 //! Folders are read without a lock: a run may be going on in another process, and a damaged one has a row
 //! too. A file that cannot be read makes the run `broken`, with the reason.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::Figures;
 use super::run_data::{mark_resumes, unverified};
 use super::sources::{SourceRead, sources_read};
+use super::{Figures, ReportError};
 use crate::experiment::{self, Experiment};
 use crate::model::weights::Weights;
 use crate::proof::ledger::{self, Log, NOT_FINITE, Note};
@@ -66,6 +67,7 @@ pub struct Incident {
 #[derive(Clone, Debug, Serialize)]
 pub struct RunSummary {
     pub name: String,
+    #[serde(serialize_with = "crate::units::serialize_path")]
     pub folder: PathBuf,
     pub state: State,
     /// Why it is broken, or stopped before its end.
@@ -105,15 +107,19 @@ pub struct RunSummary {
 /// holds `sweep.toml`, the members are runs.
 ///
 /// # Errors
-/// The folder is there and cannot be listed.
-pub fn folders(runs: &Path) -> std::io::Result<Vec<PathBuf>> {
+/// The folder is there and cannot be listed, or is none.
+pub fn folders(runs: &Path) -> Result<Vec<PathBuf>, ReportError> {
+    let unlisted = |source: io::Error| match source.kind() {
+        io::ErrorKind::NotADirectory => ReportError::NoFolder { path: runs.to_owned() },
+        _ => ReportError::Io { action: "list", path: runs.to_owned(), source },
+    };
     let entries = match std::fs::read_dir(runs) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(unlisted)?,
     };
     let mut folders = Vec::new();
     for entry in entries {
-        let entry = entry?;
+        let entry = entry.map_err(unlisted)?;
         if entry.file_name().to_string_lossy().starts_with('.') {
             continue;
         }
@@ -458,5 +464,15 @@ mod tests {
         assert_eq!(RunSummary::read(&folder).state, State::Running);
         drop(held);
         assert_eq!(RunSummary::read(&folder).state, State::Stopped);
+    }
+
+    #[test]
+    fn a_file_is_no_folder_of_runs_and_one_that_is_missing_has_none() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(folders(&root.path().join("none")).unwrap().is_empty());
+        let file = root.path().join("tiny.toml");
+        std::fs::write(&file, "").unwrap();
+        let says = folders(&file).unwrap_err().to_string();
+        assert!(says.contains("tiny.toml` is not a folder"), "{says}");
     }
 }

@@ -170,7 +170,7 @@ fn measure<O: Ops>(
 }
 
 fn median_ms(count: usize, mut step: impl FnMut() -> Result<(), TrainError>) -> Result<f64, TrainError> {
-    let mut times = Vec::with_capacity(count);
+    let mut times = Vec::new();
     for _ in 0..count.max(1) {
         let start = Instant::now();
         step()?;
@@ -186,4 +186,16 @@ fn peak_resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::DeviceError;
+
+    #[test]
+    fn room_for_times_is_not_taken_before_they_are_there() {
+        let fails = || Err(TrainError::Device(DeviceError::Unavailable("none".into())));
+        assert!(median_ms(usize::MAX, fails).is_err());
+    }
 }

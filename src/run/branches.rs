@@ -1,9 +1,9 @@
 //! Runs that start from a checkpoint of another, by their `model.init`: who needs what is to be deleted.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::experiment::{self, Loaded};
+use crate::report::ReportError;
 use crate::report::glance::RunGlance;
 use crate::report::summary::{self, State};
 use crate::store::RunPaths;
@@ -23,8 +23,8 @@ impl Branch {
     /// The branches under `runs`, members of sweeps too that have not begun. What cannot be read is none.
     ///
     /// # Errors
-    /// The folder is there and cannot be listed.
-    pub fn all(runs: &Path) -> io::Result<Vec<Branch>> {
+    /// The folder is there and cannot be listed, or is none.
+    pub fn all(runs: &Path) -> Result<Vec<Branch>, ReportError> {
         let begun = summary::folders(runs)?.into_iter().filter_map(|folder| {
             let loaded = experiment::load_recorded(&RunPaths::new(&folder).experiment()).ok()?;
             Branch::of(folder, loaded, runs)

@@ -46,6 +46,7 @@ pub struct CpuReport {
 pub struct LibraryReport {
     pub name: String,
     pub enables: &'static str,
+    #[serde(serialize_with = "crate::units::serialize_some_path")]
     pub path: Option<PathBuf>,
     pub version: Option<String>,
     pub problem: Option<String>,
@@ -85,6 +86,7 @@ pub struct KernelReport {
     pub cached: usize,
     /// The longest time that a file took.
     pub compile_ms: f64,
+    #[serde(serialize_with = "crate::units::serialize_some_path")]
     pub cache: Option<PathBuf>,
 }
 

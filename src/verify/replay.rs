@@ -3,6 +3,7 @@
 //! the run.
 
 use std::ops::Range;
+use std::path::Path;
 
 use anyhow::Context as _;
 
@@ -22,7 +23,7 @@ use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
-use crate::run::{UsageError, initial, lock};
+use crate::run::{UsageError, initial, lock, require_usage};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
@@ -40,20 +41,11 @@ pub fn verify(
     if !sets.is_empty() {
         loaded = experiment::load_recorded_here(&paths.experiment(), sets)?;
     }
-    let trained = entry::steps(&entries).len();
     let Some(data) = data else {
         checks.failed("replay", "not begun: the data are not here");
         return Ok(());
     };
-    if (trained as u64) < steps.end {
-        return Err(UsageError(format!(
-            "the run has {trained} steps, so {}..{} cannot be replayed\n  hint: its last step is {}",
-            steps.start,
-            steps.end,
-            trained.saturating_sub(1)
-        ))
-        .into());
-    }
+    require_steps(&steps, entry::steps(&entries).len() as u64)?;
     // The lock has the numerics after the last drift.
     let drifted = |entry: &&Entry| entry.step > steps.start && entry.drifts().next().is_some();
     if let Some(entry) = entries.iter().rev().find(drifted) {
@@ -64,23 +56,7 @@ pub fn verify(
         ))
         .into());
     }
-    let folder = checkpoint_folder(&paths, steps.start);
-    if steps.start > 0 && !folder.is_dir() {
-        let there = store::list(&paths.checkpoints())?;
-        let others = match there.is_empty() {
-            true => ", and it has no checkpoint".to_owned(),
-            false => {
-                let steps: Vec<String> = there.iter().map(|(step, _)| step.to_string()).collect();
-                format!(", and from those of steps {}", steps.join(", "))
-            }
-        };
-        return Err(UsageError(format!(
-            "there is no checkpoint of step {} to start from\n  hint: a run is replayed from its start, \
-             `--replay 0..{}`{others}",
-            steps.start, steps.end
-        ))
-        .into());
-    }
+    require_checkpoint(&paths, &steps)?;
     // One device makes the bits of any number.
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
@@ -103,6 +79,49 @@ pub fn verify(
         Err(why) => checks.failed("replay", format!("{why}{elsewhere}")),
     }
     Ok(())
+}
+
+/// Refuses steps that the run in `folder` cannot have, before any of its files is read to its end.
+pub fn require_possible(folder: &Path, steps: &Range<u64>) -> anyhow::Result<()> {
+    let paths = RunPaths::new(folder);
+    // What is wrong with the experiment is said where all is checked.
+    if let Ok(loaded) = experiment::load_recorded(&paths.experiment()) {
+        require_steps(steps, loaded.experiment.schedule.steps)?;
+    }
+    require_checkpoint(&paths, steps)
+}
+
+/// Refuses steps behind the last of a run that has so many.
+fn require_steps(steps: &Range<u64>, trained: u64) -> Result<(), UsageError> {
+    require_usage(steps.end <= trained, || {
+        format!(
+            "the run has {trained} steps, so {}..{} cannot be replayed\n  hint: its last step is {}",
+            steps.start,
+            steps.end,
+            trained.saturating_sub(1)
+        )
+    })
+}
+
+/// Refuses steps that begin where the run has no checkpoint.
+fn require_checkpoint(paths: &RunPaths, steps: &Range<u64>) -> anyhow::Result<()> {
+    if steps.start == 0 || checkpoint_folder(paths, steps.start).is_dir() {
+        return Ok(());
+    }
+    let there = store::list(&paths.checkpoints())?;
+    let others = match there.is_empty() {
+        true => ", and it has no checkpoint".to_owned(),
+        false => {
+            let steps: Vec<String> = there.iter().map(|(step, _)| step.to_string()).collect();
+            format!(", and from those of steps {}", steps.join(", "))
+        }
+    };
+    Err(UsageError(format!(
+        "there is no checkpoint of step {} to start from\n  hint: a run is replayed from its start, \
+         `--replay 0..{}`{others}",
+        steps.start, steps.end
+    ))
+    .into())
 }
 
 struct Replay {

@@ -17,6 +17,10 @@ fn a_plan_needs_neither_gpu_nor_data_and_is_json_for_machines() {
     lab.finish(&["plan", CI, "--gpu", "h9000"]).assert_fails(2, &["no GPU is known as `h9000`"]);
     lab.finish(&["plan", "experiments/gpt2_33b.toml", "--gpu", "h100", "--gpus", "3"])
         .assert_fails(2, &["power of two"]);
+    for gpus in ["131072", "9223372036854775808", "0"] {
+        lab.finish(&["plan", CI, "--gpu", "h100", "--gpus", gpus])
+            .assert_fails(2, &["expected a power of two, at most 65,536"]);
+    }
     let dear = lab.done(&[
         "plan",
         "experiments/gpt2_124m.toml",

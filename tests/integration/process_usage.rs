@@ -1,6 +1,6 @@
 //! Usage errors exit with 2 in every verb, with a hint for common mistakes.
 
-use crate::support::Lab;
+use crate::support::{Finished, Lab};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -56,4 +56,44 @@ fn an_error_of_the_system_is_said_once() {
     let failed = lab.finish(&["lock", CI, "--out", out.to_str().expect("UTF-8")]);
     failed.assert_fails(1, &["none"]);
     assert_eq!(failed.stderr.matches("(os error").count(), 1, "{}", failed.stderr);
+}
+
+#[test]
+fn a_file_in_place_of_the_folder_of_runs_is_named() {
+    let lab = Lab::new();
+    lab.finish(&["show", "--runs", CI]).assert_fails(2, &["`experiments/ci.toml` is not a folder"]);
+    lab.finish(&["prune", "--all", "--runs", CI]).assert_fails(2, &["`experiments/ci.toml` is not a folder"]);
+    for verb in ["rm", "compare"] {
+        lab.finish(&[verb, "x", "--runs", CI]).assert_fails(2, &["experiments/ci.toml/x"]);
+    }
+}
+
+#[test]
+fn steps_that_a_run_cannot_have_are_refused_before_its_files_are_read() {
+    let lab = Lab::new();
+    lab.run(CI, &["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1"]).root();
+    for (steps, says) in [("0..99", "the run has 2 steps"), ("1..2", "there is no checkpoint of step 1")] {
+        let refused = lab.verify("ci", &["--replay", steps]);
+        refused.assert_fails(2, &[says]);
+        assert_eq!(refused.stdout, "", "{steps}");
+    }
+}
+
+#[test]
+fn a_folder_of_runs_whose_name_is_not_utf_8_is_text_in_json() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let lab = Lab::new();
+    let runs = lab.path("").join(std::ffi::OsStr::from_bytes(b"r\xff"));
+    let with_runs = |arguments: &[&str]| {
+        let mut command = lab.command(arguments);
+        Finished::from(command.arg("--runs").arg(&runs).output().expect("the program starts"))
+    };
+    let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1"];
+    let run = with_runs(&[&["run", CI, "--json"], &short[..]].concat());
+    assert_eq!(run.code, Some(0), "{}", run.stderr);
+    assert!(run.stdout.contains("r\u{fffd}/ci/checkpoints"), "{}", run.stdout);
+    let shown = with_runs(&["show", "--json"]);
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    assert!(shown.stdout.contains("r\u{fffd}/ci\""), "{}", shown.stdout);
 }

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::prepare::encode;
 use crate::cli::exit;
+use crate::cli::numbers::{from_one, from_zero};
 use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::data::fetch::{
@@ -28,7 +29,7 @@ pub struct FetchArgs {
     #[arg(value_enum, value_name = "DATA_SET")]
     data_set: DataSetArg,
     /// Fetch the first N files of the set [default: 100 of fineweb-edu-100b, all 14 of fineweb-edu]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_zero::<usize>)]
     shards: Option<usize>,
     /// Folder for the data; the experiments look in `data`
     #[arg(long, value_name = "DIR", default_value = "data")]
@@ -37,7 +38,7 @@ pub struct FetchArgs {
     #[arg(long, value_name = "REVISION")]
     revision: Option<String>,
     /// Files at a time
-    #[arg(long, value_name = "N", default_value = "4")]
+    #[arg(long, value_name = "N", default_value = "4", value_parser = from_one::<std::num::NonZeroUsize>)]
     parallel: std::num::NonZeroUsize,
     /// Leave the text of fineweb-edu as it is, instead of encoding it into token shards
     #[arg(long)]
@@ -106,7 +107,7 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     print(&fetched, args.json)?;
     summarize(&request, &fetched);
     if data_set == DataSet::FineWebEdu && !args.no_prepare {
-        // Nobody looks at the flag any more: a signal ends the process, as it does that of `data prepare`.
+        // Nobody looks at the flag any more: encoding has handlers of its own.
         for handler in handlers {
             signal_hook::low_level::unregister(handler);
         }
@@ -231,7 +232,7 @@ fn print(fetched: &[Fetched], as_json: bool) -> anyhow::Result<()> {
     if as_json {
         let file = |file: &Fetched| {
             json!({
-                "path": file.path, "bytes": file.bytes, "sha256": file.sha256,
+                "path": units::path_text(&file.path), "bytes": file.bytes, "sha256": file.sha256,
                 "verified": file.verified, "was_there": file.was_there,
             })
         };

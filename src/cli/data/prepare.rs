@@ -8,10 +8,13 @@ use anyhow::Context;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::cli::numbers::from_zero;
 use crate::cli::streams::{self, say};
 use crate::data::Tokenizer;
 use crate::data::prepare::{Input, InputFormat, PrepareOptions, PrepareSummary, ValSplit, prepare};
 use crate::experiment;
+use crate::run::ending::Ending;
+use crate::run::stop::on_requests;
 
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
@@ -35,10 +38,10 @@ pub struct PrepareArgs {
     #[arg(long, value_enum, default_value_t = TokenizerArg::Gpt2)]
     tokenizer: TokenizerArg,
     /// Tokens a shard
-    #[arg(long, value_name = "N", default_value_t = 100_000_000)]
+    #[arg(long, value_name = "N", default_value_t = 100_000_000, value_parser = from_zero::<u64>)]
     shard_tokens: u64,
     /// Hold out the first N tokens for validation; 0 holds out none
-    #[arg(long, value_name = "N", conflicts_with = "val_fraction")]
+    #[arg(long, value_name = "N", conflicts_with = "val_fraction", value_parser = from_zero::<u64>)]
     val_tokens: Option<u64>,
     /// Hold out about this share of the text, from its start
     #[arg(long, value_name = "F", default_value_t = 0.01)]
@@ -47,7 +50,7 @@ pub struct PrepareArgs {
     #[arg(long)]
     overwrite: bool,
     /// Leave out up to N JSON lines and Parquet rows that have no text, and list them
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = from_zero::<u64>)]
     skip_bad_rows: u64,
 }
 
@@ -93,8 +96,15 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
     streams::print(&encode(&inputs, &options)?)
 }
 
-/// Prepares shards with a bar, and says what is to be known of them; returns what was made, as a table.
+/// Prepares shards with a bar, and says what is to be known of them; returns what was made, as a table. The
+/// first signal ends it without what was begun, a second one at once.
 pub(super) fn encode(inputs: &[Input], options: &PrepareOptions) -> anyhow::Result<String> {
+    let asked = options.stop.clone();
+    on_requests(move || {
+        if !asked.ask() {
+            Ending::Interrupted.at_once();
+        }
+    })?;
     let bar = progress_bar();
     let start = Instant::now();
     let summary = prepare(inputs, options, |bytes, total| {

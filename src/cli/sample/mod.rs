@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use super::numbers::from_zero;
 use super::reporter::reporter;
 use super::streams::{self, Unstyled, say};
 use crate::data::Tokenizer;
@@ -32,22 +33,22 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
     /// Tokens at most; the model may end its text earlier.
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = from_zero::<usize>)]
     tokens: Option<usize>,
     /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token.
     #[arg(long, value_name = "X")]
     temperature: Option<f64>,
     /// Only the K likeliest tokens; 0 is all.
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = from_zero::<usize>)]
     top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability; 1 is all.
     #[arg(long, value_name = "P", default_value_t = 1.0)]
     top_p: f64,
     /// Another seed, another text. By default the experiment's.
-    #[arg(long)]
+    #[arg(long, value_parser = from_zero::<u64>)]
     seed: Option<u64>,
     /// How many texts; the first is the one that `--samples 1` gives.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = from_zero::<usize>)]
     samples: usize,
     /// Print one JSON line for each text on stdout, when all are written.
     #[arg(long)]
@@ -57,7 +58,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["tokens", "temperature", "top_k", "top_p", "seed", "samples"])]
     logits: bool,
     /// Step of the checkpoint to read; the newest whole one by default.
-    #[arg(long, value_name = "STEP")]
+    #[arg(long, value_name = "STEP", value_parser = from_zero::<u64>)]
     checkpoint: Option<u64>,
     /// Take the average of the weights, which a run with `optimizer.ema_decay` keeps.
     #[arg(long)]

@@ -22,6 +22,8 @@ mod parquet;
 mod writer;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 
@@ -73,6 +75,34 @@ pub struct PrepareOptions {
     pub overwrite: bool,
     /// JSON lines and Parquet rows without text that may be left out; one more is an error.
     pub skip_bad_rows: u64,
+    /// Ends it before all is written.
+    pub stop: PrepareStop,
+}
+
+/// A request to end a prepare, which removes what it has begun to write and gives [`DataError::Stopped`].
+#[derive(Clone, Debug, Default)]
+pub struct PrepareStop(Arc<StopFlags>);
+
+#[derive(Debug, Default)]
+struct StopFlags {
+    writing: AtomicBool,
+    asked: AtomicBool,
+}
+
+impl PrepareStop {
+    /// Asks; false where nobody hears it: nothing is written that would have to be removed, or it was asked
+    /// before.
+    pub fn ask(&self) -> bool {
+        self.0.writing.load(Ordering::SeqCst) && !self.0.asked.swap(true, Ordering::SeqCst)
+    }
+
+    fn begin(&self) {
+        self.0.writing.store(true, Ordering::SeqCst);
+    }
+
+    fn heed(&self) -> Result<(), DataError> {
+        if self.0.asked.load(Ordering::SeqCst) { Err(DataError::Stopped) } else { Ok(()) }
+    }
 }
 
 /// A shard that was written.
@@ -115,7 +145,8 @@ const BATCH_BYTES: usize = 4 << 20;
 /// # Errors
 ///
 /// Input that is not of its format, not UTF-8, or holds no document; shards that exist already, options out
-/// of range, and what the operating system refuses. In every case no shard has been written or replaced.
+/// of range, a request to stop, and what the operating system refuses. In every case no shard has been
+/// written or replaced.
 pub fn prepare(
     inputs: &[Input],
     options: &PrepareOptions,
@@ -136,6 +167,7 @@ pub fn prepare(
     };
     let notes = examined.iter().filter_map(|input| input.note.clone()).chain(twice(inputs)).collect();
     let summary = PrepareSummary { notes, ..PrepareSummary::default() };
+    options.stop.begin();
     let mut sink = Sink { options, writer: ShardWriter::new(options)?, summary, progress, total };
     for input in &examined {
         let (documents, skipped) = (sink.summary.documents, sink.summary.skipped.len());
@@ -304,6 +336,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
 
     /// Encodes pieces in parallel and writes them in order.
     fn write(&mut self, pieces: &[DocumentPiece<'_>]) -> Result<(), DataError> {
+        self.options.stop.heed()?;
         let encode = |piece: &DocumentPiece<'_>| encode(piece, &self.options.tokenizer);
         let encoded: Vec<Vec<u16>> = pieces.par_iter().map(encode).collect();
         for (piece, tokens) in pieces.iter().zip(encoded) {
@@ -320,6 +353,7 @@ impl<P: FnMut(u64, u64)> Sink<'_, P> {
         if summary.train_tokens == 0 {
             return Err(DataError::NoTraining { tokens: summary.val_tokens });
         }
+        self.options.stop.heed()?;
         self.summary.shards = self.writer.finish()?;
         Ok(self.summary)
     }
@@ -342,6 +376,7 @@ impl PrepareOptions {
             column: "text".to_owned(),
             overwrite: false,
             skip_bad_rows: 0,
+            stop: PrepareStop::default(),
         }
     }
 
@@ -377,6 +412,11 @@ impl PrepareOptions {
             });
         }
         let good = |c: char| c.is_alphanumeric() || "-_. ".contains(c);
+        let length = self.prefix.len();
+        if length > 200 {
+            let got = format!("a name of {length} bytes");
+            return Err(DataError::Option { option: "--name", got, expected: "at most 200" });
+        }
         if self.prefix.is_empty() || self.prefix.starts_with(['.', ' ']) || !self.prefix.chars().all(good) {
             let expected = "letters, digits, `-`, `_`, `.` and spaces, not starting with `.` or a space";
             return Err(DataError::Option { option: "--name", got: format!("`{}`", self.prefix), expected });

@@ -396,3 +396,45 @@ fn parquet_that_is_cut_or_damaged_is_refused_and_never_panics() {
     }
     assert!(refused > 50, "only {refused} damages were noticed");
 }
+
+#[test]
+fn a_request_to_stop_leaves_nothing_that_was_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = options(&dir.path().join("out"));
+    assert!(!options.stop.ask(), "nothing is written yet, and nobody hears it");
+    let inputs = [Input::bytes("text", Some(InputFormat::Text), b"ab".to_vec())];
+    let stopped = prepare(&inputs, &options, |_, _| {
+        assert_eq!(files(&options.out).len(), 1, "the first shard is begun");
+        assert!(options.stop.ask());
+        assert!(!options.stop.ask(), "once is enough");
+    });
+    assert!(matches!(stopped, Err(DataError::Stopped)), "{stopped:?}");
+    assert!(!options.out.exists());
+}
+
+#[test]
+fn what_a_killed_prepare_left_is_removed_and_what_another_writes_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name);
+    let other = fs::File::create(path(".prepare-other1.tmp")).unwrap();
+    other.lock().unwrap();
+    for name in [".prepare-killed.tmp", ".prepare-notes", "x.tmp"] {
+        fs::write(path(name), "x").unwrap();
+    }
+    run(&["ab"], &options(dir.path())).unwrap();
+    let expected = [".prepare-notes", ".prepare-other1.tmp", "t_train_000001.bin", "x.tmp"];
+    assert_eq!(files(dir.path()).keys().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_name_that_is_too_long_is_refused_before_a_folder_is_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    let longest = PrepareOptions { prefix: "n".repeat(200), ..options(&out) };
+    run(&["ab"], &longest).unwrap();
+    fs::remove_dir_all(&out).unwrap();
+    let longer = PrepareOptions { prefix: "n".repeat(201), ..options(&out) };
+    let refused = run(&["ab"], &longer).unwrap_err().to_string();
+    assert_eq!(refused, "`--name` is a name of 201 bytes: expected at most 200");
+    assert!(!out.exists());
+}

@@ -1,4 +1,5 @@
-//! Shards under temporary names until all are whole; then each gets its name, one after the other.
+//! Shards under temporary names until all are whole; then each gets its name, one after the other. What a
+//! kill leaves, the next prepare into the folder removes.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
@@ -10,6 +11,9 @@ use super::super::error::DataError;
 use super::super::shard::{HEADER_BYTES, MAGIC, recorded_header};
 use super::super::tokenizer::Tokenizer;
 use super::{PrepareOptions, ValSplit, WrittenShard};
+
+/// What the temporary names begin and end with.
+const TEMPORARY: (&str, &str) = (".prepare-", ".tmp");
 
 /// Splits a stream of tokens into validation and training shards of a fixed size.
 pub(super) struct ShardWriter<'a> {
@@ -69,6 +73,7 @@ impl<'a> ShardWriter<'a> {
     /// Makes the folder; refuses shards of this prefix unless they may be replaced.
     pub fn new(options: &'a PrepareOptions) -> Result<ShardWriter<'a>, DataError> {
         let made = MadeFolders::make(&options.out).map_err(DataError::io("make folder", &options.out))?;
+        remove_left(&options.out);
         let earlier = existing(options)?;
         if let Some(first) = earlier.first()
             && !options.overwrite
@@ -183,11 +188,17 @@ impl OpenShard {
     fn create(path: PathBuf) -> Result<OpenShard, DataError> {
         let folder = path.parent().unwrap_or(Path::new("."));
         let mut builder = tempfile::Builder::new();
-        builder.prefix(".prepare-").suffix(".tmp");
+        builder.prefix(TEMPORARY.0).suffix(TEMPORARY.1);
         // With the permissions of any new file, for shards are read by others; `tempfile_in` would put the
         // temporary name into its errors.
         let create = |path: &Path| OpenOptions::new().read(true).write(true).create_new(true).open(path);
-        let temporary = builder.make_in(folder, create).map_err(DataError::io("write into", folder))?;
+        let temporary = loop {
+            let made = builder.make_in(folder, create).map_err(DataError::io("write into", folder))?;
+            // Locked, it is known to be of a process that is there; before, another may have removed it.
+            if made.as_file().lock().is_err() || made.path().exists() {
+                break made;
+            }
+        };
         let mut file = BufWriter::with_capacity(1 << 20, temporary);
         file.write_all(&[0; HEADER_BYTES as usize]).map_err(DataError::io("write", &path))?;
         Ok(OpenShard { file, path, tokens: 0 })
@@ -213,6 +224,23 @@ impl OpenShard {
         };
         let file = finish(file).map_err(DataError::io("write", &path))?;
         Ok(ClosedShard { file, path, tokens })
+    }
+}
+
+/// Removes shards under temporary names that processes have left which were killed: nobody has them locked.
+/// What cannot be removed stays, and does no harm.
+fn remove_left(out: &Path) {
+    let entries = fs::read_dir(out).into_iter().flatten().flatten();
+    let is_temporary =
+        |name: &str| name.strip_prefix(TEMPORARY.0).is_some_and(|rest| rest.ends_with(TEMPORARY.1));
+    for entry in entries.filter(|entry| entry.file_name().to_str().is_some_and(is_temporary)) {
+        let is_file = entry.file_type().is_ok_and(|kind| kind.is_file());
+        let left = if is_file { File::options().write(true).open(entry.path()).ok() } else { None };
+        // Held until the name is gone.
+        if let Some(file) = left.filter(|file| file.try_lock().is_ok()) {
+            let _ = fs::remove_file(entry.path());
+            drop(file);
+        }
     }
 }
 

@@ -25,7 +25,12 @@ impl Rules {
             match models.checkpoint(run) {
                 Ok(folder) => {
                     let why = format!("{path}, {}", self.origin("model.init").expect("it has a value"));
-                    path = folder.to_string_lossy().into_owned();
+                    let Some(text) = folder.to_str() else {
+                        let message =
+                            format!("`{path}` is in `{}`, a path that is not UTF-8", folder.display());
+                        return self.no_init_model(InitError { message, hint: "rename its folder".into() });
+                    };
+                    path = text.to_owned();
                     self.derive("model.init", path.as_str(), why);
                 }
                 Err(error) => return self.no_init_model(error),

@@ -176,3 +176,14 @@ fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
     let unknown = text_with(SMALL, &[("RUNNER_SCHEDULE__STEP", "7")], &[]).unwrap_err();
     assert_eq!(unknown.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__STEPS`?"));
 }
+
+#[cfg(unix)]
+#[test]
+fn a_variable_whose_value_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStringExt;
+
+    let env = [(OsString::from("RUNNER_EVAL__HELLASWAG"), OsString::from_vec(b"/r\xff/h.jsonl".to_vec()))];
+    let input = ExperimentText::Text { name: "x.toml", bytes: SMALL.as_bytes() };
+    let expected = "the value of `RUNNER_EVAL__HELLASWAG` is not UTF-8";
+    assert_eq!(messages(load_layers(&input, &env, &[])), [expected]);
+}

@@ -27,6 +27,11 @@ fn every_rule_between_keys_is_kept() {
         ),
         (&["parallel.workers=6"], "`parallel.workers` = 6 is not a power of two"),
         (
+            &["model.context=8192", "batch.seq_len=8192", "batch.micro=1048576", "parallel.workers=65536"],
+            "micro × seq_len × workers = 562949953421312 tokens a step, but at most 281,474,976,710,656 are \
+             allowed",
+        ),
+        (
             &["batch.tokens=1000"],
             "`batch.tokens` = 1000 is not a multiple of micro × seq_len × workers = 4096",
         ),
