@@ -90,6 +90,13 @@ fn experiment(error: &anyhow::Error) -> Option<&ExperimentError> {
     }
 }
 
+fn data(error: &anyhow::Error) -> Option<&DataError> {
+    match error.downcast_ref::<PlanError>() {
+        Some(PlanError::Data(data) | PlanError::EpochsWithoutData(data)) => Some(data),
+        _ => error.downcast_ref::<DataError>(),
+    }
+}
+
 const ERROR: anstyle::Style =
     anstyle::Style::new().bold().fg_color(Some(anstyle::Color::Ansi(anstyle::AnsiColor::Red)));
 
@@ -128,7 +135,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         || error.downcast_ref().is_some_and(FetchError::is_usage)
         || matches!(error.downcast_ref(), Some(PlanError::UnknownGpu { .. }))
         || matches!(error.downcast_ref(), Some(StoreError::NoSuchRun { .. } | StoreError::BadName { .. }))
-        || matches!(error.downcast_ref(), Some(DataError::Option { .. } | DataError::EpochLimit { .. }))
+        || matches!(data(error), Some(DataError::Option { .. } | DataError::EpochLimit { .. }))
         || matches!(
             error.downcast_ref(),
             Some(

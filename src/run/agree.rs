@@ -99,6 +99,7 @@ impl<O: Locked> Agreed<O> {
         let changed = past.changed(&lock)?;
         past.require_fit(&experiment, storage.param)?;
         past.require_steps_left(&loaded)?;
+        past.require_same_measure(&lock)?;
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {
             let disk = Disk::of(&experiment, state_bytes(&experiment, storage));

@@ -132,9 +132,11 @@ impl<O: Ops> Run<O> {
         let every = self.experiment.rewind_every();
         let to = step.checked_rem(every).map_or(0, |behind| step - behind);
         if to == 0 {
-            return Err(format!(
-                "there is no checkpoint yet: `checkpoint.every` is {every}, so the first is of step {every}"
-            ));
+            let first = match every {
+                0 => "there is none before the last step".to_owned(),
+                every => format!("the first is of step {every}"),
+            };
+            return Err(format!("there is no checkpoint yet: by `checkpoint.every` {first}"));
         }
         if rewound_to == Some(to) {
             return Err(format!(
