@@ -9,15 +9,12 @@ use std::process::ExitCode;
 use super::numbers::from_zero;
 use super::reporter::reporter;
 use super::{experiment, streams, sweep_plan};
-use crate::experiment::Declared;
+use crate::experiment::{Declared, largest};
 use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, SweepPlan, Target};
 use crate::run::{initial, require_usage};
 use crate::units;
-
-/// As many as `parallel.workers` may be.
-const MOST_GPUS: u64 = 1 << 16;
 
 /// Estimate what a run needs: memory, steps, time, money, disk. Needs no GPU and no data; what is there is
 /// looked at.
@@ -58,8 +55,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let target = Target::choose(args.gpu.as_deref(), &first.experiment)?;
     let gpus = args.gpus;
-    require_usage(gpus.is_power_of_two() && gpus <= MOST_GPUS, || {
-        let most = units::thousands(MOST_GPUS);
+    let most = largest("parallel.workers");
+    require_usage(gpus.is_power_of_two() && gpus <= most, || {
+        let most = units::thousands(most);
         format!("`--gpus` is {gpus}, expected a power of two, at most {most}: it divides the virtual workers")
     })?;
     require_usage(gpus == 1 || !matches!(target, Target::Cpu { .. }), || {

@@ -155,11 +155,14 @@ fn name<'a>(key: &KeyRow, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {
     Ok(name)
 }
 
+/// Bytes of the longest name of a run, or of shards.
+pub const LONGEST_NAME: usize = 200;
+
 /// Why a text cannot be a run folder's name on every file system.
 pub fn name_problem(name: &str) -> Option<&'static str> {
     if name.is_empty() {
         Some("must not be empty")
-    } else if name.len() > 200 {
+    } else if name.len() > LONGEST_NAME {
         Some("is longer than 200 bytes")
     } else if !name.chars().all(may_name) {
         Some("has a character that a run folder's name may not have")

@@ -5,6 +5,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
+use super::check::LONGEST_NAME;
 use super::reference::{KeyReference, KeysReference, SectionReference};
 use super::schema::{self, Default, KeyRow, Open, ValueKind};
 
@@ -143,7 +144,7 @@ fn restrict(row: &KeyRow, schema: &mut Json) {
         ValueKind::Name => {
             set("type", json!("string"));
             set("minLength", json!(1));
-            set("maxLength", json!(200));
+            set("maxLength", json!(LONGEST_NAME));
         }
         ValueKind::File | ValueKind::Model | ValueKind::Place => {
             set("type", json!("string"));

@@ -61,7 +61,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 pub use check::RUN_PREFIX;
-pub use check::name_problem;
+pub use check::{LONGEST_NAME, name_problem};
 pub use copy_place::{CopyPlace, HAS_BUCKETS, NoPlace};
 pub use defaults::{is_default, is_locked, is_recorded};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, is_given_by_descriptor, sizes};

@@ -133,6 +133,11 @@ impl Experiment {
         }
     }
 
+    /// The last step, at most `step`, with a checkpoint by `checkpoint.every` after it; 0 for none.
+    pub fn scheduled_before(&self, step: u64) -> u64 {
+        step.checked_rem(self.checkpoint.every).map_or(0, |behind| step - behind)
+    }
+
     /// Micro-batches that a virtual worker folds in a step.
     pub fn micro_steps_of(&self, step: u64) -> u64 {
         let sequences = self.step_sequences();

@@ -129,10 +129,9 @@ impl<O: Ops> Run<O> {
     /// The last scheduled checkpoint before `step`, whatever others were saved because the run was stopped:
     /// so a run that was interrupted goes back to where the uninterrupted one does.
     fn scheduled(&self, step: u64, rewound_to: Option<u64>) -> Result<LoadedCheckpoint, String> {
-        let every = self.experiment.rewind_every();
-        let to = step.checked_rem(every).map_or(0, |behind| step - behind);
+        let to = self.experiment.scheduled_before(step);
         if to == 0 {
-            let first = match every {
+            let first = match self.experiment.checkpoint.every {
                 0 => "there is none before the last step".to_owned(),
                 every => format!("the first is of step {every}"),
             };

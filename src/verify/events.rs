@@ -69,7 +69,7 @@ impl Judged<'_> {
     /// Why the run cannot have gone back so before the entry at `at`. What has changed by leave since is not
     /// held against it.
     fn impossible(&self, at: usize, from: u64, to: u64) -> Option<String> {
-        let Experiment { guards, schedule, checkpoint, optimizer, .. } = self.experiment;
+        let Experiment { guards, schedule, optimizer, .. } = self.experiment;
         let step = self.steps[at].step;
         if to != step || to == 0 || from < to {
             return Some("a rewind goes back to the step of its entry, where a checkpoint was".into());
@@ -83,7 +83,7 @@ impl Judged<'_> {
         }
         // The lock of an older program has no such key: its runs went back to other checkpoints too.
         let scheduled = self.lock.numerics.contains_key("checkpoint.every") && self.holds("checkpoint.every");
-        let expected = scheduled_before(checkpoint.every, from);
+        let expected = self.experiment.scheduled_before(from);
         if scheduled && to != expected {
             return Some(format!("`checkpoint.every` makes it go back to step {expected} from there"));
         }
@@ -106,11 +106,6 @@ impl Judged<'_> {
         !self.drift.names(key)
             && !self.steps.iter().flat_map(Entry::drifts).any(|text| text.starts_with(&begin))
     }
-}
-
-/// The last step, at most `step`, after which the experiment has a checkpoint made.
-fn scheduled_before(every: u64, step: u64) -> u64 {
-    step.checked_rem(every).map_or(0, |behind| step - behind)
 }
 
 #[cfg(test)]

@@ -36,6 +36,7 @@ pub use writer::is_shard_name;
 use super::error::DataError;
 use super::shard::MAX_TOKENS;
 use super::tokenizer::Tokenizer;
+use crate::experiment::LONGEST_NAME;
 
 /// How documents lie in an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -413,7 +414,7 @@ impl PrepareOptions {
         }
         let good = |c: char| c.is_alphanumeric() || "-_. ".contains(c);
         let length = self.prefix.len();
-        if length > 200 {
+        if length > LONGEST_NAME {
             let got = format!("a name of {length} bytes");
             return Err(DataError::Option { option: "--name", got, expected: "at most 200" });
         }
