@@ -177,6 +177,7 @@ impl Opened {
                 }
                 None => resume::require_not_done(&folder.paths)?,
             }
+            resume::require_lock(&folder.paths, found.is_some(), how.allow_drift)?;
             (Destination::Open(folder), found)
         } else {
             (Destination::OfRankZero, None)

@@ -28,6 +28,9 @@ const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_
 /// Keys by which the sequences of the steps so far are counted.
 const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps", "batch.seq_len"];
 
+/// What a ledger calls the lock of its run.
+const LOCK: &str = "lock.toml";
+
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
@@ -49,6 +52,8 @@ pub struct Past {
     /// The file of its state; empty without one.
     state_file: PathBuf,
     lock: Option<Lock>,
+    /// Whether it has trained and its lock is missing.
+    lost_lock: bool,
     allow_drift: bool,
     /// What the steps up to the checkpoint were measured on, as the lock has it or had it.
     measured_on: Table,
@@ -57,7 +62,7 @@ pub struct Past {
 /// Allowed differences from the past.
 #[derive(Default)]
 pub struct Changed {
-    /// Numerics.
+    /// Numerics, and a lock that is missing.
     drift: Vec<Difference>,
     /// Differences that change no bit.
     elsewhere: Vec<Difference>,
@@ -67,7 +72,7 @@ impl Past {
     /// Reads the lock of the run that `resume` goes on with.
     ///
     /// # Errors
-    /// The lock is damaged. A missing lock is made again: the checkpoint has its numerics too.
+    /// The lock is damaged. One that is missing is made again, as [`require_lock`] allows.
     pub fn of(destination: &Destination, resume: Option<Resume>) -> anyhow::Result<Past> {
         let (Some(Resume { found, allow_drift, edited }), Destination::Open(folder)) = (resume, destination)
         else {
@@ -82,7 +87,8 @@ impl Past {
         let state_file = file.unwrap_or_default();
         let from = found.as_ref().map_or(0, |(manifest, _)| manifest.step);
         let measured_on = lock.as_ref().map_or(Table::new(), |lock| measured_on(&folder.paths, from, lock));
-        Ok(Past { resumed: true, edited, found, state_file, lock, allow_drift, measured_on })
+        let lost_lock = lock.is_none() && has_trained(&folder.paths, found.is_some());
+        Ok(Past { resumed: true, edited, found, state_file, lock, lost_lock, allow_drift, measured_on })
     }
 
     /// The numerics that the run was made with: those of the checkpoint, which decide, or of the lock.
@@ -211,7 +217,8 @@ impl Past {
 
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
-        let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
+        let mut drift =
+            self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
         self.require_same_beginning(&drift)?;
         self.require_acting_drift(&drift, here)?;
@@ -230,6 +237,11 @@ impl Past {
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
         }
+        drift.extend(self.lost_lock.then(|| Difference {
+            key: LOCK.into(),
+            was: Some("missing".into()),
+            is: Some("made of what was here at the resume".into()),
+        }));
         let elsewhere = self.lock.as_ref().map_or_else(Vec::new, |lock| {
             let mut elsewhere = differences(&lock.environment, &here.environment);
             elsewhere.extend(differences(&lock.source, &here.source));
@@ -374,6 +386,27 @@ pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
     })
 }
 
+/// Whether a run has made steps, by its ledger; `saved` is whether a checkpoint was found. That a ledger is
+/// missing is said when the run goes on.
+fn has_trained(paths: &RunPaths, saved: bool) -> bool {
+    (saved && paths.ledger().exists()) || steps_made(paths) > 0
+}
+
+/// Refuses to make a lock for a run that has trained, and had one from its first step on: what it was trained
+/// and measured on would be whatever is here now. `saved` is whether a checkpoint was found.
+pub fn require_lock(paths: &RunPaths, saved: bool, allow_drift: bool) -> Result<(), ProofRefusal> {
+    let is_missing = matches!(paths.lock_file().try_exists(), Ok(false));
+    if allow_drift || !is_missing || !has_trained(paths, saved) {
+        return Ok(());
+    }
+    Err(ProofRefusal(format!(
+        "`{}` is missing, and the run has trained: nothing else says what it was trained and measured on\n  \
+         hint: put it back from a copy, or from where it was kept; `runner resume --allow-drift` makes one of \
+         what is here now, which is written into the ledger",
+        paths.lock_file().display()
+    )))
+}
+
 /// How many steps a run has made, by the end of its ledger.
 pub fn steps_made(paths: &RunPaths) -> u64 {
     ledger::last_step(&paths.ledger()).map_or(0, |last| last.step + 1)
@@ -431,6 +464,9 @@ impl Changed {
             recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
+            if difference.key == LOCK {
+                report.tell(&Message::Remark(&difference.to_string()));
+            }
             recorder.records.note("drift", &difference.to_string())?;
             recorder.changes.push(format!("drift {difference}"));
         }
