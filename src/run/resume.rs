@@ -279,8 +279,8 @@ fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
 /// reads.
 ///
 /// # Errors
-/// A checkpoint cannot be read; the lock is not that of the run's last checkpoint and ledger, or of the
-/// experiment; or the run does not match `expected`.
+/// A checkpoint cannot be read; the lock lacks what it must name, or is not that of the run's last checkpoint
+/// and ledger, or of the experiment; or the run does not match `expected`.
 pub fn finished(
     paths: &RunPaths,
     loaded: &Loaded,
@@ -289,6 +289,7 @@ pub fn finished(
 ) -> anyhow::Result<Option<Hash>> {
     // What is wrong with a lock is said when the run goes on.
     let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
+    recorded::require_measure(&lock, &paths.lock_file())?;
     if lock.outputs.is_empty() {
         return Ok(None);
     }
