@@ -181,6 +181,7 @@ impl Opened {
                 Some((manifest, _)) => {
                     require_name(manifest, &loaded)?;
                     find::require_root(&folder.paths, manifest, report)?;
+                    resume::require_events(&folder.paths, manifest)?;
                 }
                 None => resume::require_not_done(&folder.paths)?,
             }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
 use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, require_usage};
+use super::events;
 use super::expected::Expected;
 use super::find::state_file;
 use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
-use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic};
+use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic, resolved_numerics};
 use super::messages::{Message, Report};
 use super::recorded::{self, origin, other_value};
 use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
@@ -402,10 +403,28 @@ pub fn require_lock(paths: &RunPaths, saved: bool, allow_drift: bool) -> Result<
     }
     Err(ProofRefusal(format!(
         "`{}` is missing, and the run has trained: nothing else says what it was trained and measured on\n  \
-         hint: put it back from a copy, or from where it was kept; `runner resume --allow-drift` makes one of \
-         what is here now, which is written into the ledger",
+         hint: put it back from a copy, or from where it was kept; `runner resume --allow-drift` makes one \
+         of what is here now, which is written into the ledger",
         paths.lock_file().display()
     )))
+}
+
+/// Refuses a ledger in which an entry up to the checkpoint of `saved` has an event that no run makes.
+pub fn require_events(paths: &RunPaths, saved: &Manifest) -> Result<(), ProofRefusal> {
+    // What is wrong with either is said when the run goes on.
+    let Ok((_, entries)) = ledger::read_up_to(&paths.ledger(), saved.ledger.size) else { return Ok(()) };
+    let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return Ok(()) };
+    let here = resolved_numerics(&own.experiment);
+    // What was changed by leave behind the checkpoint.
+    let has_changed = |key: &str| saved.numerics.get(key) != here.get(key);
+    let found = events::fault(&own.experiment, &saved.numerics, &has_changed, entry::steps(&entries));
+    found.map_or(Ok(()), |(step, why)| {
+        Err(ProofRefusal(format!(
+            "`{}`: the entry of step {step} has {why}\n  hint: the ledger was edited, or is of another run; \
+             restore it from a copy",
+            paths.ledger().display()
+        )))
+    })
 }
 
 /// How many steps a run has made, by the end of its ledger.
