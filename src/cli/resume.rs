@@ -33,7 +33,7 @@ pub struct Args {
     /// Of a sweep: train N members at a time. GPUs are divided among them, and the CPUs too.
     #[arg(long, value_name = "N", value_parser = from_one::<NonZeroUsize>)]
     jobs: Option<NonZeroUsize>,
-    /// Continue although something that the bits depend on has changed.
+    /// Continue although something that the bits depend on has changed, or `lock.toml` is missing.
     #[arg(long)]
     allow_drift: bool,
     /// Print events as JSON lines on stdout.

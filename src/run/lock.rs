@@ -145,6 +145,9 @@ pub fn source_shards(source: &str) -> String {
 pub const VALIDATION_SET: &str = "data.validation_sha256";
 pub const TASKS: &str = "data.hellaswag";
 
+/// What the keys of the shards of the validation set begin with.
+pub const VALIDATION_SHARD: &str = "data.val_shard";
+
 /// Whether two values of a lock's key are of one content. A note has the beginning of a long one.
 pub fn is_same_set(was: &str, is: &str) -> bool {
     let [was, is] = [was, is].map(|set| set.rsplit_once("sha256 ").map_or(set, |(_, digest)| digest));
@@ -153,7 +156,7 @@ pub fn is_same_set(was: &str, is: &str) -> bool {
 
 /// The evaluation data of a run: `data.val_shard.00000` and on, and `data.hellaswag`.
 pub fn evaluation_data(manifest: &DataManifest) -> Table {
-    let mut table = shards("data.val_shard", &manifest.val);
+    let mut table = shards(VALIDATION_SHARD, &manifest.val);
     if let Some((name, bytes, sha256)) = &manifest.hellaswag {
         let line = format!("{name}, {bytes} bytes, sha256 {}", hex::encode(sha256));
         table.insert(TASKS.into(), line);

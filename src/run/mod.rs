@@ -6,7 +6,7 @@
 //! * [`device`] and [`data`] are opened, [`initial`] is a model to start from; [`locked`] and [`lock`]
 //!   say what the bits depend on, [`expected`] compares a run with a lock, [`resume`] with its own
 //!   checkpoint, and [`fit`] a saved state with what goes on with it.
-//! * [`recorded`] holds an experiment against a run's lock and checkpoints.
+//! * [`recorded`] holds an experiment against a run's lock and checkpoints, [`events`] what its ledger tells.
 //! * [`records`], [`destination`] and [`sensors`] are the files of a run, [`copies`] what is elsewhere;
 //!   [`stop`], [`ending`] and [`alerts`] its end.
 //! * [`find`] finds the run that an argument names, [`branches`] the runs that start from it, and [`model`]
@@ -26,6 +26,7 @@ pub mod device;
 pub mod ending;
 pub mod error;
 pub mod evaluate;
+pub mod events;
 pub mod expected;
 pub mod export;
 pub mod find;

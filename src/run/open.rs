@@ -19,6 +19,7 @@ use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
 use crate::proof::Hash;
 use crate::store::contents::{self, beside_checkpoints};
+use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, Manifest, RunFolder, RunPaths, StoreError, newest_whole};
 
 /// A run that can be trained, or one that is finished.
@@ -90,7 +91,13 @@ impl Opened {
             return Opened::go_on(team, &path, loaded, how, report);
         }
         match existing {
-            Existing::Refuse if team.is_first() => RunFolder::check_new(&runs, &name)?,
+            Existing::Refuse if team.is_first() => {
+                // A sweep trains a member again of which a kill left no more than a beginning.
+                if is_sweep(&runs) {
+                    RunFolder::clear_unbegun(&runs, &name)?;
+                }
+                RunFolder::check_new(&runs, &name)?;
+            }
             Existing::Replace if team.is_first() => {
                 initial::require_kept(&loaded.experiment, &path)?;
                 RunFolder::check_overwrite(&runs, &name)?;
@@ -174,9 +181,11 @@ impl Opened {
                 Some((manifest, _)) => {
                     require_name(manifest, &loaded)?;
                     find::require_root(&folder.paths, manifest, report)?;
+                    resume::require_events(&folder.paths, manifest)?;
                 }
                 None => resume::require_not_done(&folder.paths)?,
             }
+            resume::require_lock(&folder.paths, found.is_some(), how.allow_drift)?;
             (Destination::Open(folder), found)
         } else {
             (Destination::OfRankZero, None)

@@ -1,5 +1,7 @@
 //! An experiment against what was recorded of a run: its lock, and the manifests of its checkpoints.
 
+use std::path::Path;
+
 use super::error::{ProofRefusal, refuse_lock};
 use super::lock;
 use crate::experiment::{self, Compute, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
@@ -83,6 +85,34 @@ pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
     other.chain(left_out.collect::<Vec<_>>()).collect()
 }
 
+/// What a lock does not name of the data that its own settings have the run measured on.
+pub fn left_out(lock: &Lock) -> Vec<&'static str> {
+    let is = |key: &str, value: serde_json::Value| origin(lock, key, &value).is_some();
+    // Programs that know this key name all of it.
+    let knows_all = lock.config.contains_key("proof.audit_every");
+    if !knows_all || !lock.config.contains_key("eval.every") || is("eval.every", 0.into()) {
+        return Vec::new();
+    }
+    let scored = !is("eval.hellaswag", serde_json::Value::Null);
+    let names = |begin: &str| lock.environment.keys().any(|key| key.starts_with(begin));
+    let implied = [lock::VALIDATION_SET, lock::VALIDATION_SHARD].into_iter();
+    implied.chain(scored.then_some(lock::TASKS)).filter(|begin| !names(begin)).collect()
+}
+
+/// Refuses a lock that has less than its program wrote.
+pub fn require_measure(lock: &Lock, path: &Path) -> Result<(), ProofRefusal> {
+    let left_out = left_out(lock);
+    match left_out.is_empty() {
+        true => Ok(()),
+        false => Err(ProofRefusal(format!(
+            "`{}` does not name what the run is measured on (`{}`): that was taken out of it\n  hint: \
+             restore it from a copy",
+            path.display(),
+            left_out.join("`, `")
+        ))),
+    }
+}
+
 /// That the experiment has `value` of a key, and `table` another; none of a new key at its default.
 fn difference(recorded: &Loaded, table: &Table, key: &str, value: &str) -> Option<Difference> {
     let is_new =
@@ -146,6 +176,48 @@ fn require_model(experiment: &Experiment, numerics: &Table, what: &str) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_lock_names_all_that_its_settings_have_the_run_measured_on() {
+        let table = |pairs: &[(&str, &str)]| -> Table {
+            pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        };
+        let config = table(&[
+            ("eval.every", "10 (default)"),
+            ("eval.hellaswag", "h.jsonl (a.toml:3)"),
+            ("proof.audit_every", "0 (default)"),
+        ]);
+        let environment = table(&[
+            ("data.hellaswag", "h.jsonl, 9 bytes, sha256 00"),
+            ("data.val_shard.00000", "v.bin, 9 tokens, sha256 00"),
+            ("data.validation_sha256", "00"),
+        ]);
+        let whole = Lock { config, environment, ..Lock::default() };
+        assert!(left_out(&whole).is_empty());
+        for (key, begin) in [
+            ("data.hellaswag", "data.hellaswag"),
+            ("data.val_shard.00000", "data.val_shard"),
+            ("data.validation_sha256", "data.validation_sha256"),
+        ] {
+            let mut lock = whole.clone();
+            lock.environment.remove(key);
+            assert_eq!(left_out(&lock), [begin]);
+            let refused = require_measure(&lock, Path::new("lock.toml")).expect_err("a line is gone");
+            assert!(refused.0.contains(begin), "{refused}");
+            for (key, value) in [("eval.every", "0 (--set)"), ("eval.every", "0")] {
+                let mut off = lock.clone();
+                off.config.insert(key.into(), value.into());
+                assert!(left_out(&off).is_empty(), "nothing is measured");
+            }
+            let mut older = lock.clone();
+            older.config.remove("proof.audit_every");
+            assert!(left_out(&older).is_empty(), "a lock of an older program");
+        }
+        let mut unscored = whole;
+        unscored.config.insert("eval.hellaswag".into(), "not set (default)".into());
+        unscored.environment.remove("data.hellaswag");
+        assert!(left_out(&unscored).is_empty());
+    }
 
     #[test]
     fn a_text_with_parentheses_is_neither_its_beginning_nor_itself_with_its_origin() {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
 use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, require_usage};
+use super::events;
 use super::expected::Expected;
 use super::find::state_file;
 use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
-use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic};
+use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic, resolved_numerics};
 use super::messages::{Message, Report};
 use super::recorded::{self, origin, other_value};
 use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
@@ -27,6 +28,9 @@ const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_
 
 /// Keys by which the sequences of the steps so far are counted.
 const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps", "batch.seq_len"];
+
+/// What a ledger calls the lock of its run.
+const LOCK: &str = "lock.toml";
 
 /// The checkpoint and settings of a resume.
 pub struct Resume {
@@ -49,6 +53,8 @@ pub struct Past {
     /// The file of its state; empty without one.
     state_file: PathBuf,
     lock: Option<Lock>,
+    /// Whether it has trained and its lock is missing.
+    lost_lock: bool,
     allow_drift: bool,
     /// What the steps up to the checkpoint were measured on, as the lock has it or had it.
     measured_on: Table,
@@ -57,7 +63,7 @@ pub struct Past {
 /// Allowed differences from the past.
 #[derive(Default)]
 pub struct Changed {
-    /// Numerics.
+    /// Numerics, and a lock that is missing.
     drift: Vec<Difference>,
     /// Differences that change no bit.
     elsewhere: Vec<Difference>,
@@ -67,7 +73,7 @@ impl Past {
     /// Reads the lock of the run that `resume` goes on with.
     ///
     /// # Errors
-    /// The lock is damaged. A missing lock is made again: the checkpoint has its numerics too.
+    /// The lock is damaged. One that is missing is made again, as [`require_lock`] allows.
     pub fn of(destination: &Destination, resume: Option<Resume>) -> anyhow::Result<Past> {
         let (Some(Resume { found, allow_drift, edited }), Destination::Open(folder)) = (resume, destination)
         else {
@@ -82,7 +88,8 @@ impl Past {
         let state_file = file.unwrap_or_default();
         let from = found.as_ref().map_or(0, |(manifest, _)| manifest.step);
         let measured_on = lock.as_ref().map_or(Table::new(), |lock| measured_on(&folder.paths, from, lock));
-        Ok(Past { resumed: true, edited, found, state_file, lock, allow_drift, measured_on })
+        let lost_lock = lock.is_none() && has_trained(&folder.paths, found.is_some());
+        Ok(Past { resumed: true, edited, found, state_file, lock, lost_lock, allow_drift, measured_on })
     }
 
     /// The numerics that the run was made with: those of the checkpoint, which decide, or of the lock.
@@ -211,7 +218,8 @@ impl Past {
 
     /// What has changed since. Other numerics are refused unless allowed.
     pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
-        let drift = self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
+        let mut drift =
+            self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
         self.require_same_beginning(&drift)?;
         self.require_acting_drift(&drift, here)?;
@@ -230,6 +238,11 @@ impl Past {
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
         }
+        drift.extend(self.lost_lock.then(|| Difference {
+            key: LOCK.into(),
+            was: Some("missing".into()),
+            is: Some("made of what was here at the resume".into()),
+        }));
         let elsewhere = self.lock.as_ref().map_or_else(Vec::new, |lock| {
             let mut elsewhere = differences(&lock.environment, &here.environment);
             elsewhere.extend(differences(&lock.source, &here.source));
@@ -267,8 +280,8 @@ fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
 /// reads.
 ///
 /// # Errors
-/// A checkpoint cannot be read; the lock is not that of the run's last checkpoint and ledger, or of the
-/// experiment; or the run does not match `expected`.
+/// A checkpoint cannot be read; the lock lacks what it must name, or is not that of the run's last checkpoint
+/// and ledger, or of the experiment; or the run does not match `expected`.
 pub fn finished(
     paths: &RunPaths,
     loaded: &Loaded,
@@ -277,6 +290,7 @@ pub fn finished(
 ) -> anyhow::Result<Option<Hash>> {
     // What is wrong with a lock is said when the run goes on.
     let Ok(lock) = Lock::read(&paths.lock_file()) else { return Ok(None) };
+    recorded::require_measure(&lock, &paths.lock_file())?;
     if lock.outputs.is_empty() {
         return Ok(None);
     }
@@ -374,6 +388,45 @@ pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
     })
 }
 
+/// Whether a run has made steps, by its ledger; `saved` is whether a checkpoint was found. That a ledger is
+/// missing is said when the run goes on.
+fn has_trained(paths: &RunPaths, saved: bool) -> bool {
+    (saved && paths.ledger().exists()) || steps_made(paths) > 0
+}
+
+/// Refuses to make a lock for a run that has trained, and had one from its first step on: what it was trained
+/// and measured on would be whatever is here now. `saved` is whether a checkpoint was found.
+pub fn require_lock(paths: &RunPaths, saved: bool, allow_drift: bool) -> Result<(), ProofRefusal> {
+    let is_missing = matches!(paths.lock_file().try_exists(), Ok(false));
+    if allow_drift || !is_missing || !has_trained(paths, saved) {
+        return Ok(());
+    }
+    Err(ProofRefusal(format!(
+        "`{}` is missing, and the run has trained: nothing else says what it was trained and measured on\n  \
+         hint: put it back from a copy, or from where it was kept; `runner resume --allow-drift` makes one \
+         of what is here now, which is written into the ledger",
+        paths.lock_file().display()
+    )))
+}
+
+/// Refuses a ledger in which an entry up to the checkpoint of `saved` has an event that no run makes.
+pub fn require_events(paths: &RunPaths, saved: &Manifest) -> Result<(), ProofRefusal> {
+    // What is wrong with either is said when the run goes on.
+    let Ok((_, entries)) = ledger::read_up_to(&paths.ledger(), saved.ledger.size) else { return Ok(()) };
+    let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return Ok(()) };
+    let here = resolved_numerics(&own.experiment);
+    // What was changed by leave behind the checkpoint.
+    let has_changed = |key: &str| saved.numerics.get(key) != here.get(key);
+    let found = events::fault(&own.experiment, &saved.numerics, &has_changed, entry::steps(&entries));
+    found.map_or(Ok(()), |(step, why)| {
+        Err(ProofRefusal(format!(
+            "`{}`: the entry of step {step} has {why}\n  hint: the ledger was edited, or is of another run; \
+             restore it from a copy",
+            paths.ledger().display()
+        )))
+    })
+}
+
 /// How many steps a run has made, by the end of its ledger.
 pub fn steps_made(paths: &RunPaths) -> u64 {
     ledger::last_step(&paths.ledger()).map_or(0, |last| last.step + 1)
@@ -431,6 +484,9 @@ impl Changed {
             recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
+            if difference.key == LOCK {
+                report.tell(&Message::Remark(&difference.to_string()));
+            }
             recorder.records.note("drift", &difference.to_string())?;
             recorder.changes.push(format!("drift {difference}"));
         }

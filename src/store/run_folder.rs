@@ -202,17 +202,30 @@ impl RunFolder {
     /// Like [`RunFolder::create`], and also replaces what a kill left of a run that had not begun: a lock, or
     /// half of one, and no experiment.
     pub fn create_again(root: &Path, name: &str) -> Result<RunFolder> {
+        RunFolder::clear_unbegun(root, name)?;
+        RunFolder::create(root, name, false)
+    }
+
+    /// Removes what a kill left of a run that had not begun.
+    ///
+    /// # Errors
+    /// A run has begun there all the same, the folder holds what this program did not write, or another
+    /// process has locked it.
+    pub fn clear_unbegun(root: &Path, name: &str) -> Result<()> {
         check_name(name)?;
         let folder = root.join(name);
         let paths = RunPaths::new(&folder);
-        if folder.is_dir() && !paths.experiment().exists() {
-            contents::require_unbegun(&folder)?;
-            let held = lock(&folder)?;
+        if !folder.is_dir() || paths.experiment().exists() {
+            return Ok(());
+        }
+        contents::require_unbegun(&folder)?;
+        let _held = lock(&folder)?;
+        // Another process may have begun it before this one had the lock.
+        if !paths.experiment().exists() {
             atomic::clean(&folder, contents::is_known)?;
             atomic::remove_if_there(&paths.lock_file())?;
-            drop(held);
         }
-        RunFolder::create(root, name, false)
+        Ok(())
     }
 
     /// Checks early what [`RunFolder::create`] would refuse later: a run of this name.

@@ -80,6 +80,28 @@ fn a_run_that_never_began_is_not_in_the_way() {
     assert!(matches!(RunFolder::open(&root.path().join("quickstart")), Err(StoreError::NoSuchRun { .. })));
 }
 
+#[test]
+fn what_a_kill_left_of_a_run_that_had_not_begun_is_cleared_and_nothing_else() {
+    let root = tempfile::tempdir().unwrap();
+    let run = RunFolder::create(root.path(), "quickstart", false).unwrap();
+    fs::write(run.paths.lock_file(), "half a lo").unwrap();
+    let clear = || RunFolder::clear_unbegun(root.path(), "quickstart");
+    assert!(matches!(clear(), Err(StoreError::Locked { .. })));
+    let paths = run.paths.clone();
+    drop(run);
+    assert!(matches!(RunFolder::check_new(root.path(), "quickstart"), Err(StoreError::RunExists { .. })));
+    clear().unwrap();
+    assert!(!paths.lock_file().exists());
+    RunFolder::check_new(root.path(), "quickstart").unwrap();
+    fs::write(paths.lock_file(), "").unwrap();
+    fs::write(paths.ledger(), "").unwrap();
+    assert!(matches!(clear(), Err(StoreError::NoExperiment { .. })));
+    fs::remove_file(paths.ledger()).unwrap();
+    fs::write(paths.experiment(), "# q.toml, resolved: keys").unwrap();
+    clear().unwrap();
+    assert!(paths.lock_file().exists(), "of a run that has begun nothing is removed");
+}
+
 /// In llm.c a used folder keeps its old `DONE` markers, and a later resume takes the old run.
 #[test]
 fn starting_over_leaves_no_old_checkpoint_behind() {

@@ -1,11 +1,12 @@
-//! The events in the ledger. A replay copies them, so each must be one that the run could have made.
+//! The events in the ledger, as [`crate::run::events`] judges them.
 
 use super::Checks;
 use super::lock::Drift;
-use crate::experiment::{Experiment, OnDiverge, largest};
+use crate::experiment::Experiment;
 use crate::proof::Entry;
-use crate::proof::entry::{self, rewind_of};
+use crate::proof::entry;
 use crate::proof::lock::Lock;
+use crate::run::events;
 
 /// Judges every event of the entries; `drift` is what the ledger says of drift.
 pub(super) fn verify(
@@ -16,9 +17,8 @@ pub(super) fn verify(
     checks: &mut Checks<'_>,
 ) {
     let steps = entry::steps(entries);
-    let ledger = Judged { experiment, lock, drift, steps };
-    let found = (0..steps.len()).find_map(|at| Some((&steps[at], ledger.fault(at)?)));
-    if let Some((Entry { step, .. }, why)) = found {
+    let has_changed = |key: &str| drift.names(key);
+    if let Some((step, why)) = events::fault(experiment, &lock.numerics, &has_changed, steps) {
         let what = format!(
             "the entry of step {step} has {why}\n  do: the ledger was edited, or is of another run; restore \
              it from a copy"
@@ -29,147 +29,5 @@ pub(super) fn verify(
     let rewinds = steps.iter().flat_map(|entry| &entry.events).count() - drifts;
     if rewinds + drifts > 0 {
         checks.passed("events", format!("rewinds: {rewinds}, changes by leave: {drifts}"));
-    }
-}
-
-/// The entries of steps, and what they are held to.
-struct Judged<'a> {
-    experiment: &'a Experiment,
-    lock: &'a Lock,
-    drift: &'a Drift,
-    steps: &'a [Entry],
-}
-
-impl Judged<'_> {
-    /// What is wrong with the events of an entry.
-    fn fault(&self, at: usize) -> Option<String> {
-        let mut went_back = false;
-        for event in &self.steps[at].events {
-            if let Some(text) = event.strip_prefix("drift ") {
-                let is_change = text.starts_with('`') && text.contains("` was ") && text.contains(", is ");
-                if !is_change {
-                    return Some(format!("the event `{event}`, which names no change of a key"));
-                }
-                continue;
-            }
-            let Some((from, to)) = rewind_of(event) else {
-                return Some(format!("the event `{event}`, and a run writes `rewind …` and `drift …` alone"));
-            };
-            if went_back {
-                return Some(format!("a second rewind, `{event}`: a run goes back to a checkpoint once"));
-            }
-            went_back = true;
-            if let Some(why) = self.impossible(at, from, to) {
-                return Some(format!("the event `{event}`, which cannot be: {why}"));
-            }
-        }
-        None
-    }
-
-    /// Why the run cannot have gone back so before the entry at `at`. What has changed by leave since is not
-    /// held against it.
-    fn impossible(&self, at: usize, from: u64, to: u64) -> Option<String> {
-        let Experiment { guards, schedule, optimizer, .. } = self.experiment;
-        let step = self.steps[at].step;
-        if to != step || to == 0 || from < to {
-            return Some("a rewind goes back to the step of its entry, where a checkpoint was".into());
-        }
-        if self.holds("guards.on_diverge") && guards.on_diverge != OnDiverge::Rewind {
-            return Some("`guards.on_diverge` is not `rewind`".into());
-        }
-        let steps = if self.holds("schedule.steps") { schedule.steps } else { largest("schedule.steps") };
-        if from >= steps {
-            return Some(format!("the run has {steps} steps"));
-        }
-        // The lock of an older program has no such key: its runs went back to other checkpoints too.
-        let scheduled = self.lock.numerics.contains_key("checkpoint.every") && self.holds("checkpoint.every");
-        let expected = self.experiment.scheduled_before(from);
-        if scheduled && to != expected {
-            return Some(format!("`checkpoint.every` makes it go back to step {expected} from there"));
-        }
-        // Skips before the checkpoint count: its state has them.
-        let skipped = self.steps[..at].iter().rev().take_while(|entry| entry.action.is_skip()).count() as u64;
-        let inherits = skipped == to && optimizer.from_init;
-        let skips = from - to + 1 + skipped;
-        if self.holds("guards.patience") && !inherits && skips < guards.patience {
-            return Some(format!(
-                "at most {skips} steps in a row were skipped, and `guards.patience` is {}",
-                guards.patience
-            ));
-        }
-        None
-    }
-
-    /// Whether a key had one value in all steps.
-    fn holds(&self, key: &str) -> bool {
-        let begin = format!("`{key}` was ");
-        !self.drift.names(key)
-            && !self.steps.iter().flat_map(Entry::drifts).any(|text| text.starts_with(&begin))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::super::Status;
-    use super::*;
-    use crate::experiment;
-    use crate::proof::{Action, lock::Table};
-
-    const TEXT: &str = "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=20\n\
-                        [guards]\npatience=3\non_diverge='rewind'\n[checkpoint]\nevery=5\n";
-
-    /// What the check says of 20 steps with these events in the entry of a step; nothing when it passes.
-    fn said(text: &str, step: usize, events: &[&str]) -> Option<String> {
-        let loaded = experiment::load_text("t", text, &[]).expect("a whole experiment");
-        let mut entries: Vec<Entry> = (0..20).map(|at| Entry::new(at, at + 1, Action::Update)).collect();
-        entries[step].events = events.iter().map(|event| (*event).to_owned()).collect();
-        let lock = Lock {
-            numerics: Table::from([("checkpoint.every".to_owned(), "5".to_owned())]),
-            environment: Table::new(),
-            source: Table::new(),
-            config: Table::new(),
-            outputs: Table::new(),
-        };
-        let mut ignore = |_: &super::super::Check| {};
-        let mut checks = Checks::new(&mut ignore);
-        verify(&loaded.experiment, &lock, &Drift::default(), &entries, &mut checks);
-        let made = checks.into_made();
-        made.into_iter().find(|check| check.status == Status::Failed).map(|check| check.detail)
-    }
-
-    #[test]
-    fn events_that_a_run_writes_pass() {
-        for event in
-            ["rewind from step 7 to step 5", "rewind from step 9 to step 5", "drift `seed` was 1, is 2"]
-        {
-            assert_eq!(said(TEXT, 5, &[event]), None, "{event}");
-        }
-        assert_eq!(said(TEXT, 5, &["drift `seed` was 1, is 2", "rewind from step 8 to step 5"]), None);
-        assert_eq!(said(TEXT, 3, &[]), None);
-        let changed = ["drift `guards.on_diverge` was rewind, is stop", "rewind from step 8 to step 5"];
-        assert_eq!(said(&TEXT.replace("rewind", "stop"), 5, &changed), None);
-    }
-
-    #[test]
-    fn events_that_no_run_writes_are_found() {
-        let table: [(&str, &str); 9] = [
-            ("certified by the audit office", "`rewind …` and `drift …` alone"),
-            ("rewind from step 07 to step 5", "`rewind …` and `drift …` alone"),
-            ("drift of the weather", "names no change of a key"),
-            ("rewind from step 504 to step 5", "the run has 20 steps"),
-            ("rewind from step 18446744073709551615 to step 5", "the run has 20 steps"),
-            ("rewind from step 7 to step 4", "back to the step of its entry"),
-            ("rewind from step 4 to step 5", "back to the step of its entry"),
-            ("rewind from step 6 to step 5", "at most 2 steps in a row were skipped"),
-            ("rewind from step 12 to step 5", "makes it go back to step 10"),
-        ];
-        for (event, says) in table {
-            let why = said(TEXT, 5, &[event]).unwrap_or_default();
-            assert!(why.contains("the entry of step 5") && why.contains(says), "{event}: {why}");
-        }
-        let twice = said(TEXT, 5, &["rewind from step 7 to step 5", "rewind from step 8 to step 5"]);
-        assert!(twice.is_some_and(|why| why.contains("a second rewind")));
-        let stops = said(&TEXT.replace("rewind", "stop"), 5, &["rewind from step 7 to step 5"]);
-        assert!(stops.is_some_and(|why| why.contains("`guards.on_diverge` is not `rewind`")));
     }
 }

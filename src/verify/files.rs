@@ -14,7 +14,7 @@ use crate::run::data::Data;
 use crate::run::device::Device;
 use crate::run::locked::{DeviceFacts, Locked};
 use crate::run::messages::Report;
-use crate::run::{initial, lock};
+use crate::run::{initial, lock, recorded};
 use crate::store::audit;
 use crate::store::derived::{self, AgreedRows, Reach};
 use crate::store::manifest::Standing;
@@ -49,6 +49,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     let recorded = experiment::load_recorded(&paths.experiment())?;
     if let Some(lock) = &lock {
         locked::experiment(&recorded, lock, &manifests, checks);
+        locked::measure(lock, checks);
     }
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
         let drift = locked::last_drift(log.notes(), entries, lock);
@@ -286,15 +287,10 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
         }
     };
     let Some(locked) = locked else { return Some(data) };
-    let of = |table: &Table, wanted: &dyn Fn(&str) -> bool| -> Table {
-        table.iter().filter(|(key, _)| wanted(key)).map(|(key, line)| (key.clone(), line.clone())).collect()
-    };
     let train = lock::training_data(&data.train, &manifest.train);
-    let changed = differences(&of(&locked.numerics, &|key| locked_shard(key).is_some()), &train);
-    let tokens = |shards: &[ShardDigest]| {
-        let tokens = shards.iter().map(|shard| shard.tokens).sum();
-        format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
-    };
+    let named = locked.numerics.iter().filter(|(key, _)| locked_shard(key).is_some());
+    let named: Table = named.map(|(key, line)| (key.clone(), line.clone())).collect();
+    let changed = differences(&named, &train);
     if changed.is_empty() {
         checks.passed("data", tokens(&manifest.train));
     } else {
@@ -307,52 +303,52 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
             ),
         );
     }
-    let is_evaluation = |key: &str| key.starts_with("data.val_shard.") || key.starts_with("data.hellaswag");
-    let validation_set = locked.environment.get("data.validation_sha256");
-    // Programs that write the one write the other.
-    let has_end = locked.outputs.contains_key("end_root");
-    let locked = of(&locked.environment, &is_evaluation);
-    let found = lock::evaluation_data(&manifest);
-    let lacks_tasks = found.contains_key(lock::TASKS) && !locked.contains_key(lock::TASKS);
-    let changed = differences(&locked, &found);
-    match (locked.is_empty(), changed.is_empty()) {
-        _ if found.is_empty() && locked.is_empty() => {}
-        (true, _) if has_end && lacks_tasks => checks.failed(
-            "evaluation data",
-            "the lock names no file of HellaSwag (data.hellaswag), and the experiment has one: that was \
-             taken out of it\n  do: restore the lock from a copy",
-        ),
-        (true, _) => match (validation_set, &data.validation) {
-            (Some(locked), Some(set)) if *locked != hex::encode(set.sha256()) => checks.failed(
-                "evaluation data",
-                "the validation tokens are not those of the lock (data.validation_sha256)\n  do: restore the \
-                 files; the state's bits do not depend on them, the scores do",
-            ),
-            (Some(_), Some(_)) => checks.passed("evaluation data", "the validation tokens are the lock's"),
-            (None, Some(_)) if has_end => checks.failed(
-                "evaluation data",
-                "the lock names none (data.validation_sha256): that was taken out of it",
-            ),
-            _ => checks.skipped("evaluation data", "the lock is older and names none"),
-        },
-        (false, true) => checks.passed(
-            "evaluation data",
-            match &manifest.hellaswag {
-                None => tokens(&manifest.val),
-                Some((name, ..)) if manifest.val.is_empty() => name.clone(),
-                Some((name, ..)) => format!("{}, {name}", tokens(&manifest.val)),
-            },
-        ),
-        (false, false) => checks.failed(
-            "evaluation data",
+    evaluation_data(&data, &manifest, locked, checks);
+    Some(data)
+}
+
+/// The evaluation data against the lines of the lock; [`locked::measure`] says which it lacks.
+fn evaluation_data(data: &Data, manifest: &DataManifest, locked: &Lock, checks: &mut Checks<'_>) {
+    const CHECK: &str = "evaluation data";
+    let kinds = [lock::VALIDATION_SHARD, lock::VALIDATION_SET, lock::TASKS];
+    let kind_of = |key: &str| kinds.into_iter().find(|kind| key.starts_with(*kind));
+    let named = locked.environment.iter().filter(|(key, _)| kind_of(key).is_some());
+    let named: Table = named.map(|(key, line)| (key.clone(), line.clone())).collect();
+    let names = |kind: &str| named.keys().any(|key| key.starts_with(kind));
+    let mut found = lock::evaluation_data(manifest);
+    let set = data.validation.iter();
+    found.extend(set.map(|set| (lock::VALIDATION_SET.to_owned(), hex::encode(set.sha256()))));
+    let is_measured = !found.is_empty();
+    // What a lock does not name at all is that of an older program, or is told of by the lock alone.
+    found.retain(|key, _| kind_of(key).is_some_and(names));
+    let changed = differences(&named, &found);
+    match (changed.is_empty(), named.is_empty()) {
+        (false, _) => checks.failed(
+            CHECK,
             format!(
                 "not what the run was measured on:{}\n  do: restore the files; the state's bits do not \
                  depend on them, the scores do",
                 lock::list(&changed)
             ),
         ),
+        _ if !recorded::left_out(locked).is_empty() => {}
+        (true, false) => {
+            let shards = match names(lock::VALIDATION_SHARD) {
+                true => tokens(&manifest.val),
+                false => "the validation tokens are the lock's".to_owned(),
+            };
+            let tasks = manifest.hellaswag.iter().map(|(name, ..)| name.clone());
+            checks.passed(CHECK, [shards].into_iter().chain(tasks).collect::<Vec<_>>().join(", "));
+        }
+        (true, true) if is_measured => checks.skipped(CHECK, "the lock is older and names none"),
+        (true, true) => {}
     }
-    Some(data)
+}
+
+/// The number and length of shards, in words.
+fn tokens(shards: &[ShardDigest]) -> String {
+    let tokens = shards.iter().map(|shard| shard.tokens).sum();
+    format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
 }
 
 /// How many of the data's files are here where some are not, and are what the lock holds; or what differs.
@@ -364,7 +360,7 @@ fn data_in_part(experiment: &Experiment, locked: &Lock) -> Result<usize, String>
     let mut files = 0;
     let sources = experiment.data.mix.iter().map(|(name, source)| (lock::source_shards(name), &source.train));
     let train = [("data.shard".to_owned(), &experiment.data.train)].into_iter().chain(sources);
-    let val = ("data.val_shard".to_owned(), &locked.environment, &experiment.data.val);
+    let val = (lock::VALIDATION_SHARD.to_owned(), &locked.environment, &experiment.data.val);
     let train = train.map(|(prefix, patterns)| (prefix, &locked.numerics, patterns));
     for (prefix, table, patterns) in train.chain([val]) {
         for pattern in patterns {

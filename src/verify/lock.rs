@@ -184,6 +184,19 @@ pub(super) fn experiment(recorded: &Loaded, lock: &Lock, manifests: &[Manifest],
     }
 }
 
+/// The lock names all that its settings have the run measured on, whether that is here or not.
+pub(super) fn measure(lock: &Lock, checks: &mut Checks<'_>) {
+    let left_out = recorded::left_out(lock);
+    if !left_out.is_empty() {
+        let what = format!(
+            "the lock does not name all that the run was measured on ({}): that was taken out of it\n  do: \
+             restore the lock from a copy",
+            left_out.join(", ")
+        );
+        checks.failed("evaluation data", what);
+    }
+}
+
 /// Refuses a run whose experiment is not what its lock holds.
 ///
 /// # Errors

@@ -383,9 +383,17 @@ fn evaluation_data_and_a_good_end_are_held_to_what_else_the_lock_and_ledger_say(
     let without_shards =
         |lock: &mut Lock| lock.environment.retain(|key, _| !key.starts_with("data.val_shard."));
     reseal(&fresh("fewer"), without_shards);
-    lab.verify("fewer", &[]).assert_says(&["ok      evaluation data"]);
-    reseal(&fresh("other"), |lock| {
+    assert_finds(&lab, "fewer", &[], &["FAILED  evaluation data: ", "(data.val_shard)"]);
+    lab.resume("fewer", &[]).assert_fails(5, &["lock.toml", "`data.val_shard`", "hint: restore it"]);
+    reseal(&fresh("unended"), |lock| {
         without_shards(lock);
+        lock.outputs.clear();
+    });
+    assert_finds(&lab, "unended", &[], &["FAILED  evaluation data: ", "(data.val_shard)"]);
+    lab.resume("unended", &[]).assert_fails(5, &["`data.val_shard`"]);
+    reseal(&fresh("set"), |lock| drop(lock.environment.remove("data.validation_sha256")));
+    assert_finds(&lab, "set", &[], &["FAILED  evaluation data: ", "(data.validation_sha256)"]);
+    reseal(&fresh("other"), |lock| {
         lock.environment.insert("data.validation_sha256".into(), "0".repeat(64));
     });
     assert_finds(&lab, "other", &[], &["evaluation data", "data.validation_sha256"]);

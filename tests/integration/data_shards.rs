@@ -142,7 +142,7 @@ fn verify_reads_the_validation_shards_and_hellaswag_as_it_reads_training_shards(
     reseal(&lab.path("a"), |lock| {
         lock.environment.retain(|key, _| !key.starts_with("data.val_shard.") && key != "data.hellaswag");
     });
-    crate::verify::assert_finds(&lab, "a", &[], &["FAILED  evaluation data: ", "(data.hellaswag)"]);
+    crate::verify::assert_finds(&lab, "a", &[], &["FAILED  evaluation data: ", "data.hellaswag)"]);
 }
 
 #[test]

@@ -227,6 +227,21 @@ fn a_member_of_which_only_the_lock_is_there_has_not_ended() {
     assert_eq!(lab.resume("lr", &[]).root(), hash);
 }
 
+/// A kill between the lock and the experiment leaves a folder that is no run yet.
+#[test]
+fn a_member_that_was_killed_before_it_had_an_experiment_is_trained_all_the_same() {
+    let lab = Lab::new();
+    let hash = lab.run(&declare(&lab, TWO), &[]).root().to_owned();
+    let member = lab.path("lr/002");
+    std::fs::remove_dir_all(&member).expect("removable");
+    std::fs::create_dir_all(member.join("checkpoints")).expect("a folder");
+    for (file, text) in [(".lock", "1\n"), ("lock.toml", "half a lo")] {
+        std::fs::write(member.join(file), text).expect("writable");
+    }
+    assert_eq!(lab.resume("lr", &[]).root(), hash);
+    lab.verify("lr", &[]).assert_says(&["2 members"]);
+}
+
 #[test]
 fn sweeps_are_equal_by_members_that_were_trained_and_a_lost_declaration_is_named() {
     let lab = Lab::new();

@@ -88,6 +88,29 @@ fn events_that_no_run_writes_and_evaluations_that_are_missing_are_named() {
     assert!(whole.code == Some(0) && !whole.stdout.contains("evaluations:"), "{}", whole.stdout);
 }
 
+/// Ledger, checkpoints and lock agree with each other, and no run makes this event.
+#[test]
+fn a_run_does_not_go_on_from_a_ledger_with_an_event_that_no_run_writes() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    let (_, mut entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    entries[5].events.push("certified by the audit office".into());
+    let heads = rewrite_records(&run, &entries);
+    for (step, folder) in store::list(&run.join("checkpoints")).expect("some") {
+        let (manifest, state) = store::load(&folder).expect("whole");
+        let forged = Facts { ledger: heads[step as usize - 1], ..facts(&manifest) };
+        store::save(&run.join("checkpoints"), &state, &forged).expect("saved");
+    }
+    reseal(&run, |lock| lock.outputs.clear());
+    std::fs::remove_dir_all(run.join("checkpoints/step_00000020")).expect("the last checkpoint");
+    let before = lab.files("ci");
+    let says = ["ledger.jsonl", "the entry of step 5 has the event `certified by the audit office`", "hint:"];
+    lab.resume("ci", &[]).assert_fails(5, &says);
+    lab.resume("ci", &["--allow-drift"]).assert_fails(5, &says);
+    assert!(lab.files("ci") == before, "a file was changed");
+}
+
 /// Which of a run's three records of its model was edited does not matter, and neither do two of them.
 #[test]
 fn a_model_that_is_edited_in_any_of_a_runs_records_is_found_wherever_it_is_read() {
