@@ -77,10 +77,15 @@ pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
         .iter()
         .filter(|(key, value)| lock.numerics.get(*key) != Some(value))
         .filter(|(key, _)| *key != "device.kind" && !(auto && *key == "precision.compute"))
-        // The lock of an older program says nothing of where a rewind goes back to.
-        .filter(|(key, _)| *key != "checkpoint.every" || lock.numerics.contains_key(*key))
+        .filter(|(key, _)| is_known(key, &lock.numerics))
         .filter_map(|(key, value)| difference(recorded, &lock.numerics, key, value));
     other.chain(left_out.collect::<Vec<_>>()).collect()
+}
+
+/// Whether the numerics of a lock can be held to a key: that of an older program has no `checkpoint.every`, and
+/// says nothing of where a rewind goes back to.
+pub fn is_known(key: &str, locked: &Table) -> bool {
+    key != "checkpoint.every" || locked.contains_key(key)
 }
 
 /// That the experiment has `value` of a key, and `table` another; none of a new key at its default.
@@ -146,6 +151,19 @@ fn require_model(experiment: &Experiment, numerics: &Table, what: &str) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_lock_of_an_older_program_is_not_held_to_where_a_rewind_goes_back_to() {
+        let text = "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=9\n\
+                    [checkpoint]\nevery=3\n[guards]\non_diverge='rewind'\n";
+        let loaded = experiment::load_text("t", text, &[]).expect("a whole experiment");
+        let mut lock = Lock { numerics: lock::resolved_numerics(&loaded.experiment), ..Lock::default() };
+        assert_eq!(numerics(&loaded, &lock).len(), 0);
+        lock.numerics.insert("checkpoint.every".into(), "5".into());
+        assert_eq!(numerics(&loaded, &lock).len(), 1);
+        lock.numerics.remove("checkpoint.every");
+        assert_eq!(numerics(&loaded, &lock).len(), 0);
+    }
 
     #[test]
     fn a_text_with_parentheses_is_neither_its_beginning_nor_itself_with_its_origin() {
