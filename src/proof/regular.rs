@@ -2,12 +2,16 @@
 //! too long would take all memory: both are errors here.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::Hash;
+
+/// Bytes that no line of a run's records reaches: a row or an entry has some hundred, and a note is a sentence
+/// or a key's values.
+pub const LONGEST_LINE: u64 = 16 << 20;
 
 /// Opens a regular file to read it.
 ///
@@ -81,9 +85,79 @@ pub fn read_last_lines(path: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, start == 0))
 }
 
+/// The lines of a file, one in memory at a time.
+#[derive(Debug)]
+pub struct Lines {
+    file: BufReader<File>,
+    line: Vec<u8>,
+    number: u64,
+    torn: bool,
+}
+
+impl Lines {
+    /// Those of a regular file.
+    ///
+    /// # Errors
+    /// Those of [`open`].
+    pub fn open(path: &Path) -> io::Result<Lines> {
+        open(path).map(Lines::of)
+    }
+
+    /// Those of an open file, from its position on.
+    pub fn of(file: File) -> Lines {
+        let file = BufReader::with_capacity(1 << 18, file);
+        Lines { file, line: Vec::new(), number: 0, torn: false }
+    }
+
+    /// The next line, without its newline. None at the end, where a last line without its newline is left out.
+    ///
+    /// # Errors
+    /// Those of the system; a line of [`LONGEST_LINE`] or more.
+    pub fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
+        self.line.clear();
+        self.number += 1;
+        let read = self.file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.line)?;
+        if read as u64 == LONGEST_LINE {
+            let why = format!("line {} has more than {LONGEST_LINE} bytes, and is no record", self.number);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let line = self.line.strip_suffix(b"\n");
+        self.torn |= line.is_none() && read > 0;
+        Ok(line)
+    }
+
+    /// Whether the end was reached, and a last line has no newline.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_come_one_by_one_and_one_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (text, expected, torn) in
+            [("", &[][..], false), ("a\n\nbc\n", &["a", "", "bc"][..], false), ("a\nbc", &["a"][..], true)]
+        {
+            std::fs::write(&path, text).unwrap();
+            let (mut lines, mut found) = (Lines::open(&path).unwrap(), Vec::new());
+            while let Some(line) = lines.next_line().unwrap() {
+                found.push(String::from_utf8(line.to_vec()).unwrap());
+            }
+            assert!(found == expected && lines.is_torn() == torn, "{text:?}: {found:?}");
+        }
+        // A hole without a newline, larger than memory.
+        std::fs::write(&path, "a\n").unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 36).unwrap();
+        let mut lines = Lines::open(&path).unwrap();
+        assert_eq!(lines.next_line().unwrap(), Some(&b"a"[..]));
+        let refused = lines.next_line().unwrap_err().to_string();
+        assert_eq!(refused, "line 2 has more than 16777216 bytes, and is no record");
+    }
 
     #[test]
     fn what_is_no_file_or_far_too_long_is_refused_without_waiting() {
