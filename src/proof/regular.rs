@@ -9,8 +9,8 @@ use sha2::{Digest, Sha256};
 
 use super::Hash;
 
-/// Bytes that no line of a run's records reaches: a row or an entry has some hundred, and a note is a sentence
-/// or a key's values.
+/// Bytes that no line of a run's records reaches: an entry has some hundred, and a note is a sentence or a
+/// key's values.
 pub const LONGEST_LINE: u64 = 16 << 20;
 
 /// Opens a regular file to read it.
@@ -36,6 +36,31 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Memory for so many bytes of a file, all zero. A file may claim more than there is, and a process that asks
+/// for that without looking ends.
+///
+/// # Errors
+/// What to say of the file or its part: there is not so much memory.
+pub fn memory(bytes: usize) -> Result<Vec<u8>, String> {
+    let mut memory = Vec::new();
+    memory.try_reserve_exact(bytes).map_err(|_| no_memory(bytes))?;
+    memory.resize(bytes, 0);
+    Ok(memory)
+}
+
+/// Refuses so many bytes, where [`memory`] would.
+pub fn require_memory(bytes: usize) -> Result<(), String> {
+    let mut memory = Vec::<u8>::new();
+    let reserved = memory.try_reserve_exact(bytes);
+    // Memory that nobody looks at is optimised away, and then there is enough of it.
+    std::hint::black_box(&memory);
+    reserved.map_err(|_| no_memory(bytes))
+}
+
+fn no_memory(bytes: usize) -> String {
+    format!("has {bytes} bytes, and there is not so much memory")
 }
 
 /// Plain SHA-256 of a regular file, as `sha256sum` prints it, a megabyte in memory at a time.
@@ -109,7 +134,7 @@ impl Lines {
         Lines { file, line: Vec::new(), number: 0, torn: false }
     }
 
-    /// The next line, without its newline. None at the end, where a last line without its newline is left out.
+    /// The next line, without its newline; none at the end. A last line without its newline is left out.
     ///
     /// # Errors
     /// Those of the system; a line of [`LONGEST_LINE`] or more.
@@ -135,6 +160,16 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_by_its_size() {
+        assert_eq!(memory(3).unwrap(), [0; 3]);
+        // More than a process can address.
+        let refused = memory(1 << 50).unwrap_err();
+        assert_eq!(refused, "has 1125899906842624 bytes, and there is not so much memory");
+        assert_eq!(require_memory(1 << 50).unwrap_err(), refused);
+        assert!(require_memory(1 << 20).is_ok());
+    }
 
     #[test]
     fn lines_come_one_by_one_and_one_without_end_is_refused() {

@@ -82,8 +82,8 @@ pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
     other.chain(left_out.collect::<Vec<_>>()).collect()
 }
 
-/// Whether the numerics of a lock can be held to a key: that of an older program has no `checkpoint.every`, and
-/// says nothing of where a rewind goes back to.
+/// Whether the numerics of a lock can be held to a key: those of an older program have no `checkpoint.every`,
+/// and say nothing of where a rewind goes back to.
 pub fn is_known(key: &str, locked: &Table) -> bool {
     key != "checkpoint.every" || locked.contains_key(key)
 }
