@@ -10,6 +10,7 @@ use super::slsa::SlsaError;
 use super::tracker::TrackedRun;
 use crate::data::Tokenizer;
 use crate::experiment::{self, Model, SampleKeys};
+use crate::proof::Hash;
 
 /// A format that a run can be exported in.
 pub struct Format {
@@ -30,7 +31,8 @@ pub struct FormatReader {
     pub recognises: fn(&Path, &Content) -> bool,
     /// The model's sizes, from a header or configuration.
     pub sizes: fn(&Path) -> Result<Model>,
-    pub read: fn(&Path) -> Result<Parameters>,
+    /// The parameters, and the SHA-256 of each file of `weights`, of the very bytes that were read.
+    pub read: fn(&Path) -> Result<(Parameters, Vec<Hash>)>,
     /// The tokenizer of the model's files; none where they say nothing of it. One that is none of ours is an
     /// error.
     pub tokenizer: fn(&Path) -> Result<Option<experiment::Tokenizer>>,

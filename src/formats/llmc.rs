@@ -17,6 +17,8 @@ use super::parameters::{encoded, require_finite};
 use crate::experiment::{Model, largest};
 use crate::model::Weights;
 use crate::model::weights::Affine;
+use crate::proof::hash::Hashed;
+use crate::proof::{Hash, regular};
 use crate::store::{Tensor, atomic};
 
 const MAGIC: i32 = 20_240_326;
@@ -31,7 +33,7 @@ pub(super) const READER: FormatReader = FormatReader {
         _ => false,
     },
     sizes,
-    read: |path| Ok(read(path)?.0),
+    read: |path| read_hashed(path).map(|((parameters, _), sha256)| (parameters, vec![sha256])),
     tokenizer: |_| Ok(None),
     weights: |path| Ok(vec![path.to_owned()]),
 };
@@ -107,10 +109,17 @@ fn header(model: &Model, precision: Precision) -> Vec<u8> {
 /// A file that is no such model, is shorter or longer than its header says, holds NaN or infinity, or has
 /// numbers in the padding rows, which our state does not keep.
 pub fn read(path: &Path) -> Result<(Parameters, Precision)> {
+    read_hashed(path).map(|(read, _)| read)
+}
+
+/// [`read`], with the SHA-256 of the file as it was read.
+fn read_hashed(path: &Path) -> Result<((Parameters, Precision), Hash)> {
     let io = |source| FormatError::Io { path: path.into(), source };
     let file = File::open(path).map_err(io)?;
     let length = file.metadata().map_err(io)?.len();
-    read_from(path, BufReader::with_capacity(1 << 20, file), length)
+    let mut file = BufReader::with_capacity(1 << 20, Hashed::new(file.take(length)));
+    let read = read_from(path, &mut file, length)?;
+    Ok((read, file.into_inner().finish().1))
 }
 
 /// [`read`] of a file that is in memory.
@@ -133,7 +142,9 @@ fn read_from(path: &Path, mut file: impl Read, length: u64) -> Result<(Parameter
     let specs = Weights::of(&model);
     let mut read: Vec<Option<Tensor>> = vec![None; specs.iter().count()];
     for spec in stacked(&specs).expect("GPT-2 has them all") {
-        let mut bytes = vec![0; spec.len * element];
+        let no_memory =
+            |problem| FormatError::Parameter { path: path.into(), tensor: spec.name.clone(), problem };
+        let mut bytes = regular::memory(spec.len * element).map_err(no_memory)?;
         file.read_exact(&mut bytes).map_err(io)?;
         let padding = bytes.split_off(spec.logical_len() * element);
         if let Some(at) = padding.iter().position(|&byte| byte != 0) {

@@ -33,7 +33,7 @@ pub use parameters::{Parameters, Precision, require_finite, require_sizes, value
 use sha2::{Digest, Sha256};
 
 use crate::experiment::{Model, Tokenizer};
-use crate::proof::regular;
+use crate::proof::{Hash, regular};
 
 /// Every format, in the order of the help.
 pub static FORMATS: [Format; 5] = [
@@ -138,25 +138,47 @@ impl ForeignModel {
         (self.reader.tokenizer)(&self.path)?.map_or_else(by_size, Ok)
     }
 
-    /// The parameters, whose sizes must be those of `model`.
-    pub fn read(&self, model: &Model) -> Result<Parameters> {
-        let parameters = (self.reader.read)(&self.path)?;
+    /// The parameters, whose sizes must be those of `model`, and [`ForeignModel::sha256`] of what was read.
+    pub fn read(&self, model: &Model) -> Result<(Parameters, [u8; 32])> {
+        let (parameters, digests) = (self.reader.read)(&self.path)?;
         parameters.require(model, &self.path)?;
-        Ok(parameters)
+        Ok((parameters, joined(&digests)))
     }
 
     /// SHA-256 of the file that holds the weights; of several files, that of their digests one after another.
     pub fn sha256(&self) -> Result<[u8; 32]> {
-        let digests: Result<Vec<[u8; 32]>> = (self.reader.weights)(&self.path)?
-            .into_iter()
-            .map(|path| match regular::sha256(&path) {
-                Ok(hash) => Ok(hash.0),
-                Err(source) => Err(FormatError::Io { path, source }),
-            })
-            .collect();
-        match digests?[..] {
-            [digest] => Ok(digest),
-            ref digests => Ok(Sha256::digest(digests.concat()).into()),
+        let files = (self.reader.weights)(&self.path)?;
+        let hash = |path: PathBuf| regular::sha256(&path).map_err(|source| FormatError::Io { path, source });
+        let digests: Result<Vec<Hash>> = files.into_iter().map(hash).collect();
+        Ok(joined(&digests?))
+    }
+}
+
+fn joined(digests: &[Hash]) -> [u8; 32] {
+    match digests {
+        [Hash(digest)] => *digest,
+        digests => Sha256::digest(digests.iter().flat_map(|digest| digest.0).collect::<Vec<u8>>()).into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::formats::parameters::sample_parameters;
+    use crate::ops::Dtype;
+
+    /// Else another file might be trained on than the lock names.
+    #[test]
+    fn the_digest_that_comes_with_parameters_is_of_the_files_that_they_were_read_from() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let model = folder.path().join("model.bin");
+        llmc::write(&model, &sample_parameters(Dtype::F32), Precision::Fp32).expect("written");
+        let cases = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cases");
+        for path in [model, cases.join("hf_good"), cases.join("hf_sharded"), cases.join("hf_fp16")] {
+            let foreign = ForeignModel::open(&path).expect("a model");
+            let sizes = foreign.sizes().expect("sizes");
+            let (_, sha256) = foreign.read(&sizes).expect("readable");
+            assert_eq!(sha256, foreign.sha256().expect("readable"), "{}", path.display());
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Tags keep hashes of different kinds apart: bytes that make a leaf can never make a node. A tag
 //! is hashed twice over (64 bytes, one SHA-256 block), so its state is computed once and copied.
 
+use std::io::{self, Read, Write};
 use std::{fmt, str::FromStr, sync::LazyLock};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -64,6 +65,43 @@ impl Serialize for Hash {
 impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Hash, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A reader or writer, and plain SHA-256 of the bytes that went through it.
+pub struct Hashed<T> {
+    through: T,
+    hasher: Sha256,
+}
+
+impl<T> Hashed<T> {
+    pub fn new(through: T) -> Hashed<T> {
+        Hashed { through, hasher: Sha256::new() }
+    }
+
+    /// What the bytes went through, and their hash.
+    pub fn finish(self) -> (T, Hash) {
+        (self.through, Hash(self.hasher.finalize().into()))
+    }
+}
+
+impl<R: Read> Read for Hashed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.through.read(buffer)?;
+        self.hasher.update(&buffer[..read]);
+        Ok(read)
+    }
+}
+
+impl<W: Write> Write for Hashed<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.through.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.through.flush()
     }
 }
 
@@ -188,6 +226,16 @@ mod tests {
             assert_eq!(LEAF.hash_each(messages), expected, "{len} bytes");
             assert_eq!(LEAF.hash_each([messages[2]]), [expected[2]], "{len} bytes, alone");
         }
+    }
+
+    #[test]
+    fn what_goes_through_is_hashed_however_it_comes() {
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i * 31 % 251) as u8).collect();
+        let mut from = Hashed::new(&bytes[..]);
+        let mut into = Hashed::new(Vec::new());
+        io::copy(&mut from, &mut into).unwrap();
+        assert_eq!(from.finish().1, Hash::of(&bytes));
+        assert_eq!(into.finish(), (bytes.clone(), Hash::of(&bytes)));
     }
 
     #[test]

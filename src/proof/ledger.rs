@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use super::entry::{self, Entry, digest_of_canonical};
 use super::hash::Hash;
+use super::regular::LONGEST_LINE;
 use super::tree::{Frontier, tree_root};
 use super::{json, regular};
 
@@ -30,9 +31,6 @@ pub struct Head {
     pub size: u64,
     pub root: Hash,
 }
-
-/// Bytes that no line reaches: an entry has some hundred, and a note is a sentence or a key's values.
-const LONGEST_LINE: u64 = 16 << 20;
 
 /// The kind of the note that a run was resumed.
 pub const RESUME: &str = "resume";

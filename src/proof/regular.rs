@@ -2,12 +2,16 @@
 //! too long would take all memory: both are errors here.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
 use super::Hash;
+
+/// Bytes that no line of a run's records reaches: an entry has some hundred, and a note is a sentence or a
+/// key's values.
+pub const LONGEST_LINE: u64 = 16 << 20;
 
 /// Opens a regular file to read it.
 ///
@@ -32,6 +36,30 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     open(path)?.read_to_end(&mut bytes)?;
     Ok(bytes)
+}
+
+/// Memory for so many bytes of a file, all zero. A file may claim more than there is, and a process that asks
+/// for that without looking ends.
+///
+/// # Errors
+/// What to say of the file or its part: there is not so much memory.
+pub fn memory(bytes: usize) -> Result<Vec<u8>, String> {
+    require_memory(bytes)?;
+    // Zeros of the system, which are not written.
+    Ok(vec![0; bytes])
+}
+
+/// Refuses so many bytes, where [`memory`] would.
+pub fn require_memory(bytes: usize) -> Result<(), String> {
+    let mut memory = Vec::<u8>::new();
+    let reserved = memory.try_reserve_exact(bytes);
+    // Memory that nobody looks at is optimised away, and then there is enough of it.
+    std::hint::black_box(&memory);
+    reserved.map_err(|_| no_memory(bytes))
+}
+
+fn no_memory(bytes: usize) -> String {
+    format!("has {bytes} bytes, and there is not so much memory")
 }
 
 /// Plain SHA-256 of a regular file, as `sha256sum` prints it, a megabyte in memory at a time.
@@ -81,9 +109,89 @@ pub fn read_last_lines(path: &Path, most: u64) -> io::Result<(Vec<u8>, bool)> {
     Ok((bytes, start == 0))
 }
 
+/// The lines of a file, one in memory at a time.
+#[derive(Debug)]
+pub struct Lines {
+    file: BufReader<File>,
+    line: Vec<u8>,
+    number: u64,
+    torn: bool,
+}
+
+impl Lines {
+    /// Those of a regular file.
+    ///
+    /// # Errors
+    /// Those of [`open`].
+    pub fn open(path: &Path) -> io::Result<Lines> {
+        open(path).map(Lines::of)
+    }
+
+    /// Those of an open file, from its position on.
+    pub fn of(file: File) -> Lines {
+        let file = BufReader::with_capacity(1 << 18, file);
+        Lines { file, line: Vec::new(), number: 0, torn: false }
+    }
+
+    /// The next line, without its newline; none at the end. A last line without its newline is left out.
+    ///
+    /// # Errors
+    /// Those of the system; a line of [`LONGEST_LINE`] or more.
+    pub fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
+        self.line.clear();
+        self.number += 1;
+        let read = self.file.by_ref().take(LONGEST_LINE).read_until(b'\n', &mut self.line)?;
+        if read as u64 == LONGEST_LINE {
+            let why = format!("line {} has more than {LONGEST_LINE} bytes, and is no record", self.number);
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let line = self.line.strip_suffix(b"\n");
+        self.torn |= line.is_none() && read > 0;
+        Ok(line)
+    }
+
+    /// Whether the end was reached, and a last line has no newline.
+    pub fn is_torn(&self) -> bool {
+        self.torn
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn more_memory_than_there_is_is_refused_by_its_size() {
+        assert_eq!(memory(3).unwrap(), [0; 3]);
+        // More than a process can address.
+        let refused = memory(1 << 50).unwrap_err();
+        assert_eq!(refused, "has 1125899906842624 bytes, and there is not so much memory");
+        assert_eq!(require_memory(1 << 50).unwrap_err(), refused);
+        assert!(require_memory(1 << 20).is_ok());
+    }
+
+    #[test]
+    fn lines_come_one_by_one_and_one_without_end_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        for (text, expected, torn) in
+            [("", &[][..], false), ("a\n\nbc\n", &["a", "", "bc"][..], false), ("a\nbc", &["a"][..], true)]
+        {
+            std::fs::write(&path, text).unwrap();
+            let (mut lines, mut found) = (Lines::open(&path).unwrap(), Vec::new());
+            while let Some(line) = lines.next_line().unwrap() {
+                found.push(String::from_utf8(line.to_vec()).unwrap());
+            }
+            assert!(found == expected && lines.is_torn() == torn, "{text:?}: {found:?}");
+        }
+        // A hole without a newline, larger than memory.
+        std::fs::write(&path, "a\n").unwrap();
+        File::options().write(true).open(&path).unwrap().set_len(1 << 36).unwrap();
+        let mut lines = Lines::open(&path).unwrap();
+        assert_eq!(lines.next_line().unwrap(), Some(&b"a"[..]));
+        let refused = lines.next_line().unwrap_err().to_string();
+        assert_eq!(refused, "line 2 has more than 16777216 bytes, and is no record");
+    }
 
     #[test]
     fn what_is_no_file_or_far_too_long_is_refused_without_waiting() {

@@ -152,6 +152,16 @@ pub fn read(
         }
     }
     let model = InitModel::open(path)?;
+    if let InitModel::Foreign(foreign) = &model
+        && !from_checkpoint
+        && !experiment.optimizer.from_init
+    {
+        // The lock names the bytes that were read, whatever has come to their place since.
+        let (parameters, sha256) = foreign.read(&experiment.model)?;
+        let pinned = vec![(INIT_KEYS[0], hex::encode(sha256))];
+        let start = InitStart::Weights(Box::new(parameters));
+        return Ok(Some(Initial { pinned, start, stream: None, remark: None }));
+    }
     let ((key, root), remark) = model.pinned()?;
     let mut pinned = vec![(key, root.clone())];
     let (mut state, mut stream) = (None, None);
@@ -165,7 +175,10 @@ pub fn read(
     let start = match (from_checkpoint, state) {
         (true, _) => InitStart::Past,
         (false, Some(folder)) => InitStart::State { folder, root },
-        (false, None) => InitStart::Weights(Box::new(model.read(&experiment.model, &root)?)),
+        (false, None) => {
+            let folder = model.checkpoint_folder()?;
+            InitStart::Weights(Box::new(weights_of(folder, &experiment.model, &root)?))
+        }
     };
     Ok(Some(Initial { pinned, start, stream, remark }))
 }
@@ -448,22 +461,17 @@ impl InitModel {
             }
         })
     }
+}
 
-    /// The parameters, whose sizes must be those of `model`: of a checkpoint, whose root is to be `pinned`,
-    /// the fp32 masters where it has them.
-    fn read(&self, model: &Model, pinned: &str) -> anyhow::Result<Parameters> {
-        match self {
-            InitModel::Foreign(foreign) => Ok(foreign.read(model)?),
-            InitModel::Checkpoint(folder) => {
-                let (_, state) = load_pinned(folder, Some(pinned), find::is_weight)?;
-                let file = folder.join(STATE_FILE);
-                require_finite(&file, &state)?;
-                let parameters = Parameters::of_state(&file, &self.sizes()?, state)?;
-                parameters.require(model, folder)?;
-                Ok(parameters)
-            }
-        }
-    }
+/// The parameters of a checkpoint, whose root is to be `pinned` and whose sizes must be those of `model`: the
+/// fp32 masters where it has them.
+fn weights_of(folder: &Path, model: &Model, pinned: &str) -> anyhow::Result<Parameters> {
+    let (_, state) = load_pinned(folder, Some(pinned), find::is_weight)?;
+    let file = folder.join(STATE_FILE);
+    require_finite(&file, &state)?;
+    let parameters = Parameters::of_state(&file, &experiment_of(folder)?.model, state)?;
+    parameters.require(model, folder)?;
+    Ok(parameters)
 }
 
 /// The folder of the run that a checkpoint is of.

@@ -97,7 +97,7 @@ impl ModelArgument {
                 require_usage(!ema, || {
                     format!("`{path}` is a model, not a run: it has no average of weights")
                 })?;
-                let parameters = foreign.read(&experiment.model)?;
+                let (parameters, _) = foreign.read(&experiment.model)?;
                 let state = parameters.tensors.iter().cloned().collect();
                 Ok(LoadedModel { experiment, state, manifest: None, ema })
             }

@@ -79,8 +79,7 @@ pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
         .iter()
         .filter(|(key, value)| lock.numerics.get(*key) != Some(value))
         .filter(|(key, _)| *key != "device.kind" && !(auto && *key == "precision.compute"))
-        // The lock of an older program says nothing of where a rewind goes back to.
-        .filter(|(key, _)| *key != "checkpoint.every" || lock.numerics.contains_key(*key))
+        .filter(|(key, _)| is_known(key, &lock.numerics))
         .filter_map(|(key, value)| difference(recorded, &lock.numerics, key, value));
     other.chain(left_out.collect::<Vec<_>>()).collect()
 }
@@ -111,6 +110,12 @@ pub fn require_measure(lock: &Lock, path: &Path) -> Result<(), ProofRefusal> {
             left_out.join("`, `")
         ))),
     }
+}
+
+/// Whether the numerics of a lock can be held to a key: those of an older program have no `checkpoint.every`,
+/// and say nothing of where a rewind goes back to.
+pub fn is_known(key: &str, locked: &Table) -> bool {
+    key != "checkpoint.every" || locked.contains_key(key)
 }
 
 /// That the experiment has `value` of a key, and `table` another; none of a new key at its default.
@@ -217,6 +222,19 @@ mod tests {
         unscored.config.insert("eval.hellaswag".into(), "not set (default)".into());
         unscored.environment.remove("data.hellaswag");
         assert!(left_out(&unscored).is_empty());
+    }
+
+    #[test]
+    fn the_lock_of_an_older_program_is_not_held_to_where_a_rewind_goes_back_to() {
+        let text = "[model]\nlayers=1\nheads=1\nchannels=64\n[data]\ncorpus='kjv'\n[schedule]\nsteps=9\n\
+                    [checkpoint]\nevery=3\n[guards]\non_diverge='rewind'\n";
+        let loaded = experiment::load_text("t", text, &[]).expect("a whole experiment");
+        let mut lock = Lock { numerics: lock::resolved_numerics(&loaded.experiment), ..Lock::default() };
+        assert_eq!(numerics(&loaded, &lock).len(), 0);
+        lock.numerics.insert("checkpoint.every".into(), "5".into());
+        assert_eq!(numerics(&loaded, &lock).len(), 1);
+        lock.numerics.remove("checkpoint.every");
+        assert_eq!(numerics(&loaded, &lock).len(), 0);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::proof::regular;
+use crate::proof::regular::{self, Lines};
 
 /// Why a grown file cannot be opened or written.
 #[derive(Debug, thiserror::Error)]
@@ -52,20 +52,22 @@ impl AppendFile {
         step_of: impl Fn(&str) -> Result<u64, String>,
     ) -> Result<KeptRecords, AppendError> {
         let io_error = |source| AppendError::Io { action: "read", path: path.to_owned(), source };
-        let bytes = regular::read(path).map_err(io_error)?;
-        let (mut kept, mut last) = (0, None);
-        for (index, line) in complete_lines(&bytes).enumerate() {
+        let file = regular::open(path).map_err(io_error)?;
+        let of = file.metadata().map_err(io_error)?.len();
+        let (mut lines, mut kept, mut last, mut number) = (Lines::of(file), 0, None, 0);
+        while let Some(line) = lines.next_line().map_err(io_error)? {
+            number += 1;
             let step = std::str::from_utf8(line)
                 .map_err(|error| error.to_string())
                 .and_then(&step_of)
-                .map_err(|message| AppendError::Line { path: path.to_owned(), line: index + 1, message })?;
+                .map_err(|message| AppendError::Line { path: path.to_owned(), line: number, message })?;
             if step >= resume {
                 break;
             }
-            kept += line.len() + 1;
+            kept += line.len() as u64 + 1;
             last = Some(step);
         }
-        Ok(KeptRecords { path: path.to_owned(), last, kept, of: bytes.len() })
+        Ok(KeptRecords { path: path.to_owned(), last, kept, of })
     }
 
     /// Writes whole lines, each ending in a newline, in one call to the kernel.
@@ -99,8 +101,8 @@ pub struct KeptRecords {
     /// The step of the last one.
     pub last: Option<u64>,
     /// Their bytes, and those of the file.
-    kept: usize,
-    of: usize,
+    kept: u64,
+    of: u64,
 }
 
 impl KeptRecords {
@@ -115,7 +117,7 @@ impl KeptRecords {
         };
         let file = OpenOptions::new().append(true).open(&path).map_err(io_error("open"))?;
         if kept < of {
-            file.set_len(kept as u64).map_err(io_error("truncate"))?;
+            file.set_len(kept).map_err(io_error("truncate"))?;
             file.sync_all().map_err(io_error("sync"))?;
         }
         Ok(AppendFile { file, path })

@@ -4,9 +4,9 @@
 //! `manifest.json`, which is written last: without it there is no copy. Nothing but a checkpoint's own folder
 //! is ever written, so that a kill leaves what was whole before as it was.
 
-use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{self, Read, Seek};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -22,8 +22,10 @@ use super::run_folder::{EXPERIMENT, LEDGER, LOCK_FILE, SUMS};
 use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
 use crate::proof::entry::rewind_of;
+use crate::proof::hash::Hashed;
 use crate::proof::ledger::{self, Ledger};
-use crate::proof::{Entry, Hash, Head, Lock, regular};
+use crate::proof::regular::{self, Lines};
+use crate::proof::{Entry, Hash, Head, Lock};
 
 /// The run's files that a copy has. The ledger is read last: its head shows that nobody went back meanwhile.
 const RECORDS: [&str; 5] = [EXPERIMENT, LOCK_FILE, JSONL, MAIN_LOG, LEDGER];
@@ -124,14 +126,15 @@ impl Copies {
         let folder = paths.checkpoints().join(checkpoint::folder_name(step));
         let manifest = checkpoint::inspect(&folder)?;
         let state = folder.join(STATE_FILE);
-        let file = File::open(&state).map_err(StoreError::io(&state, "open"))?;
+        let mut file = File::open(&state).map_err(StoreError::io(&state, "open"))?;
         let text = manifest.to_text();
         self.objects.delete(&self.object(step, MANIFEST_FILE))?;
         let again = file.try_clone().map_err(StoreError::io(&state, "open"))?;
         let ((part_bytes, parts), stop) = (manifest.file.sha256.parts(), AtomicBool::new(false));
         let hashed = thread::scope(|scope| {
             let hashing = scope.spawn(|| parts::hash_file(&again, part_bytes, &stop));
-            let put = self.objects.put_file(&self.object(step, STATE_FILE), file, count);
+            let put =
+                self.objects.put_all(&self.object(step, STATE_FILE), &mut file, manifest.file.bytes, count);
             stop.store(put.is_err(), Ordering::Relaxed);
             let hashed = hashing.join().expect("hashing does not panic");
             put.and_then(|()| hashed.map_err(StoreError::io(&state, "read")))
@@ -141,13 +144,11 @@ impl Copies {
         let mut sums = BTreeMap::from([(STATE_FILE, whole)]);
         for record in RECORDS {
             let path = paths.folder().join(record);
-            let mut bytes = regular::read(&path).map_err(StoreError::io(&path, "read"))?;
-            match record {
-                LEDGER => bytes.truncate(end_of_entries(&bytes, manifest.ledger.size)),
-                _ => bytes.truncate(bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1)),
-            }
-            self.objects.put(&self.object(step, record), &bytes)?;
-            sums.insert(record, Hash::of(&bytes));
+            let entries = if record == LEDGER { manifest.ledger.size } else { u64::MAX };
+            let (file, bytes) = open_record(&path, entries).map_err(StoreError::io(&path, "read"))?;
+            let mut from = Hashed::new(file.take(bytes));
+            self.objects.put_all(&self.object(step, record), &mut from, bytes, &|_| ())?;
+            sums.insert(record, from.finish().1);
         }
         if Ledger::require(&paths.ledger(), Some(&manifest.ledger)).is_err() {
             return Err(StoreError::NotOnLedger { step });
@@ -181,21 +182,14 @@ impl Copies {
             let path = if *file == MANIFEST_FILE { folder.join(file) } else { paths.folder().join(file) };
             // What is longer is cut there, and so has another SHA-256.
             let most = manifest.step.saturating_mul(LONGEST_OF_STEP).saturating_add(LONGEST);
-            if !self.objects.get_file(&self.object(step, file), &path, most, &|_| ())? {
-                return Err(self.missing(step, file));
-            }
-            hold(file, regular::sha256(&path).map_err(StoreError::io(&path, "read"))?)?;
+            let found = self.objects.get_file(&self.object(step, file), &path, most, &|_| ())?;
+            hold(file, found.ok_or_else(|| self.missing(step, file))?)?;
         }
         let state = folder.join(STATE_FILE);
         let most = manifest.file.bytes.saturating_add(1);
-        if !self.objects.get_file(&self.object(step, STATE_FILE), &state, most, count)? {
-            return Err(self.missing(step, STATE_FILE));
-        }
-        let (loaded, sum) = thread::scope(|scope| {
-            let sum = scope.spawn(|| regular::sha256(&state));
-            (checkpoint::load(&folder).map(drop), sum.join().expect("hashing does not panic"))
-        });
-        loaded.map_err(|error| match error {
+        let found = self.objects.get_file(&self.object(step, STATE_FILE), &state, most, count)?;
+        let sum = found.ok_or_else(|| self.missing(step, STATE_FILE))?;
+        checkpoint::load(&folder).map(drop).map_err(|error| match error {
             StoreError::Io { .. } | StoreError::DiskFull { .. } => error,
             error => {
                 let here = folder.display().to_string();
@@ -203,7 +197,7 @@ impl Copies {
                 damaged(STATE_FILE, error.to_string().replace(&here, &there))
             }
         })?;
-        hold(STATE_FILE, sum.map_err(StoreError::io(&state, "read"))?)?;
+        hold(STATE_FILE, sum)?;
         let (log, entries) =
             ledger::read(&paths.ledger()).map_err(|error| damaged(LEDGER, error.to_string()))?;
         if !matches!(manifest.standing(&log, &entries), Standing::Bound | Standing::Unbound) {
@@ -236,20 +230,46 @@ fn went_back_behind(entries: &[Entry], step: u64) -> bool {
     rewinds.any(|(from, to)| to < step && step <= from)
 }
 
-/// Where the entry number `size` of a ledger's text ends, with the notes before it.
-fn end_of_entries(text: &[u8], size: u64) -> usize {
-    let (at, seen) = (Cell::new(0), Cell::new(0));
-    for line in text.split_inclusive(|byte| *byte == b'\n').take_while(|_| seen.get() < size) {
-        at.set(at.get() + line.len());
-        seen.set(seen.get() + u64::from(line.starts_with(b"{\"entry\":")));
+/// A record, and how many bytes of it are copied: its whole lines, of a ledger up to the last of so many
+/// `entries`, with the notes before it.
+fn open_record(path: &Path, entries: u64) -> io::Result<(File, u64)> {
+    let mut file = regular::open(path)?;
+    let (mut lines, mut bytes, mut seen) = (Lines::of(file.try_clone()?), 0, 0);
+    while seen < entries
+        && let Some(line) = lines.next_line()?
+    {
+        bytes += line.len() as u64 + 1;
+        seen += u64::from(line.starts_with(b"{\"entry\":"));
     }
-    at.get()
+    file.rewind()?;
+    Ok((file, bytes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::proof::Action;
+
+    #[test]
+    fn a_record_is_copied_up_to_its_last_whole_line_or_entry() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(LEDGER);
+        let copied = |text: &str, entries: u64| {
+            fs::write(&path, text).unwrap();
+            let (file, bytes) = open_record(&path, entries).unwrap();
+            io::read_to_string(file.take(bytes)).unwrap()
+        };
+        let [note, entry] = ["{\"note\":1}\n", "{\"entry\":1}\n"];
+        let ledger = [note, entry, note, entry, note].concat();
+        assert_eq!(copied(&ledger, 0), "");
+        assert_eq!(copied(&ledger, 1), [note, entry].concat());
+        assert_eq!(copied(&ledger, 2), [note, entry, note, entry].concat());
+        assert_eq!(copied(&ledger, 3), ledger);
+        assert_eq!(copied("a\nb\ntorn", u64::MAX), "a\nb\n");
+        // A record without a newline that is larger than memory.
+        File::options().write(true).open(&path).unwrap().set_len(1 << 36).unwrap();
+        assert!(open_record(&path, u64::MAX).unwrap_err().to_string().contains("and is no record"));
+    }
 
     #[test]
     fn copies_that_a_run_went_back_behind_are_its_own() {

@@ -12,13 +12,13 @@ use std::io;
 use std::path::Path;
 
 use super::RunPaths;
-use super::append::complete_lines;
 use super::columns::ColumnKind;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{Action, COLUMNS, JSONL, MetricsRow, PARQUET};
 use super::metrics_parquet;
+use crate::proof::Entry;
 use crate::proof::entry::canonical_bits;
-use crate::proof::{Entry, regular};
+use crate::proof::regular::Lines;
 
 /// How much of the files must exist.
 #[derive(Clone, Copy, Debug)]
@@ -108,16 +108,15 @@ pub fn check(
     extent: Reach,
 ) -> Vec<(&'static str, Result<AgreedRows, Disagreement>)> {
     let mut checked = Vec::new();
-    let jsonl = jsonl(&paths.metrics_jsonl(), entries, extent);
     // Where the metrics are damaged, the rows are made from the ledger, if it holds every column.
-    let rows = match &jsonl {
-        Ok((rows, _)) => Some(rows.clone()),
-        Err(_) if entries.iter().all(|entry| entry.evaluation.is_some()) => {
-            Some(entries.iter().map(|entry| MetricsRow::of(entry, None)).collect())
+    let (rows, jsonl) = match jsonl(&paths.metrics_jsonl(), entries, extent) {
+        Ok((rows, agreed)) => (Some(rows), Ok(agreed)),
+        Err(fault) if entries.iter().all(|entry| entry.evaluation.is_some()) => {
+            (Some(entries.iter().map(|entry| MetricsRow::of(entry, None)).collect()), Err(fault))
         }
-        Err(_) => None,
+        Err(fault) => (None, Err(fault)),
     };
-    checked.push((JSONL, jsonl.map(|(_, agreed)| agreed)));
+    checked.push((JSONL, jsonl));
     if extent.saved > 0 || extent.ended || paths.metrics_parquet().exists() {
         checked.push((PARQUET, parquet(&paths.metrics_parquet(), entries, extent)));
     }
@@ -221,13 +220,36 @@ fn misplaced(index: usize, rows: &[MetricsRow], entries: &[Entry]) -> String {
     }
 }
 
-/// The content of a text file; empty if it is missing and may be.
-fn read(file: &'static str, path: &Path, needed: bool) -> Result<Vec<u8>, Disagreement> {
-    match regular::read(path) {
-        Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => Ok(Vec::new()),
-        Err(error) => Err(whole_file(file, format!("cannot be read: {error}"))),
+/// A text file that is read line by line.
+struct TextFile {
+    file: &'static str,
+    /// None of a file that is missing and may be.
+    lines: Option<Lines>,
+}
+
+impl TextFile {
+    fn open(file: &'static str, path: &Path, needed: bool) -> Result<TextFile, Disagreement> {
+        match Lines::open(path) {
+            Ok(lines) => Ok(TextFile { file, lines: Some(lines) }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !needed => {
+                Ok(TextFile { file, lines: None })
+            }
+            Err(error) => Err(cannot_read(file, &error)),
+        }
     }
+
+    fn next_line(&mut self) -> Result<Option<&[u8]>, Disagreement> {
+        let Some(lines) = &mut self.lines else { return Ok(None) };
+        lines.next_line().map_err(|error| cannot_read(self.file, &error))
+    }
+
+    fn is_torn(&self) -> bool {
+        self.lines.as_ref().is_some_and(Lines::is_torn)
+    }
+}
+
+fn cannot_read(file: &'static str, error: &io::Error) -> Disagreement {
+    whole_file(file, format!("cannot be read: {error}"))
 }
 
 fn whole_file(file: &'static str, what: String) -> Disagreement {
@@ -239,9 +261,10 @@ fn jsonl(
     entries: &[Entry],
     extent: Reach,
 ) -> Result<(Vec<MetricsRow>, AgreedRows), Disagreement> {
-    let bytes = read(JSONL, path, !entries.is_empty())?;
+    let mut lines = TextFile::open(JSONL, path, !entries.is_empty())?;
     let mut rows: Vec<MetricsRow> = Vec::new();
-    for (index, line) in complete_lines(&bytes).enumerate() {
+    while let Some(line) = lines.next_line()? {
+        let index = rows.len();
         if extent.running && index >= entries.len() {
             break;
         }
@@ -255,7 +278,7 @@ fn jsonl(
         rows.push(row);
     }
     let agreed = compare(&rows, entries).map_err(|fault| fault.in_file(JSONL))?;
-    let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
+    let torn = lines.is_torn();
     if let Some(missing) = entries.get(rows.len()) {
         let killed = torn && rows.len() + 1 == entries.len() && may_be_torn(missing.step, extent);
         if !killed && !extent.may_lag(missing.step) {
@@ -301,20 +324,18 @@ fn parquet(path: &Path, entries: &[Entry], extent: Reach) -> Result<AgreedRows, 
 }
 
 fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRows, Disagreement> {
-    let expected: Vec<(u64, String)> = rows
-        .iter()
-        .flat_map(|row| {
-            let lines = main_log::format(row);
-            lines.lines().map(|line| (row.step, line.to_owned())).collect::<Vec<_>>()
-        })
-        .collect();
-    let bytes = read(MAIN_LOG, path, !expected.is_empty())?;
-    let lines: Vec<&[u8]> = complete_lines(&bytes).collect();
-    for (index, line) in lines.iter().enumerate() {
-        let fault = |column, what| Disagreement { file: MAIN_LOG, row: Some(index + 1), column, what };
+    let lines_of = |row: &MetricsRow| {
+        let lines = main_log::format(row);
+        lines.lines().map(|line| (row.step, line.to_owned())).collect::<Vec<_>>()
+    };
+    let mut expected = rows.iter().flat_map(lines_of).peekable();
+    let mut lines = TextFile::open(MAIN_LOG, path, expected.peek().is_some())?;
+    let mut agreed = 0;
+    while let Some(line) = lines.next_line()? {
+        let fault = |column, what| Disagreement { file: MAIN_LOG, row: Some(agreed + 1), column, what };
         let found = String::from_utf8_lossy(line);
-        match expected.get(index) {
-            Some((_, expected)) if *expected == found => {}
+        match expected.next() {
+            Some((_, expected)) if expected == found => {}
             None if extent.running => break,
             None => return Err(fault(None, format!("`{found}` was added"))),
             Some((step, expected)) => {
@@ -325,15 +346,16 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRow
                 return Err(fault(column, what));
             }
         }
+        agreed += 1;
     }
-    let torn = bytes.last().is_some_and(|byte| *byte != b'\n');
-    let last = expected.last().map(|(step, _)| *step);
-    match expected.get(lines.len()) {
+    let torn = lines.is_torn();
+    let last = rows.iter().rfind(|row| !main_log::format(row).is_empty()).map(|row| row.step);
+    match expected.next() {
         Some((step, _))
-            if extent.may_lag(*step) || (torn && Some(*step) == last && may_be_torn(*step, extent)) => {}
-        Some((step, _)) => return Err(cut(MAIN_LOG, lines.len(), *step)),
+            if extent.may_lag(step) || (torn && Some(step) == last && may_be_torn(step, extent)) => {}
+        Some((step, _)) => return Err(cut(MAIN_LOG, agreed, step)),
         None if torn && !extent.running => {
-            let row = Some(lines.len() + 1);
+            let row = Some(agreed + 1);
             return Err(Disagreement {
                 file: MAIN_LOG,
                 row,
@@ -343,7 +365,7 @@ fn main_log(path: &Path, rows: &[MetricsRow], extent: Reach) -> Result<AgreedRow
         }
         None => {}
     }
-    Ok(AgreedRows { rows: lines.len(), unproven: 0 })
+    Ok(AgreedRows { rows: agreed, unproven: 0 })
 }
 
 #[cfg(test)]

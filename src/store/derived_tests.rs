@@ -263,3 +263,16 @@ fn a_ledger_of_version_1_leaves_evaluations_unproven_and_proves_the_rest() {
     assert!(unverified(&rows[..3], &entries(), false).unwrap().contains("step 3 is missing"));
     assert_eq!(unverified(&rows[..3], &entries(), true), None);
 }
+
+/// Files of a run are read line by line, and what is no line is not read to its end.
+#[test]
+fn a_file_of_one_line_that_is_larger_than_memory_is_refused() {
+    for file in [RunPaths::metrics_jsonl, RunPaths::main_log] {
+        let (_folder, paths) = run(&entries());
+        let open = std::fs::File::options().write(true).open(file(&paths)).unwrap();
+        open.set_len(1 << 36).unwrap();
+        let found = faults(&paths, ENDED);
+        assert!(found.len() == 1 && found[0].contains("cannot be read: line "), "{found:?}");
+        assert!(found[0].contains("has more than 16777216 bytes"), "{found:?}");
+    }
+}

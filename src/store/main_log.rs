@@ -17,10 +17,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::append::{AppendError, AppendFile, KeptRecords, complete_lines};
+use super::append::{AppendError, AppendFile, KeptRecords};
 use super::metrics::{Action, MetricsError, MetricsRow, require_up_to};
+use crate::proof::regular::Lines;
 
 /// The file in a run folder.
 pub const MAIN_LOG: &str = "main.log";
@@ -118,13 +120,15 @@ fn decimal(value: f64, digits: usize) -> String {
 /// A run that crashed and was resumed has steps twice; the later line counts, as in llm.c's notebook. Streams
 /// with other names are left out. A torn last line is left out.
 pub fn read(path: &Path) -> Result<Vec<MetricsRow>, MainLogError> {
-    let bytes = std::fs::read(path).map_err(|source| MainLogError::Io { path: path.to_owned(), source })?;
-    let mut rows: BTreeMap<u64, MetricsRow> = BTreeMap::new();
-    for (index, line) in complete_lines(&bytes).enumerate() {
+    let io = |source| MainLogError::Io { path: path.to_owned(), source };
+    let mut lines = File::open(path).map(Lines::of).map_err(io)?;
+    let (mut rows, mut number): (BTreeMap<u64, MetricsRow>, usize) = Default::default();
+    while let Some(line) = lines.next_line().map_err(io)? {
+        number += 1;
         let (step, record) = std::str::from_utf8(line)
             .map_err(|error| error.to_string())
             .and_then(parse)
-            .map_err(|message| MainLogError::Line { path: path.to_owned(), line: index + 1, message })?;
+            .map_err(|message| MainLogError::Line { path: path.to_owned(), line: number, message })?;
         let row = rows.entry(step).or_insert_with(|| MetricsRow::new(step, 0, Action::Evaluate));
         match record {
             MainLogRecord::Validation(loss) => row.val_loss = Some(loss),

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, Visitor};
 
-use super::append::{AppendError, AppendFile, KeptRecords, complete_lines};
+use super::append::{AppendError, AppendFile, KeptRecords};
 use super::columns::{ColumnKind, Timing, Turn};
 use super::metrics_parquet;
 
@@ -317,20 +317,17 @@ pub fn read(run_dir: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
 
 /// The rows of a jsonl file. A torn last line, as a killed process leaves it, is left out.
 pub fn read_jsonl(path: &Path) -> Result<Vec<MetricsRow>, MetricsError> {
-    let bytes = regular::read(path).map_err(|source| MetricsError::Io {
-        action: "read",
-        path: path.to_owned(),
-        source,
-    })?;
+    let cannot_read = |source| MetricsError::Io { action: "read", path: path.to_owned(), source };
+    let mut lines = regular::Lines::open(path).map_err(cannot_read)?;
     let mut rows: Vec<MetricsRow> = Vec::new();
-    for (index, line) in complete_lines(&bytes).enumerate() {
+    while let Some(line) = lines.next_line().map_err(cannot_read)? {
         let row = std::str::from_utf8(line)
             .map_err(|error| error.to_string())
             .and_then(MetricsRow::from_line)
             .and_then(|row| check_order(rows.last().map(|last| last.step), row.step).map(|()| row))
             .map_err(|message| MetricsError::Row {
                 path: path.to_owned(),
-                place: RowPlace::Line(index + 1),
+                place: RowPlace::Line(rows.len() + 1),
                 message,
             })?;
         rows.push(row);

@@ -3,13 +3,13 @@
 //! The ledger has every exact number. Timings are taken from what is left of the metrics, where a row of them
 //! is that of its entry; else they stay empty.
 
-use super::append::complete_lines;
 use super::columns::COLUMNS;
 use super::derived::is_time;
 use super::main_log::{self, MAIN_LOG};
 use super::metrics::{JSONL, MetricsError, MetricsRow, PARQUET};
 use super::{RunPaths, atomic, metrics_parquet};
-use crate::proof::{Entry, regular};
+use crate::proof::Entry;
+use crate::proof::regular::Lines;
 
 /// Writes `files`, of those three names, of the run's ledger. Gives the number of steps without a timing.
 ///
@@ -42,8 +42,9 @@ pub fn rebuild(paths: &RunPaths, entries: &[Entry], files: &[&str]) -> Result<us
 /// The rows that can still be read, those of the parquet file first.
 fn left(paths: &RunPaths) -> Vec<MetricsRow> {
     let mut rows = metrics_parquet::read(&paths.metrics_parquet()).unwrap_or_default();
-    let text = regular::read(&paths.metrics_jsonl()).unwrap_or_default();
-    let lines = complete_lines(&text).filter_map(|line| std::str::from_utf8(line).ok());
-    rows.extend(lines.filter_map(|line| MetricsRow::from_line(line).ok()));
+    let Ok(mut lines) = Lines::open(&paths.metrics_jsonl()) else { return rows };
+    while let Ok(Some(line)) = lines.next_line() {
+        rows.extend(std::str::from_utf8(line).ok().and_then(|line| MetricsRow::from_line(line).ok()));
+    }
     rows
 }

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufReader, Read, Seek, Write};
+use std::io::{self, BufReader, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,8 @@ use serde::Deserialize;
 
 use super::{Result, StoreError, atomic};
 use crate::ops::Dtype;
-use crate::proof::{json, regular};
+use crate::proof::hash::Hashed;
+use crate::proof::{Hash, json, regular};
 
 /// A named tensor on the host, as it is stored.
 #[derive(Clone, PartialEq, Eq)]
@@ -217,9 +218,8 @@ impl Info {
     }
 }
 
-/// Opens a file and reads its header: the reader behind it, everything before the data, and the file's
-/// length.
-fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
+/// Opens a file; gives its length too.
+fn open_file(path: &Path) -> Result<(File, u64)> {
     let file = match regular::open(path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             return Err(StoreError::Missing { path: path.into() });
@@ -227,9 +227,7 @@ fn open_header(path: &Path) -> Result<(BufReader<File>, Vec<u8>, u64)> {
         opened => opened.map_err(StoreError::io(path, "open"))?,
     };
     let length = file.metadata().map_err(StoreError::io(path, "open"))?.len();
-    let mut file = BufReader::with_capacity(1 << 20, file);
-    let header = read_header(path, &mut file, length)?;
-    Ok((file, header, length))
+    Ok((file, length))
 }
 
 /// The longest header that the format's own library reads.
@@ -281,19 +279,23 @@ pub struct Floats {
     pub others: Vec<String>,
 }
 
-/// Reads the tensors of another program's file whose names are `wanted`, which must be floats.
+/// Reads the tensors of another program's file whose names are `wanted`, which must be floats, and hashes the
+/// whole file as it is read.
 ///
 /// # Errors
 ///
 /// As [`Reader::open`], and a wanted tensor that is neither F32 nor BF16 nor F16.
-pub fn read_floats(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<Floats> {
-    let (file, header, length) = open_header(path)?;
-    floats_behind(path, file, &header, length, wanted)
+pub fn read_floats(path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(Floats, Hash)> {
+    let (file, length) = open_file(path)?;
+    let mut file = BufReader::with_capacity(1 << 20, Hashed::new(file.take(length)));
+    let header = read_header(path, &mut file, length)?;
+    let floats = floats_behind(path, &mut file, &header, length, wanted)?;
+    Ok((floats, file.into_inner().finish().1))
 }
 
 /// [`read_floats`] of a file that is in memory.
 pub fn parse_floats(path: &Path, bytes: &[u8], wanted: impl Fn(&str) -> bool) -> Result<Floats> {
-    let (mut file, length) = (io::Cursor::new(bytes), bytes.len() as u64);
+    let (mut file, length) = (bytes, bytes.len() as u64);
     let header = read_header(path, &mut file, length)?;
     floats_behind(path, file, &header, length, wanted)
 }
@@ -301,7 +303,7 @@ pub fn parse_floats(path: &Path, bytes: &[u8], wanted: impl Fn(&str) -> bool) ->
 /// The tensors of a file of `length` bytes that is read up to the end of its header.
 fn floats_behind(
     path: &Path,
-    mut file: impl Read + Seek,
+    mut file: impl Read,
     header: &[u8],
     length: u64,
     wanted: impl Fn(&str) -> bool,
@@ -317,8 +319,12 @@ fn floats_behind(
     for (name, info) in entries {
         let length = info.data_offsets.1 - info.data_offsets.0;
         if !wanted(&name) {
-            file.seek_relative(length as i64).map_err(StoreError::io(path, "read"))?;
-            floats.others.push(name);
+            // Read all the same: it is part of the file's hash.
+            let skipped = io::copy(&mut file.by_ref().take(length as u64), &mut io::sink());
+            match skipped.map_err(StoreError::io(path, "read"))? {
+                read if read == length as u64 => floats.others.push(name),
+                _ => return Err(StoreError::io(path, "read")(io::ErrorKind::UnexpectedEof.into())),
+            }
             continue;
         }
         let (dtype, half) = match info.dtype {
@@ -338,15 +344,27 @@ fn floats_behind(
                 info.dtype
             )));
         }
-        let mut bytes = vec![0; length];
+        let memory = |bytes| memory_of(path, &name, bytes);
+        let mut bytes = memory(length)?;
         file.read_exact(&mut bytes).map_err(StoreError::io(path, "read"))?;
         if half {
-            let widen = |b: &[u8; 2]| half::f16::from_le_bytes(*b).to_f32().to_le_bytes();
-            bytes = bytes.as_chunks().0.iter().flat_map(widen).collect();
+            let narrow = std::mem::replace(&mut bytes, memory(widened)?);
+            for (to, from) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(narrow.as_chunks::<2>().0) {
+                *to = half::f16::from_le_bytes(*from).to_f32().to_le_bytes();
+            }
         }
         floats.tensors.push(Tensor { name, dtype, shape, bytes });
     }
     Ok(floats)
+}
+
+/// Memory for a tensor of a file.
+fn memory_of(path: &Path, name: &str, bytes: usize) -> Result<Vec<u8>> {
+    regular::memory(bytes).map_err(|why| StoreError::BadTensorOf {
+        path: path.into(),
+        name: name.into(),
+        why,
+    })
 }
 
 /// A file being read: the header is checked, tensors follow one by one in the order of the file.
@@ -364,10 +382,11 @@ pub struct Reader {
 impl Reader {
     /// Opens a file and checks its header against its length.
     pub fn open(path: &Path) -> Result<Reader> {
-        let (file, header, length) = open_header(path)?;
+        let (mut file, length) = open_file(path)?;
+        let header = read_header(path, &mut file, length)?;
         let infos = checked_infos(path, &header, length)?;
         let at = header.len() as u64;
-        Ok(Reader { path: path.into(), file: file.into_inner(), header, infos: infos.into_iter(), at })
+        Ok(Reader { path: path.into(), file, header, infos: infos.into_iter(), at })
     }
 
     /// Everything before the data, as read.
@@ -397,8 +416,8 @@ impl Reader {
             places.push((at, info));
         }
         let read = |(at, Info { name, dtype, shape, bytes }): (u64, Info)| {
-            // At most the length that the file had when it was opened.
-            let mut bytes = vec![0; bytes];
+            // At most the length that the file had when it was opened, which memory may not have.
+            let mut bytes = memory_of(&self.path, &name, bytes)?;
             self.file.read_exact_at(&mut bytes, at).map_err(StoreError::io(&self.path, "read"))?;
             Ok(Tensor { name, dtype, shape, bytes })
         };

@@ -173,3 +173,26 @@ fn the_first_number_that_is_not_finite_is_found_in_every_type_of_float() {
     assert_eq!(first_not_finite(Dtype::BF16, &bf16s), Some((2, f64::INFINITY)));
     assert_eq!(first_not_finite(Dtype::U64, &[0xff; 16]), None);
 }
+
+#[test]
+fn a_tensor_larger_than_memory_is_refused_by_its_name() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let says = "tensor `a` in `";
+    let bytes = "has 1125899906842624 bytes, and there is not so much memory";
+    let info = Info { name: "a".into(), dtype: Dtype::F32, shape: vec![1 << 48], bytes: 1 << 50 };
+    let (path, opened, header) = (file.path().to_owned(), file.reopen().unwrap(), Vec::new());
+    let mut reader = Reader { path, file: opened, header, infos: vec![info].into_iter(), at: 0 };
+    let refused = reader.next_tensor().unwrap_err().to_string();
+    assert!(refused.starts_with(says) && refused.contains(bytes), "{refused}");
+    // The same of another program's file.
+    let json = format!(
+        "{{\"a\":{{\"dtype\":\"F32\",\"shape\":[{}],\"data_offsets\":[0,{}]}}}}",
+        1u64 << 48,
+        1u64 << 50
+    );
+    let header = [&(json.len() as u64).to_le_bytes(), json.as_bytes()].concat();
+    let length = header.len() as u64 + (1 << 50);
+    let floats = floats_behind(file.path(), io::empty(), &header, length, |_| true);
+    let refused = floats.map(|floats| floats.others).unwrap_err().to_string();
+    assert!(refused.starts_with(says) && refused.contains(bytes), "{refused}");
+}

@@ -23,6 +23,7 @@ use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
+use crate::run::recorded::is_known;
 use crate::run::{UsageError, initial, lock, require_usage};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
@@ -147,8 +148,8 @@ impl OnDevice for Replay {
         let mut trainer = Trainer::new(ops, experiment)?;
         let manifest = self.data.manifest(remembered(SHARDS), self.report)?;
         let mut here = lock::lock(&self.loaded, &self.data, &manifest, initial.as_ref(), &trainer.ops)?;
-        // The lock of an older program has no such key, and a replay goes back where the ledger says.
-        here.numerics.retain(|key, _| key != "checkpoint.every" || self.lock.numerics.contains_key(key));
+        // A replay goes back where the ledger says.
+        here.numerics.retain(|key, _| is_known(key, &self.lock.numerics));
         let changed = differences(&self.lock.numerics, &here.numerics);
         if !changed.is_empty() {
             return Ok(Err(format!("not begun: the bits cannot be made here:{}", lock::list(&changed))));

@@ -21,6 +21,7 @@ use polars_parquet_format::thrift::protocol::TCompactInputProtocol;
 
 use super::super::error::DataError;
 use super::input::{Input, ReadSeek};
+use crate::proof::regular::require_memory;
 use crate::store::polars_panics::caught;
 
 /// A Parquet file with a column of text.
@@ -221,7 +222,8 @@ fn read_chunk(
 }
 
 /// Compares the checksum of each page of a column chunk with its bytes, where the writer made one: the CRC-32
-/// of the page as it is in the file, without its header (`PageHeader.crc` of the Parquet format).
+/// of the page as it is in the file, without its header (`PageHeader.crc` of the Parquet format). Refuses
+/// pages that claim to hold more than there is memory for.
 fn check_pages(chunk: &[u8], values: i64) -> Result<(), String> {
     let (mut at, mut seen, mut page) = (0, 0, 0);
     while seen < values {
@@ -247,11 +249,39 @@ fn check_pages(chunk: &[u8], values: i64) -> Result<(), String> {
         }
         let of_page = (header.data_page_header.map(|page| page.num_values))
             .or(header.data_page_header_v2.map(|page| page.num_values));
+        let of_dictionary = header.dictionary_page_header.map(|page| page.num_values);
         seen += i64::from(of_page.unwrap_or(0).max(0));
+        // What decoding takes: the page without compression, and a view for each value.
+        let claimed = usize::try_from(header.uncompressed_page_size);
+        let claimed = claimed.map_err(|_| format!("its page {page} claims a negative size"))?;
+        let viewed = seen.saturating_add(of_dictionary.unwrap_or(0).max(0).into());
+        let views = usize::try_from(viewed).unwrap_or(usize::MAX).saturating_mul(16);
+        require_memory(claimed.max(views))
+            .map_err(|why| format!("what its pages up to {page} hold {why}"))?;
         (at, page) = (body + bytes.len(), page + 1);
         if at >= chunk.len() && seen < values {
             return Err(format!("its {page} pages hold {seen} values of {values}"));
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_that_claim_more_than_there_is_memory_are_refused() {
+        // The header of a page without a byte that has so many values, in Thrift's compact protocol: type and
+        // sizes, then values and encodings.
+        let header = |values: &[u8]| {
+            [&[0x15, 0, 0x15, 0, 0x15, 0, 0x2c, 0x15], values, &[0x15, 0, 0x15, 0, 0x15, 0, 0, 0]].concat()
+        };
+        // Zigzag of 5.
+        assert_eq!(check_pages(&header(&[10]), 5), Ok(()));
+        // As often as the most that fits passes what a process can address.
+        let most = header(&[0xfe, 0xff, 0xff, 0xff, 0x0f]);
+        let refused = check_pages(&most.repeat(1 << 16), i64::MAX).unwrap_err();
+        assert!(refused.ends_with("and there is not so much memory"), "{refused}");
+    }
 }

@@ -15,6 +15,7 @@ use crate::data::Tokenizer;
 use crate::experiment::{ActivationKind, Model, NormKind, PositionKind};
 use crate::formats::{FormatError, Precision, Result};
 use crate::model::Weights;
+use crate::proof::regular;
 use crate::store::Tensor;
 
 /// One of their tensors, and the rows of ours that it has.
@@ -140,7 +141,10 @@ pub fn to_ours(folder: &Path, model: &Model, mut theirs: BTreeMap<String, Tensor
             return Err(bad(format!("has the shape {:?}, expected {expected:?}", tensor.shape)));
         }
         if ours.last().is_none_or(|last| last.name != *of) {
-            let bytes = vec![0; whole.iter().product::<usize>() * tensor.dtype.size()];
+            let no_memory =
+                |problem| FormatError::Parameter { path: folder.into(), tensor: of.clone(), problem };
+            let bytes = whole.iter().product::<usize>() * tensor.dtype.size();
+            let bytes = regular::memory(bytes).map_err(no_memory)?;
             ours.push(Tensor { name: of.clone(), dtype: tensor.dtype, shape: whole.clone(), bytes });
         }
         let target = ours.last_mut().expect("one was added");

@@ -27,6 +27,7 @@ use super::parameters::{encoded, require_finite};
 use crate::data::Tokenizer;
 use crate::experiment::{Model, SampleKeys};
 use crate::model::Weights;
+use crate::proof::Hash;
 use crate::store::{Tensor, atomic, safetensors};
 use config::CONFIG;
 use weights::{FOREIGN, INDEX, WEIGHTS};
@@ -46,7 +47,7 @@ pub(super) const READER: FormatReader = FormatReader {
         matches!(content, Content::Folder) && names.any(|name| path.join(name).exists())
     },
     sizes: |folder| config::sizes(&folder.join(CONFIG)),
-    read,
+    read: read_hashed,
     tokenizer: tokenizer_files::found,
     weights: weights::files,
 };
@@ -109,6 +110,11 @@ fn no_architecture(model: &Model) -> FormatError {
 /// Files that are missing or damaged, sizes that `config.json` does not give, tensors that do not fit them or
 /// are not finite, tensors that GPT-2 does not have, or a classifier that is not the token table.
 pub fn read(folder: &Path) -> Result<Parameters> {
+    read_hashed(folder).map(|(parameters, _)| parameters)
+}
+
+/// [`read`], with the SHA-256 of each file of the weights as it was read.
+fn read_hashed(folder: &Path) -> Result<(Parameters, Vec<Hash>)> {
     let model = config::sizes(&folder.join(CONFIG))?;
     if llama::model_type(&model).is_some() {
         return read_llama(folder, &model);
@@ -132,11 +138,11 @@ pub fn read(folder: &Path) -> Result<Parameters> {
     if let Some(classifier) = classifier {
         require_tied(folder, &classifier, &parameters.tensors.wte)?;
     }
-    Ok(parameters)
+    Ok((parameters, found.sha256))
 }
 
-/// [`read`] of Llama or Qwen3.
-fn read_llama(folder: &Path, model: &Model) -> Result<Parameters> {
+/// [`read_hashed`] of Llama or Qwen3.
+fn read_llama(folder: &Path, model: &Model) -> Result<(Parameters, Vec<Hash>)> {
     let names: BTreeSet<String> = llama::tensors(model).into_iter().map(|moved| moved.theirs).collect();
     let found = weights::read(folder, |name| name == CLASSIFIER || names.contains(name))?;
     if let Some((file, name)) = found.others.into_iter().next() {
@@ -152,7 +158,7 @@ fn read_llama(folder: &Path, model: &Model) -> Result<Parameters> {
     if let Some(classifier) = classifier {
         require_tied(folder, &classifier, &parameters.tensors.wte)?;
     }
-    Ok(parameters)
+    Ok((parameters, found.sha256))
 }
 
 /// A tensor's name without the prefix that a model saved without its classifier lacks.

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::formats::content::{converted, require_file};
 use crate::formats::{FormatError, Result};
-use crate::proof::json;
+use crate::proof::{Hash, json};
 use crate::store::{Tensor, safetensors};
 
 /// The weights in one file.
@@ -79,6 +79,8 @@ pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>
 pub struct Found {
     pub tensors: Vec<(PathBuf, Tensor)>,
     pub others: Vec<(PathBuf, String)>,
+    /// Of the [`files`], as they were read.
+    pub sha256: Vec<Hash>,
 }
 
 /// Reads the wanted tensors of all files.
@@ -88,10 +90,11 @@ pub struct Found {
 /// As [`files`] and [`safetensors::read_floats`]; files that hold other tensors than the index says.
 pub fn read(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Found> {
     let files = files(folder)?;
-    let mut found = Found { tensors: Vec::new(), others: Vec::new() };
+    let mut found = Found { tensors: Vec::new(), others: Vec::new(), sha256: Vec::new() };
     for file in &files {
         require_file(file)?;
-        let floats = safetensors::read_floats(file, &wanted)?;
+        let (floats, sha256) = safetensors::read_floats(file, &wanted)?;
+        found.sha256.push(sha256);
         found.tensors.extend(floats.tensors.into_iter().map(|tensor| (file.clone(), tensor)));
         found.others.extend(floats.others.into_iter().map(|name| (file.clone(), name)));
     }

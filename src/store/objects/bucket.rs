@@ -3,7 +3,6 @@
 //! Keys, region and endpoint come from the environment (`AWS_…`, `GOOGLE_…`), as `object_store` reads them.
 //! Of what a server answers only its code is said: S3 repeats a key's name.
 
-use std::fs::File;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -69,15 +68,20 @@ impl Bucket {
         self.runtime.block_on(self.store.put(&self.path(name), payload)).map(|_| ()).map_err(why)
     }
 
-    pub fn put_file(&self, name: &str, mut file: File, count: Count<'_>) -> Result<(), Why> {
-        let bytes = file.metadata().map_err(|error| error.to_string())?.len();
+    pub fn put_all(&self, name: &str, from: &mut impl Read, bytes: u64, count: Count<'_>) -> Result<(), Why> {
+        if bytes <= CHUNK {
+            let mut all = Vec::new();
+            from.read_to_end(&mut all).map_err(|error| error.to_string())?;
+            count(all.len() as u64);
+            return self.put(name, &all);
+        }
         let chunk = CHUNK.max(bytes.div_ceil(MOST_PARTS));
         self.runtime.block_on(async {
             let upload = self.store.put_multipart(&self.path(name)).await.map_err(why)?;
             let mut upload = WriteMultipart::new_with_chunk_size(upload, chunk as usize);
             loop {
                 let mut part = Vec::new();
-                let read = (&mut file).take(chunk).read_to_end(&mut part);
+                let read = from.by_ref().take(chunk).read_to_end(&mut part);
                 let failed = match read {
                     Ok(0) => break,
                     Ok(_) => upload.wait_for_capacity(PARTS).await.map_err(why).err(),

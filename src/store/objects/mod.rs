@@ -3,11 +3,13 @@
 //! An object is there whole or not at all. A name has `/` between its parts.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 
 use super::{Result, StoreError, atomic};
 use crate::experiment::CopyPlace;
+use crate::proof::Hash;
+use crate::proof::hash::Hashed;
 
 #[cfg(feature = "object-storage")]
 mod bucket;
@@ -81,17 +83,16 @@ impl Objects {
         }
     }
 
-    /// Writes an object of the bytes of a file.
-    pub fn put_file(&self, name: &str, mut file: File, count: Count<'_>) -> Result<()> {
+    /// Writes an object of what a reader gives, about so many `bytes`.
+    pub fn put_all(&self, name: &str, from: &mut impl Read, bytes: u64, count: Count<'_>) -> Result<()> {
         match &self.kind {
             Kind::Folder(folder) => {
                 let path = place_for(&folder.join(name))?;
-                let bytes = file.metadata().map_err(StoreError::io(&path, "copy to"))?.len();
-                atomic::write_with(&path, bytes, |into| copy(&mut file, into, count))
+                atomic::write_with(&path, bytes, |into| copy(from, into, count))
             }
             #[cfg(feature = "object-storage")]
             Kind::Bucket(bucket) => {
-                bucket.put_file(name, file, count).map_err(|why| self.error("write", name, why))
+                bucket.put_all(name, from, bytes, count).map_err(|why| self.error("write", name, why))
             }
         }
     }
@@ -103,13 +104,16 @@ impl Objects {
         Ok(found.then_some(bytes))
     }
 
-    /// Reads at most so many bytes of an object into a new file, which is then on the disk; whether it is
-    /// there.
-    pub fn get_file(&self, name: &str, path: &Path, most: u64, count: Count<'_>) -> Result<bool> {
-        let mut file = File::create(path).map_err(StoreError::write(path, 0))?;
-        let found = self.get_into(name, most, &mut file, count)?;
+    /// Reads at most so many bytes of an object into a new file, which is then on the disk; their SHA-256, or
+    /// none where the object is not there.
+    pub fn get_file(&self, name: &str, path: &Path, most: u64, count: Count<'_>) -> Result<Option<Hash>> {
+        let file = File::create(path).map_err(StoreError::write(path, 0))?;
+        let mut into = BufWriter::with_capacity(1 << 20, Hashed::new(file));
+        let found = self.get_into(name, most, &mut into, count)?;
+        let into = into.into_inner().map_err(|error| StoreError::write(path, 0)(error.into_error()))?;
+        let (file, sha256) = into.finish();
         file.sync_all().map_err(StoreError::write(path, 0))?;
-        Ok(found)
+        Ok(found.then_some(sha256))
     }
 
     fn get_into(&self, name: &str, most: u64, into: &mut dyn Write, count: Count<'_>) -> Result<bool> {
@@ -171,5 +175,25 @@ fn copy(from: &mut impl Read, into: &mut (impl Write + ?Sized), count: Count<'_>
             0 => return Ok(()),
             bytes => count(bytes),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_comes_back_with_the_hash_of_its_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let objects = Objects::open(&CopyPlace::Folder(folder.path().join("place"))).unwrap();
+        let bytes: Vec<u8> = (0..3_000_000u32).map(|i| (i ^ i >> 8) as u8).collect();
+        let mut from = &bytes[..];
+        objects.put_all("run/state", &mut from, bytes.len() as u64, &|_| ()).unwrap();
+        let path = folder.path().join("back");
+        let get = |name: &str, most: u64| objects.get_file(name, &path, most, &|_| ()).unwrap();
+        assert_eq!(get("run/state", u64::MAX), Some(Hash::of(&bytes)));
+        assert!(fs::read(&path).unwrap() == bytes);
+        assert_eq!(get("run/state", 1000), Some(Hash::of(&bytes[..1000])));
+        assert_eq!(get("run/other", u64::MAX), None);
     }
 }
