@@ -284,7 +284,7 @@ impl PlanText<'_> {
         writeln!(
             out,
             "  {} for {} checkpoints of {} at a time, of {} saved",
-            units::bytes(disk.checkpoints_kept * disk.checkpoint_bytes),
+            units::bytes(disk.checkpoints_kept.saturating_mul(disk.checkpoint_bytes)),
             units::thousands(disk.checkpoints_kept),
             units::bytes(disk.checkpoint_bytes),
             units::thousands(disk.checkpoints_saved)

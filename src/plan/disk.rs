@@ -62,7 +62,11 @@ fn kept(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
     let older = saved - last;
     let forever = match (checkpoint.keep_every, checkpoint.every) {
         (0, _) | (_, 0) => 0,
-        (keep, every) => older * every / (keep / gcd(keep, every) * every),
+        // The least common multiple of the two may be beyond 64 bits.
+        (keep, every) => {
+            let both = u128::from(keep / gcd(keep, every)) * u128::from(every);
+            (u128::from(older) * u128::from(every) / both) as u64
+        }
     };
     last + forever + u64::from(forever < older)
 }

@@ -40,7 +40,8 @@ fn set_once<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
         ["--set", setting, ..] => setting.split_once('=').map(|(key, _)| key),
         _ => None,
     };
-    let is_set_again = |at: usize| key(at).is_some() && (at + 1..arguments.len()).any(|later| key(later) == key(at));
+    let is_set_again =
+        |at: usize| key(at).is_some() && (at + 1..arguments.len()).any(|later| key(later) == key(at));
     let is_dropped = |at: usize| is_set_again(at) || (at > 0 && is_set_again(at - 1));
     (0..arguments.len()).filter(|at| !is_dropped(*at)).map(|at| arguments[at]).collect()
 }
