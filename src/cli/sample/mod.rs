@@ -36,13 +36,13 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = from_zero::<usize>)]
     tokens: Option<usize>,
     /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     temperature: Option<f64>,
     /// Only the K likeliest tokens; 0 is all.
     #[arg(long, value_name = "K", value_parser = from_zero::<usize>)]
     top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability; 1 is all.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_hyphen_values = true)]
     top_p: f64,
     /// Another seed, another text. By default the experiment's.
     #[arg(long, value_parser = from_zero::<u64>)]
