@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use crate::process::wait_until;
 use crate::support::{Finished, Lab};
 
 const PAGES: [&str; 3] = [
@@ -266,6 +268,34 @@ fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses(
         "1 documents of white space alone",
     ] {
         assert!(done.stderr.contains(says), "`{says}` is not in:\n{}", done.stderr);
+    }
+}
+
+/// The pipe stays open: what reads it to its end waits for ever.
+#[test]
+fn a_wrong_name_or_destination_is_refused_before_standard_input_is_read() {
+    let lab = Lab::new();
+    write(&lab, "x.txt", "text");
+    finish(prepare(&lab, &["x.txt"])).assert_says(&["text, 5 tokens"]);
+    for (arguments, code, says) in [
+        (["--name", "a/b"], 2, "`--name` is `a/b`"),
+        (["--shard-tokens", "0"], 2, "`--shard-tokens` is 0"),
+        (["--out", "x.txt/out"], 1, "cannot make folder `x.txt/out`"),
+        (["--name", "x"], 1, "exists already"),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = lab.command(&["data", "prepare", "-", "--tokenizer", "byte"]);
+        command.current_dir(lab.path("")).args(arguments);
+        if arguments[0] != "--out" {
+            command.args(["--out", "out"]);
+        }
+        command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        wait_until(&format!("the refusal of {arguments:?}"), Duration::from_secs(60), || {
+            child.try_wait().expect("it can be asked").is_some()
+        });
+        drop(writer);
+        Finished::from(child.wait_with_output().expect("it has ended")).assert_fails(code, &[says]);
     }
 }
 

@@ -44,7 +44,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "N", conflicts_with = "val_fraction", value_parser = from_zero::<u64>)]
     val_tokens: Option<u64>,
     /// Hold out about this share of the text, from its start
-    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    #[arg(long, value_name = "F", default_value_t = 0.01, allow_hyphen_values = true)]
     val_fraction: f64,
     /// Replace all shards of this name
     #[arg(long)]
@@ -79,7 +79,6 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         FormatArg::Jsonl => InputFormat::Jsonl,
         FormatArg::Parquet => InputFormat::Parquet,
     });
-    let inputs = args.files.iter().map(|file| open(file, format)).collect::<anyhow::Result<Vec<Input>>>()?;
     let kind = match args.tokenizer {
         TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
@@ -93,6 +92,9 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         skip_bad_rows: args.skip_bad_rows,
         ..PrepareOptions::new(&args.out, &prefix, Tokenizer::new(kind))
     };
+    // Opening reads pipes to their ends.
+    options.require_possible()?;
+    let inputs = args.files.iter().map(|file| open(file, format)).collect::<anyhow::Result<Vec<Input>>>()?;
     streams::print(&encode(&inputs, &options)?)
 }
 
