@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, entry, ledger};
 use crate::run::UsageError;
-use crate::run::error::{refuse_ledger, refuse_lock};
+use crate::run::error::{refuse_checkpoint, refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
@@ -38,7 +38,9 @@ impl Diff {
         let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
         match (is_checkpoint(a), is_checkpoint(b)) {
             (true, true) => {
-                let (step, other) = (checkpoint::inspect(a)?.step, checkpoint::inspect(b)?.step);
+                let step_of = |folder: &Path| checkpoint::inspect(folder).map(|manifest| manifest.step);
+                let step = step_of(a).map_err(refuse_checkpoint)?;
+                let other = step_of(b).map_err(refuse_checkpoint)?;
                 if step != other {
                     return Err(UsageError(format!(
                         "one checkpoint is of step {step} and the other of step {other}\n  hint: compare \
@@ -46,7 +48,7 @@ impl Diff {
                     ))
                     .into());
                 }
-                let state = compare::checkpoints(a, b)?.map(|state| (step, state));
+                let state = compare::checkpoints(a, b).map_err(refuse_checkpoint)?.map(|state| (step, state));
                 Ok(Diff { compared: vec![step], state, ..Diff::default() })
             }
             (false, false) => Diff::of_runs(a, b),
@@ -78,7 +80,7 @@ impl Diff {
         for (step, folder) in store::list(&a.checkpoints())? {
             let Some((_, other)) = in_b.iter().find(|(other, _)| *other == step) else { continue };
             diff.compared.push(step);
-            if let Some(state) = compare::checkpoints(&folder, other)? {
+            if let Some(state) = compare::checkpoints(&folder, other).map_err(refuse_checkpoint)? {
                 diff.state = Some((step, state));
                 break;
             }
