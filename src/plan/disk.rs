@@ -38,9 +38,8 @@ impl Disk {
 
     /// A description of the bytes.
     pub fn what(&self) -> String {
-        let plural = if self.checkpoints_kept == 1 { "" } else { "s" };
         let each = units::bytes(self.checkpoint_bytes);
-        format!("{} checkpoint{plural} of {each} and records", self.checkpoints_kept)
+        format!("{} of {each} and records", units::counted(self.checkpoints_kept, "checkpoint"))
     }
 }
 

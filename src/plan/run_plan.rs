@@ -17,6 +17,7 @@ use super::time::Time;
 use crate::experiment::{Compute, DeviceKind, Experiment};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
+use crate::units::{counted, noun};
 
 /// Everything that the plan says.
 #[derive(Debug, Serialize)]
@@ -139,7 +140,7 @@ impl TargetFacts {
             (_, Compute::Auto | Compute::Bf16) => "bf16",
         };
         let (name, measured) = match target {
-            Target::Cpu { threads } => (format!("CPU, {threads} threads"), false),
+            Target::Cpu { threads } => (format!("CPU, {threads} {}", noun(threads, "thread")), false),
             Target::Gpu(gpu) => {
                 (gpu.name.to_owned(), gpu.is_measured() && precision == "bf16" && share.devices == 1)
             }
@@ -206,7 +207,8 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
     let micro_batches = experiment.tokens_of(0) / (experiment.batch.micro * experiment.batch.seq_len) as u64;
     if micro_batches < gpus {
         notes.push(format!(
-            "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
+            "a step has {}, too few for {gpus} GPUs: lower `batch.micro`",
+            counted(micro_batches, "micro-batch")
         ));
     }
     notes.extend(experiment.unfinished_warmups());

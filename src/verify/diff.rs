@@ -13,6 +13,7 @@ use crate::run::error::{refuse_checkpoint, refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
+use crate::units::noun;
 
 /// How two runs differ.
 #[derive(Debug, Default)]
@@ -124,9 +125,10 @@ impl fmt::Display for Diff {
                 fields.iter().try_for_each(|field| writeln!(f, "  {field}"))?;
             }
             (None, None) => {}
-            (None, Some((a, b))) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
+            (None, Some((a, b))) if a == b => writeln!(f, "ledger: {a} {}, all equal", noun(a, "step"))?,
             (None, Some((a, b))) => {
-                writeln!(f, "ledger: {} steps equal; the runs have {a} and {b}", a.min(b))?;
+                let equal = a.min(b);
+                writeln!(f, "ledger: {equal} {} equal; the runs have {a} and {b}", noun(equal, "step"))?;
             }
         }
         match (&self.state, self.compared.as_slice()) {
@@ -140,9 +142,10 @@ impl fmt::Display for Diff {
 /// Which tensors differ and the first of them, down to the element.
 pub fn state_text(step: u64, state: &StateDifference) -> String {
     format!(
-        "checkpoint of step {step}: {} of {} tensors differ\n  first: `{}`: {}\n",
+        "checkpoint of step {step}: {} of {} {} differ\n  first: `{}`: {}\n",
         state.tensors.len(),
         state.of,
+        noun(state.of, "tensor"),
         state.tensors[0],
         state.first
     )

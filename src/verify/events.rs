@@ -6,6 +6,7 @@ use crate::experiment::{Experiment, OnDiverge, largest};
 use crate::proof::Entry;
 use crate::proof::entry::{self, rewind_of};
 use crate::proof::lock::Lock;
+use crate::units::{noun, were};
 
 /// Judges every event of the entries; `drift` is what the ledger says of drift.
 pub(super) fn verify(
@@ -79,7 +80,7 @@ impl Judged<'_> {
         }
         let steps = if self.holds("schedule.steps") { schedule.steps } else { largest("schedule.steps") };
         if from >= steps {
-            return Some(format!("the run has {steps} steps"));
+            return Some(format!("the run has {steps} {}", noun(steps, "step")));
         }
         // The lock of an older program has no such key: its runs went back to other checkpoints too.
         let scheduled = self.lock.numerics.contains_key("checkpoint.every") && self.holds("checkpoint.every");
@@ -93,7 +94,9 @@ impl Judged<'_> {
         let skips = from - to + 1 + skipped;
         if self.holds("guards.patience") && !inherits && skips < guards.patience {
             return Some(format!(
-                "at most {skips} steps in a row were skipped, and `guards.patience` is {}",
+                "at most {skips} {} in a row {} skipped, and `guards.patience` is {}",
+                noun(skips, "step"),
+                were(skips),
                 guards.patience
             ));
         }

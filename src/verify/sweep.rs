@@ -14,6 +14,7 @@ use crate::run::lock::list;
 use crate::run::messages::Report;
 use crate::run::sweep::{require_declared, require_no_drift, row};
 use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
+use crate::units::noun;
 
 /// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
 /// hash of the sweep, kept elsewhere.
@@ -82,7 +83,7 @@ fn verify_member(
         checks.add(check.status, &format!("{name}: {}", check.name), check.detail);
     }
     if passed {
-        checks.passed(name, format!("{count} checks: {}", settings_text(&member.settings)));
+        checks.passed(name, format!("{count} {}: {}", noun(count, "check"), settings_text(&member.settings)));
     }
     Ok(())
 }
@@ -114,7 +115,7 @@ fn lock(paths: &SweepPaths, members: &[MemberFolder], checks: &mut Checks<'_>) -
         None => checks.skipped(CHECK, format!("there is none yet, `runner resume` writes it; hash {hash}")),
         Some(Err(why)) => checks.failed(CHECK, why.to_string()),
         Some(Ok(kept)) if kept == found => {
-            checks.passed(CHECK, format!("{} members, hash {hash}", members.len()));
+            checks.passed(CHECK, format!("{} {}, hash {hash}", members.len(), noun(members.len(), "member")));
         }
         Some(Ok(kept)) => checks.failed(CHECK, changed(&kept, &found)),
     }

@@ -15,6 +15,7 @@ use crate::data::prepare::{Input, InputFormat, PrepareOptions, PrepareSummary, V
 use crate::experiment;
 use crate::run::ending::Ending;
 use crate::run::stop::on_requests;
+use crate::units::{noun, were};
 
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
@@ -152,7 +153,8 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
         say!("note: {note}");
     }
     if summary.blank > 0 {
-        say!("note: {} documents of white space alone were left out", summary.blank);
+        let (blank, were) = (noun(summary.blank, "document"), were(summary.blank));
+        say!("note: {} {blank} of white space alone {were} left out", summary.blank);
     }
     if let ValSplit::Tokens(wanted) = options.val
         && summary.val_tokens < wanted
@@ -160,7 +162,8 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
         say!("note: `--val-tokens` is {wanted}, but only {} are there", summary.val_tokens);
     }
     if !summary.skipped.is_empty() {
-        say!("note: {} bad rows were left out:", summary.skipped.len());
+        let count = summary.skipped.len();
+        say!("note: {count} {} {} left out:", noun(count, "bad row"), were(count));
         summary.skipped.iter().for_each(|row| say!("  {row}"));
     }
     let width = summary.shards.iter().map(|s| s.path.display().to_string().len()).max().unwrap_or(0).max(5);
@@ -175,12 +178,16 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
     }
     let tokens = summary.train_tokens + summary.val_tokens;
     table.push_str(&format!(
-        "{} documents, {} bytes of text, {tokens} tokens ({} train, {} val), {} shards, {:.1} MB/s\n",
+        "{} {}, {} {} of text, {tokens} {} ({} train, {} val), {} {}, {:.1} MB/s\n",
         summary.documents,
+        noun(summary.documents, "document"),
         summary.text_bytes,
+        noun(summary.text_bytes, "byte"),
+        noun(tokens, "token"),
         summary.train_tokens,
         summary.val_tokens,
         summary.shards.len(),
+        noun(summary.shards.len(), "shard"),
         summary.text_bytes as f64 / 1e6 / seconds.max(1e-9),
     ));
     table

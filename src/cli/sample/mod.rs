@@ -16,7 +16,7 @@ use crate::rng::Key;
 use crate::run::model;
 use crate::run::require_usage;
 use crate::run::sample::{NextLogits, SampleRequest, Sampled, next_logits, sample};
-use crate::units;
+use crate::units::{self, noun};
 use page::SamplePage;
 
 /// Texts of one call.
@@ -112,9 +112,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     streams::unless_unread(page.finish())?;
     let seconds = took.as_secs_f64();
     let speed = written as f64 / seconds;
-    say!("{written} tokens on {device} in {}, {speed:.0} tok/s", units::duration(seconds));
+    let (tokens, took) = (noun(written, "token"), units::duration(seconds));
+    say!("{written} {tokens} on {device} in {took}, {speed:.0} tok/s");
     if longest > positions {
-        say!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
+        let tokens = noun(positions, "token");
+        say!(
+            "past {positions} {tokens} a text goes on from its newer half: the model has learned no further"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }
