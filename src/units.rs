@@ -66,6 +66,11 @@ pub fn were<N: PartialEq + From<u8>>(n: N) -> &'static str {
     if n == N::from(1) { "was" } else { "were" }
 }
 
+/// The same in the present perfect: `has` or `have`.
+pub fn have<N: PartialEq + From<u8>>(n: N) -> &'static str {
+    if n == N::from(1) { "has" } else { "have" }
+}
+
 /// `1 step`, `12,000 steps`.
 pub fn counted(n: u64, one: &str) -> String {
     format!("{} {}", thousands(n), noun(n, one))

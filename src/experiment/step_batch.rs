@@ -189,8 +189,8 @@ impl Experiment {
         let grows = kind == OptimizerKind::Muon && momentum_start != momentum;
         let of_momentum = (grows && last < warmup).then(|| {
             format!(
-                "`optimizer.momentum_warmup_steps` = {warmup} outlasts the {steps} {of_run}: the last has not \
-                 come to a momentum of {momentum}"
+                "`optimizer.momentum_warmup_steps` = {warmup} outlasts the {steps} {of_run}: the last has \
+                 not come to a momentum of {momentum}"
             )
         });
         of_tokens.into_iter().chain(of_pieces).chain(of_momentum).collect()

@@ -14,7 +14,7 @@ use crate::run::lock::list;
 use crate::run::messages::Report;
 use crate::run::sweep::{require_declared, require_no_drift, row};
 use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
-use crate::units::noun;
+use crate::units::{have, noun};
 
 /// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
 /// hash of the sweep, kept elsewhere.
@@ -101,7 +101,8 @@ fn lock(paths: &SweepPaths, members: &[MemberFolder], checks: &mut Checks<'_>) -
     }
     let path = paths.lock_file();
     if let Some((name, why)) = unended.first() {
-        let what = format!("{} of {} members have not ended; {name}: {why}", unended.len(), members.len());
+        let (open, all) = (unended.len(), members.len());
+        let what = format!("{open} of {all} {} {} not ended; {name}: {why}", noun(all, "member"), have(open));
         if path.exists() {
             checks.failed(CHECK, what)
         } else {
@@ -216,11 +217,14 @@ impl fmt::Display for SweepDiff {
             let (members, equal) = (self.members.0, self.equal);
             match members - equal {
                 0 => write!(f, "members: {members}, all equal")?,
-                missing => write!(f, "members: {members}, {equal} equal, {missing} have begun in neither")?,
+                missing => {
+                    let have = have(missing);
+                    write!(f, "members: {members}, {equal} equal, {missing} {have} begun in neither")?;
+                }
             }
             return match self.open {
                 0 => writeln!(f),
-                open => writeln!(f, "; {open} of them have not ended"),
+                open => writeln!(f, "; {open} of them {} not ended", have(open)),
             };
         };
         writeln!(f, "member {number} is the first that differs")?;

@@ -33,8 +33,8 @@ pub fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", *setting]).collect()
 }
 
-/// Arguments without each `--set` of a key that a later one sets again, which the program refuses: a test adds
-/// its own settings to those of all.
+/// Arguments without each `--set` of a key that a later one sets again, which the program refuses: a test
+/// adds its own settings to those of all.
 fn set_once<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
     let key = |at: usize| match arguments[at..] {
         ["--set", setting, ..] => setting.split_once('=').map(|(key, _)| key),

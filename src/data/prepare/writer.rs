@@ -232,8 +232,8 @@ fn remove_left(out: &Path) {
     }
 }
 
-/// Refuses a destination that cannot be a folder, and shards of this prefix in it unless they may be replaced.
-/// Writes nothing.
+/// Refuses a destination that cannot be a folder, and shards of this prefix in it unless they may be
+/// replaced. Writes nothing.
 pub(super) fn require_free(options: &PrepareOptions) -> Result<(), DataError> {
     let out = &options.out;
     let there = out.ancestors().find(|path| path.exists());

@@ -182,8 +182,8 @@ impl ElementBytes {
     }
 }
 
-/// The product of sizes. Those of three and more may be beyond 64 bits: a micro-batch of 2^20 sequences of 2^20
-/// tokens has 2^40 rows.
+/// The product of sizes. Those of three and more may be beyond 64 bits: a micro-batch of 2^20 sequences of
+/// 2^20 tokens has 2^40 rows.
 fn volume(sizes: &[usize]) -> f64 {
     sizes.iter().map(|size| *size as f64).product()
 }
