@@ -51,6 +51,31 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// A noun beside its count: `step` of 1 and else `steps`; so `batch`, `batches` and `entry`, `entries`.
+pub fn noun<N: PartialEq + From<u8>>(n: N, one: &str) -> String {
+    match one.strip_suffix('y') {
+        _ if n == N::from(1) => one.to_owned(),
+        Some(stem) if !stem.ends_with('e') => format!("{stem}ies"),
+        None if one.ends_with("ch") => format!("{one}es"),
+        _ => format!("{one}s"),
+    }
+}
+
+/// What goes with [`noun`] in the past tense.
+pub fn were<N: PartialEq + From<u8>>(n: N) -> &'static str {
+    if n == N::from(1) { "was" } else { "were" }
+}
+
+/// The same in the present perfect: `has` or `have`.
+pub fn have<N: PartialEq + From<u8>>(n: N) -> &'static str {
+    if n == N::from(1) { "has" } else { "have" }
+}
+
+/// `1 step`, `12,000 steps`.
+pub fn counted(n: u64, one: &str) -> String {
+    format!("{} {}", thousands(n), noun(n, one))
+}
+
 /// `65,536 to 524,288`, or one number where both are the same.
 pub fn thousands_to(first: u64, last: u64) -> String {
     let to = format!("{} to {}", thousands(first), thousands(last));
@@ -113,6 +138,17 @@ mod tests {
         assert_eq!(duration(183_600.0), "2d 03h");
         assert_eq!(thousands(1_048_576), "1,048,576");
         assert_eq!(thousands(12), "12");
+    }
+
+    #[test]
+    fn a_count_of_one_has_a_noun_of_one() {
+        assert_eq!(
+            (noun(1u64, "step"), noun(0u64, "step"), noun(2usize, "step")),
+            ("step".into(), "steps".into(), "steps".into())
+        );
+        assert_eq!((noun(1u8, "entry"), noun(2u8, "entry")), ("entry".into(), "entries".into()));
+        assert_eq!((noun(3u32, "key"), noun(3u32, "micro-batch")), ("keys".into(), "micro-batches".into()));
+        assert_eq!((counted(1, "run"), counted(12_000, "run")), ("1 run".into(), "12,000 runs".into()));
     }
 
     #[cfg(unix)]

@@ -39,7 +39,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The experiment and its micro-batch.
 fn title(measured: &Measured) -> String {
     let Measured { name, micro_batch, seq_len, step_tokens, .. } = measured;
-    format!("{name}: B {micro_batch}, T {seq_len}, {} tokens a step", units::thousands(*step_tokens))
+    format!("{name}: B {micro_batch}, T {seq_len}, {} a step", units::counted(*step_tokens, "token"))
 }
 
 fn to_text(measured: &Measured) -> String {
@@ -57,7 +57,7 @@ fn to_text(measured: &Measured) -> String {
     let mut text = format!(
         "{}\n{}\n\nstep       {:.1} ms, median\nspeed      {} tok/s, MFU {mfu}\n{load}hashed     {:.1} ms \
          with the state digest, {:+.2}%\n\
-         memory     {peak} at the peak, {} planned\ndata       waited for {} times\n\n",
+         memory     {peak} at the peak, {} planned\ndata       waited for {} {}\n\n",
         title(measured),
         measured.device,
         measured.step_ms,
@@ -66,6 +66,7 @@ fn to_text(measured: &Measured) -> String {
         100.0 * (measured.hashed_step_ms / measured.step_ms - 1.0),
         units::bytes(measured.planned_bytes),
         measured.data_waits,
+        units::noun(measured.data_waits, "time"),
     );
     let total: f64 = measured.operations.iter().map(|part| part.record.time.as_secs_f64()).sum();
     let widest = measured.operations.iter().map(|part| part.name.len()).max().unwrap_or(0).max(38);

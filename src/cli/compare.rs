@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
     by: Option<Vec<String>>,
     /// The validation loss to reach [default: the mean final loss of the worst group].
-    #[arg(long, value_name = "LOSS", value_parser = finite)]
+    #[arg(long, value_name = "LOSS", value_parser = finite, allow_hyphen_values = true)]
     target: Option<f64>,
     /// The number of each run to compare, in place of final and best validation loss and HellaSwag: any that
     /// `runner show --columns` has of the metrics, such as ema_val_loss.

@@ -13,7 +13,7 @@ use crate::optim::Verdict;
 use crate::run::sensors::SharedReadings;
 use crate::store::Timing;
 use crate::train::{Event, Listener, RunError, StepReport};
-use crate::units;
+use crate::units::{self, noun, were};
 
 /// Writes events as lines; on a terminal, with colours and a progress bar.
 pub struct Console {
@@ -194,19 +194,17 @@ impl Listener for Console {
             Event::Evaluated { step, of, val_loss, val_tokens } => {
                 self.show_steps();
                 self.line(&format!(
-                    "{BOLD}val loss{} {val_loss:.6}{BOLD:#} at step {step} on {} tokens",
+                    "{BOLD}val loss{} {val_loss:.6}{BOLD:#} at step {step} on {}",
                     of.whose(),
-                    units::thousands(*val_tokens)
+                    units::counted(*val_tokens, "token")
                 ));
             }
             Event::HellaSwag { step, of, scores } => {
                 self.show_steps();
                 let [llmc, acc, acc_norm, _] =
                     scores.named().map(|(name, score)| format!("{}{name} {score:.4}", of.prefix()));
-                let tasks = units::thousands(scores.tasks as u64);
-                self.line(&format!(
-                    "{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks} tasks"
-                ));
+                let tasks = units::counted(scores.tasks as u64, "task");
+                self.line(&format!("{BOLD}{llmc}{BOLD:#} ({acc}, {acc_norm}) at step {step} on {tasks}"));
             }
             Event::Sampled { step, prompt, text } => {
                 let [prompt, text] = [prompt, text].map(|text| units::printable_lines(text));
@@ -234,7 +232,9 @@ impl Listener for Console {
             }
             Event::Diverged { step, skips } => {
                 self.line(&format!(
-                    "{WARN}diverged at step {step}: {skips} steps in a row were skipped{WARN:#}"
+                    "{WARN}diverged at step {step}: {skips} {} in a row {} skipped{WARN:#}",
+                    noun(*skips, "step"),
+                    were(*skips)
                 ));
             }
             Event::NotFinite { why, .. } => {
@@ -243,14 +243,16 @@ impl Listener for Console {
             }
             Event::Interrupted { step } => {
                 self.bar.finish_and_clear();
-                self.line(&format!("stopped as asked: {step} steps are done and saved"));
+                let are = if *step == 1 { "is" } else { "are" };
+                self.line(&format!("stopped as asked: {step} {} {are} done and saved", noun(*step, "step")));
             }
             Event::Finished { step, skipped, root, seconds, waits } => {
                 self.bar.finish_and_clear();
                 let waited = match waits.waits {
                     0 => "data was never waited for".to_owned(),
                     n => format!(
-                        "data was waited for {n} times, {:.1} ms in all",
+                        "data was waited for {n} {}, {:.1} ms in all",
+                        noun(n, "time"),
                         waits.waited.as_secs_f64() * 1e3
                     ),
                 };
@@ -258,7 +260,8 @@ impl Listener for Console {
                     0 => String::new(),
                     n => format!(", {n} of them skipped"),
                 };
-                self.line(&format!("{step} steps done in {}{skipped}; {waited}", units::duration(*seconds)));
+                let (steps, took) = (noun(*step, "step"), units::duration(*seconds));
+                self.line(&format!("{step} {steps} done in {took}{skipped}; {waited}"));
                 self.line(&format!("{BOLD}state root {root}{BOLD:#}"));
             }
         }

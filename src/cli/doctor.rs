@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::{exit, streams};
 use crate::run::machine::{CpuReport, EmbeddedReport, KernelReport, LibraryReport, Machine, examine};
+use crate::units::noun;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -29,7 +30,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// The findings, a line each.
 fn to_text(machine: &Machine) -> String {
     let CpuReport { model, threads, simd } = &machine.cpu;
-    let mut lines = vec![format!("cpu        {model}, {threads} threads, {simd}")];
+    let mut lines = vec![format!("cpu        {model}, {threads} {}, {simd}", noun(*threads, "thread"))];
     lines.extend(machine.driver.as_ref().map(|version| format!("driver     {version}")));
     lines.extend(machine.libraries.iter().map(|library| library_text(library, machine)));
     for gpu in &machine.gpus {
@@ -54,7 +55,8 @@ fn to_text(machine: &Machine) -> String {
         let counts = [(*embedded, "compiled in"), (*cached, "from the cache"), (compiled, "by NVRTC now")];
         let counts = counts.iter().filter(|(count, _)| *count > 0);
         let counts: Vec<String> = counts.map(|(count, how)| format!("{count} {how}")).collect();
-        lines.push(format!("kernels    {files} files: {}; {compile_ms:.0} ms", counts.join(", ")));
+        let (of_files, counts) = (noun(*files, "file"), counts.join(", "));
+        lines.push(format!("kernels    {files} {of_files}: {counts}; {compile_ms:.0} ms"));
     }
     if let Some(test) = &machine.selftest {
         lines.push(format!(

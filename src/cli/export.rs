@@ -15,6 +15,7 @@ use crate::run::export::{ExportRequest, Exported, export};
 use crate::run::{ProofRefusal, find, require_usage, track};
 use crate::store::RunPaths;
 use crate::store::output::{self, OutputKind};
+use crate::units;
 use crate::verify;
 
 /// Write a saved model in the files of other programs, its provenance, or the run for other trackers.
@@ -104,7 +105,7 @@ fn add_to_tracker(args: Args, tracker: TrackerWriter) -> anyhow::Result<ExitCode
     for folder in folders {
         let run = track::read(&folder)?;
         let written = (tracker.write)(&out, &run)?;
-        say!("{}, {} rows", run.name.name, run.rows.len());
+        say!("{}, {} {}", run.name.name, run.rows.len(), units::noun(run.rows.len(), "row"));
         streams::print(&format!("{}\n", written.display()))?;
     }
     if missing > 0 {

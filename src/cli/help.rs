@@ -230,6 +230,16 @@ mod tests {
             ("verify a --audit 0", "'0' for '--audit <N>': expected a whole number from 1 on"),
             ("prune --all --keep-last -2", "'-2' for '--keep-last <N>': expected a whole number from 1 on"),
             ("watch --every -1", "expected seconds from 0.1 to 3600"),
+            ("watch --every -inf", "expected seconds from 0.1 to 3600"),
+            ("compare a --target -inf", "expected a number such as 3.28"),
+            (
+                "verify a --replay -1..3",
+                "`-1` is not a step: expected A..B, the steps from A on and before B",
+            ),
+            ("verify a --replay -1..-3", "`-1` is not a step: expected A..B"),
+            ("verify a --replay -3", "'-3' for '--replay <A..B>': expected A..B"),
+            ("verify a --replay 3..-1", "`-1` is not a step: expected A..B"),
+            ("verify a --replay 3..3", "there is no step from 3 to 3: expected A..B"),
         ] {
             let words = ["runner"].into_iter().chain(line.split(' '));
             let refused = bare().try_get_matches_from(words).expect_err(line).to_string();
@@ -239,6 +249,7 @@ mod tests {
             "data prepare a --out b --val-fraction -0.1",
             "compare a --target -5",
             "sample a --temperature -1",
+            "sample a --temperature -.5 --top-p -inf",
         ] {
             let words = ["runner"].into_iter().chain(line.split(' '));
             assert!(bare().try_get_matches_from(words).is_ok(), "{line}: its range is held to later");

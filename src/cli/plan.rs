@@ -14,7 +14,7 @@ use crate::plan::data_facts::DataFacts;
 use crate::plan::memory::{Category, PlanEntry, Share};
 use crate::plan::{RunPlan, SweepPlan, Target};
 use crate::run::{initial, require_usage};
-use crate::units;
+use crate::units::{self, counted, noun};
 
 /// Estimate what a run needs: memory, steps, time, money, disk. Needs no GPU and no data; what is there is
 /// looked at.
@@ -130,8 +130,15 @@ impl PlanText<'_> {
         writeln!(out, "{}: {} with {parameters} parameters", self.0.experiment, m.kind)?;
         writeln!(
             out,
-            "  {} layers, {} heads, {} channels, {} tokens of context",
-            m.layers, m.heads, m.channels, m.context
+            "  {} {}, {} {}, {} {}, {} {} of context",
+            m.layers,
+            noun(m.layers, "layer"),
+            m.heads,
+            noun(m.heads, "head"),
+            m.channels,
+            noun(m.channels, "channel"),
+            m.context,
+            noun(m.context, "token")
         )?;
         let count = if d.count > 1 { format!("{} × ", d.count) } else { String::new() };
         let rates = if d.measured { "rates measured on such a card" } else { "an estimate" };
@@ -209,22 +216,18 @@ impl PlanText<'_> {
         writeln!(out, "\nwork")?;
         writeln!(
             out,
-            "  {} steps of {} tokens: {} tokens",
-            units::thousands(work.steps),
+            "  {} of {} {}: {} {}",
+            counted(work.steps, "step"),
             units::thousands_to(work.first_step_tokens, work.tokens_per_step),
-            units::count(work.tokens)
+            noun(work.tokens_per_step, "token"),
+            units::count(work.tokens),
+            noun(work.tokens, "token")
         )?;
         if let Some(seq_len) = work.first_seq_len {
-            let plural = if seq_len == 1 { "" } else { "s" };
-            writeln!(out, "  pieces of {} token{plural} at first", units::thousands(seq_len as u64))?;
+            writeln!(out, "  pieces of {} at first", counted(seq_len as u64, "token"))?;
         }
         let each = if self.0.device.count > 1 { " on each GPU" } else { "" };
-        let plural = if work.micro_steps_per_device == 1 { "" } else { "es" };
-        writeln!(
-            out,
-            "  {} micro-batch{plural} a step{each}",
-            units::thousands(work.micro_steps_per_device)
-        )?;
+        writeln!(out, "  {} a step{each}", counted(work.micro_steps_per_device, "micro-batch"))?;
         writeln!(
             out,
             "  {:.2} GFLOP a token, {:.2e} FLOP in all",
@@ -233,7 +236,7 @@ impl PlanText<'_> {
         )?;
         match (work.epochs, self.0.data.train_tokens) {
             (Some(epochs), Some(tokens)) => {
-                writeln!(out, "  {epochs:.2} epochs over {} tokens", units::thousands(tokens))
+                writeln!(out, "  {epochs:.2} epochs over {}", counted(tokens, "token"))
             }
             _ => self.0.data.sources.iter().try_for_each(|source| writeln!(out, "  source {source}")),
         }
@@ -251,14 +254,9 @@ impl PlanText<'_> {
         }
         writeln!(out, "  {:.1} ms a step: {}", time.step_ms, parts.join(", "))?;
         let mfu = time.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
-        writeln!(out, "  {} tokens a second{mfu}", units::thousands(time.tokens_per_s as u64))?;
+        writeln!(out, "  {} a second{mfu}", counted(time.tokens_per_s as u64, "token"))?;
         if time.evaluations > 0 {
-            writeln!(
-                out,
-                "  {} for {} evaluations",
-                hours(time.evaluation_s),
-                units::thousands(time.evaluations)
-            )?;
+            writeln!(out, "  {} for {}", hours(time.evaluation_s), counted(time.evaluations, "evaluation"))?;
         }
         let price = if time.dollars_per_hour > 0.0 {
             format!(" at ${:.2} an hour", time.dollars_per_hour)
@@ -283,9 +281,9 @@ impl PlanText<'_> {
         writeln!(out, "\ndisk")?;
         writeln!(
             out,
-            "  {} for {} checkpoints of {} at a time, of {} saved",
-            units::bytes(disk.checkpoints_kept * disk.checkpoint_bytes),
-            units::thousands(disk.checkpoints_kept),
+            "  {} for {} of {} at a time, of {} saved",
+            units::bytes(disk.checkpoints_kept.saturating_mul(disk.checkpoint_bytes)),
+            counted(disk.checkpoints_kept, "checkpoint"),
             units::bytes(disk.checkpoint_bytes),
             units::thousands(disk.checkpoints_saved)
         )?;

@@ -122,7 +122,8 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
     if !steps.is_empty() {
         let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
         let (does, size) = (if args.yes { "loses" } else { "would lose" }, units::bytes(bytes));
-        say!("`{shown}` {does} the checkpoints of steps {}: {size}", listed.join(", "));
+        let [of_which, of] = ["checkpoint", "step"].map(|one| units::noun(steps.len(), one));
+        say!("`{shown}` {does} the {of_which} of {of} {}: {size}", listed.join(", "));
     }
     if held.is_some() {
         retention::remove(&checkpoints, &steps)?;

@@ -8,6 +8,7 @@ use crate::report::html::{HtmlPage, Status};
 use crate::run::{find, require_usage};
 use crate::store::RunPaths;
 use crate::store::output::{self, OutputKind};
+use crate::units;
 use crate::verify::{Checks, files, promises};
 
 /// Write a run as one self-contained HTML page.
@@ -56,7 +57,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     require_usage(folder.is_dir(), || format!("`{}` is not there any more", folder.display()))?;
     output::write(&out, page.as_bytes(), OutputKind::Page)?;
     if failed > 0 {
-        say!("{failed} checks failed: `runner verify {}` says more", folder.display());
+        let checks = units::noun(failed, "check");
+        say!("{failed} {checks} failed: `runner verify {}` says more", folder.display());
     }
     streams::print(&format!("{}\n", out.display()))
 }

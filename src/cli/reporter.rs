@@ -21,7 +21,7 @@ use crate::run::sensors;
 use crate::run::train::Trained;
 use crate::train::Listener;
 use crate::train::run::Outcome;
-use crate::units;
+use crate::units::{self, noun};
 
 /// Prints for people, or JSON for programs.
 struct Terminal {
@@ -124,12 +124,13 @@ fn text(message: &Message<'_>) -> String {
         Message::Resuming { folder, from: None, made } => {
             let again = match made {
                 0 => String::new(),
-                made => format!(", and making the {} steps again that it had made", units::thousands(*made)),
+                made => format!(", and making the {} again that it had made", units::counted(*made, "step")),
             };
             format!("no whole checkpoint in `{}`: starting at step 0{again}", folder.display())
         }
         Message::NothingToDo { folder, steps } => {
-            format!("nothing to do: `{}` has done all its {steps} steps", folder.display())
+            let all = if *steps == 1 { "its" } else { "all its" };
+            format!("nothing to do: `{}` has done {all} {steps} {}", folder.display(), noun(*steps, "step"))
         }
         Message::Training(summary) => summary_text(summary),
         Message::Exchange(how) => format!("exchange: {how}"),
@@ -164,10 +165,11 @@ fn text(message: &Message<'_>) -> String {
              end: {why}"
         ),
         Message::NotCopied { place, steps, why, run, name } => {
+            let [of_which, of] = ["checkpoint", "step"].map(|one| noun(steps.len() as u64, one));
             let steps = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
             format!(
-                "{NOT_COPIED}`{place}`: the checkpoints of steps {steps}: {why}\n  hint: they are whole in \
-                 `{}`; `runner resume {name}` copies what is missing",
+                "{NOT_COPIED}`{place}`: the {of_which} of {of} {steps}: {why}\n  hint: what is not copied is whole \
+                 in `{}`; `runner resume {name}` copies what is missing",
                 run.checkpoints().display(),
             )
         }
@@ -198,19 +200,23 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
     let sources: String = summary.sources.iter().map(|source| format!("\nsource {source}")).collect();
     let lines = [
         format!(
-            "{name}: {} with {} parameters: {} layers, {} heads, {} channels, {} tokens of context",
+            "{name}: {} with {} parameters: {} {}, {} {}, {} {}, {} {} of context",
             m.kind(),
             units::count(summary.parameters),
             m.layers,
+            noun(m.layers, "layer"),
             m.heads,
+            noun(m.heads, "head"),
             m.channels,
+            noun(m.channels, "channel"),
             m.context,
+            noun(m.context, "token"),
         ),
         device,
         format!(
-            "data: {} training tokens, {} steps of {}, {} to validate on{sources}",
-            units::thousands(summary.train_tokens),
-            units::thousands(experiment.schedule.steps),
+            "data: {}, {} of {}, {} to validate on{sources}",
+            units::counted(summary.train_tokens, "training token"),
+            units::counted(experiment.schedule.steps, "step"),
             units::thousands_to(experiment.tokens_of(0), experiment.largest_step_tokens()),
             units::thousands(summary.val_tokens),
         ),

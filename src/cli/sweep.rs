@@ -74,7 +74,8 @@ impl SweepPrinter {
             say!("what they said is in `{}`; `runner resume {name}` tries again", paths.logs().display());
         }
         if *left > 0 {
-            say!("stopped as asked: {left} members are left; `runner resume {name}` goes on");
+            let (members, are) = (units::noun(*left, "member"), if *left == 1 { "is" } else { "are" });
+            say!("stopped as asked: {left} {members} {are} left; `runner resume {name}` goes on");
         }
         let Some(hash) = hash else { return Ok(ExitCode::from(code)) };
         if *nothing_to_do {
@@ -92,7 +93,9 @@ impl SweepPrinter {
 /// A line of an event; none for what members say of themselves.
 fn to_text(event: &SweepEvent<'_>) -> Option<String> {
     Some(match event {
-        SweepEvent::Opened { folder, members } => format!("folder: {}, {members} members", folder.display()),
+        SweepEvent::Opened { folder, members } => {
+            format!("folder: {}, {members} {}", folder.display(), units::noun(*members, "member"))
+        }
         SweepEvent::Verified(member) => {
             format!("{} is finished, its files agree: {}", member.name, settings_text(&member.settings))
         }

@@ -6,7 +6,7 @@ use super::plan::{hours, wrapped};
 use crate::experiment::settings_text;
 use crate::plan::sweep_plan::SweepPlan;
 use crate::store::sweep_folder::member_name;
-use crate::units;
+use crate::units::{self, counted};
 
 /// The whole plan. Settings stand last in a line, since they may be long.
 pub fn to_text(plan: &SweepPlan) -> String {
@@ -23,7 +23,7 @@ fn dollars(amount: f64) -> String {
 fn write_plan(plan: &SweepPlan, out: &mut String) -> std::fmt::Result {
     let device = &plan.device;
     let count = if device.count > 1 { format!("{} × ", device.count) } else { String::new() };
-    writeln!(out, "{}: {} runs on {count}{}", plan.sweep, plan.runs, device.name)?;
+    writeln!(out, "{}: {} on {count}{}", plan.sweep, counted(plan.runs as u64, "run"), device.name)?;
     let titles = ["member", "tokens", "time", "dollars", "disk", "memory"].map(str::to_owned);
     let mut rows = vec![(titles, "settings".to_owned())];
     for member in &plan.members {

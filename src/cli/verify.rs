@@ -23,7 +23,8 @@ pub struct Args {
     /// experiment's TOML file.
     what: Option<PathBuf>,
     /// Train steps A to B - 1 again, from the checkpoint of step A (0: from the start), and compare each.
-    #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice")]
+    #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice",
+        allow_hyphen_values = true)]
     replay: Option<(u64, u64)>,
     /// Compute N of the parts that the run's audits kept again, on this CPU.
     #[arg(long, value_name = "N", conflicts_with_all = ["twice", "replay"],
@@ -63,11 +64,12 @@ pub struct Args {
 }
 
 fn parse_range(text: &str) -> Result<(u64, u64), String> {
-    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a step"));
-    let (from, to) = text.split_once("..").ok_or("expected A..B, such as 5..20")?;
+    const EXPECTED: &str = "expected A..B, the steps from A on and before B, such as 5..20";
+    let number = |text: &str| text.parse::<u64>().map_err(|_| format!("`{text}` is not a step: {EXPECTED}"));
+    let (from, to) = text.split_once("..").ok_or(EXPECTED)?;
     match (number(from)?, number(to)?) {
         (from, to) if from < to => Ok((from, to)),
-        (from, to) => Err(format!("there is no step from {from} to {to}")),
+        (from, to) => Err(format!("there is no step from {from} to {to}: {EXPECTED}")),
     }
 }
 

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::shard::{HEADER_BYTES, MAGIC, VERSION};
+use crate::units::noun;
 
 /// An error in the data, or in a request for it.
 #[derive(Debug, thiserror::Error)]
@@ -122,12 +123,16 @@ pub enum DataError {
     OutOfVocabulary { shard: String, position: u64, byte: u64, token: u16, vocab: usize },
     /// No sequence fits.
     #[error(
-        "{tokens} tokens in `{name}` hold no sequence of {seq_len}: expected a shard with at least {} \
-         tokens\n  hint: lower `batch.seq_len` or add data", seq_len + 1
+        "{tokens} {} in `{name}` hold no sequence of {seq_len}: expected a shard with at least {} \
+         tokens\n  hint: lower `batch.seq_len` or add data", noun(*tokens, "token"), seq_len + 1
     )]
     NoSequences { name: String, tokens: u64, seq_len: usize },
     /// A sequence index past the end.
-    #[error("sequence {sequence} does not exist: the data hold {sequences} sequences of {seq_len} tokens")]
+    #[error(
+        "sequence {sequence} does not exist: the data hold {sequences} {} of {seq_len} {}",
+        noun(*sequences, "sequence"),
+        noun(*seq_len, "token")
+    )]
     SequenceOutOfRange { sequence: u64, sequences: u64, seq_len: usize },
     /// A reading plan that cannot be carried out.
     #[error("cannot read micro-batches: {reason}")]

@@ -32,8 +32,8 @@ pub struct SourceUse {
 impl std::fmt::Display for SourceUse {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let SourceUse { name, share, tokens, epochs, max_epochs, .. } = self;
-        let (percent, tokens) = (100.0 * share, units::thousands(*tokens));
-        write!(f, "{name}: {percent:.1}%, {tokens} tokens, {epochs:.2} epochs")?;
+        let (percent, tokens) = (100.0 * share, units::counted(*tokens, "token"));
+        write!(f, "{name}: {percent:.1}%, {tokens}, {epochs:.2} epochs")?;
         max_epochs.map_or(Ok(()), |most| write!(f, " of at most {most}"))
     }
 }
@@ -120,8 +120,8 @@ impl PassedOver {
 
 impl std::fmt::Display for PassedOver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let sequences = units::thousands(self.sequences);
-        write!(f, "`data.offset` passes over {sequences} sequences before the first step:")?;
+        let sequences = units::counted(self.sequences, "sequence");
+        write!(f, "`data.offset` passes over {sequences} before the first step:")?;
         for (at, (name, epochs)) in self.epochs.iter().enumerate() {
             let of = if name.is_empty() { "the data".to_owned() } else { format!("`{name}`") };
             write!(f, "{} {epochs:.2} epochs of {of}", if at > 0 { "," } else { "" })?;

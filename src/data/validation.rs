@@ -91,9 +91,9 @@ impl ValidationSet {
         let whole = val_tokens / self.seq_len as u64 * self.seq_len as u64;
         (self.tokens() < whole).then(|| {
             format!(
-                "`eval.val_tokens` asks for {} tokens, but the validation data hold {} in whole sequences: \
-                 all of these are used",
-                units::thousands(val_tokens),
+                "`eval.val_tokens` asks for {}, but the validation data hold {} in whole sequences: all of \
+                 these are used",
+                units::counted(val_tokens, "token"),
                 units::thousands(self.tokens())
             )
         })
@@ -115,9 +115,9 @@ impl ValidationSet {
         let (all, reached) = (data.sources().count(), self.reached(data));
         (reached.len() < all).then(|| {
             format!(
-                "the first {} validation tokens (`eval.val_tokens`) are of `{}` alone, of {all} texts that \
+                "the first {} (`eval.val_tokens`) are of `{}` alone, of {all} texts that \
                  hold out {} together",
-                units::thousands(self.tokens()),
+                units::counted(self.tokens(), "validation token"),
                 reached.join("`, `"),
                 units::thousands(data.sequences(self.seq_len) * self.seq_len as u64)
             )

@@ -10,6 +10,7 @@ use std::path::Path;
 use super::EvalError;
 use super::multiple_choice::{COMPLETIONS, Length, Prompt, Task};
 use crate::data::Tokenizer;
+use crate::units::noun;
 
 pub const MAGIC: i32 = 20_240_522;
 const VERSION: i32 = 1;
@@ -53,7 +54,8 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Vec<Task>, EvalError> {
     match bytes.len() - reader.at {
         0 => Ok(tasks),
         more => {
-            Err(damaged(reader.at, &format!("the end after {count} examples"), format!("{more} more bytes")))
+            let end = format!("the end after {count} {}", noun(count, "example"));
+            Err(damaged(reader.at, &end, format!("{more} more {}", noun(more, "byte"))))
         }
     }
 }
@@ -165,7 +167,7 @@ mod tests {
             (|f| f[11] = 0x7f, "byte 1090: expected the start of an example:, got the end of the file"),
             (|f| f[11] = 0x80, "byte 8: expected a number of examples, got -2147483646"),
             (|f| f[1034] = 0, "byte 1034: expected the context of at least one token, got 0"),
-            (|f| f[8] = 1, "byte 1060: expected the end after 1 examples, got 30 more bytes"),
+            (|f| f[8] = 1, "byte 1060: expected the end after 1 example, got 30 more bytes"),
             (|f| f[1024] = 0, "byte 1024: expected the start of an example: 65535, got 65280"),
             (|f| f[1026] = 40, "byte 1026: expected 36 bytes of this example, got 40"),
             (|f| f[1028] = 7, "byte 1028: expected the index 0, got 7"),

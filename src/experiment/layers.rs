@@ -10,8 +10,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::Read as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -26,15 +24,14 @@ use super::schema::{self, KEYS, KeyRow, ValueKind};
 use super::shipped::ShippedExperiment;
 use super::sweep_declaration::{Declaration, SweepReader};
 
+mod files;
 mod tables;
 mod variables;
 
+use files::{folder_of, identity, read_file};
 use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
 use variables::{PREFIX, misspelt, sounds_like};
 pub(super) use variables::{is_setting, key_of, says_where};
-
-/// An experiment is smaller; a model file given by mistake is larger.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// Where a layer came from.
 #[derive(Clone, Debug)]
@@ -231,31 +228,6 @@ fn defaults() -> Layer {
         }
     }
     layer
-}
-
-fn read_file(path: &Path) -> Result<Vec<u8>, String> {
-    let file = File::open(path).map_err(|error| error.to_string())?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        Err("it is over 1 MiB, so it is no experiment".into())
-    } else {
-        Ok(bytes)
-    }
-}
-
-/// The folder that relative paths in a file start from: absolute, links resolved where it exists.
-fn folder_of(path: &Path) -> PathBuf {
-    let parent = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    parent.canonicalize().or_else(|_| std::path::absolute(parent)).unwrap_or_else(|_| parent.to_path_buf())
-}
-
-/// The identity of a file, equal for two paths to it.
-fn identity(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| path.to_path_buf())
 }
 
 impl Layers {
@@ -532,8 +504,9 @@ impl Layers {
         }
     }
 
-    /// `--set schedule.steps=100`.
+    /// `--set schedule.steps=100`, each key once.
     fn read_sets(&mut self, sets: &[String], order: usize) {
+        let mut given: BTreeMap<&'static str, &str> = BTreeMap::new();
         for (at, argument) in sets.iter().enumerate() {
             let mut layer =
                 Layer::new(LayerSource::Set { argument: argument.clone() }, usize::MAX - 1, order + at);
@@ -553,7 +526,14 @@ impl Layers {
                 continue;
             }
             match schema::key(dotted) {
-                Some(key) => self.read_bare(key, text, written.len() + 1, key_span, &mut layer),
+                Some(key) => {
+                    if let Some(before) = given.insert(key.name, text) {
+                        let message = format!("`--set` gives `{}` twice: {before:?} and {text:?}", key.name);
+                        let fault = Fault::new(message).at(layer.place(key_span.clone()));
+                        self.faults.push(fault.hint("leave one of the two out".to_string()));
+                    }
+                    self.read_bare(key, text, written.len() + 1, key_span, &mut layer);
+                }
                 None => {
                     let section = dotted.rsplit_once('.').map_or("", |(section, _)| section).to_string();
                     self.unknown(dotted, &section, layer.place(key_span), |key| key.to_string());

@@ -60,6 +60,8 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use crate::units::noun;
+
 pub use check::RUN_PREFIX;
 pub use check::{LONGEST_NAME, name_problem};
 pub use copy_place::{CopyPlace, HAS_BUCKETS, NoPlace};
@@ -275,19 +277,20 @@ impl Loaded {
         let refused = |message: String| {
             Err(ExperimentError::new(&self.path.display().to_string(), vec![Fault::new(message)]))
         };
+        let passes = format!("{epochs} {} of {sequences}", noun(epochs, "epoch"));
+        let passes = format!("{passes} {}", noun(sequences, "sequence"));
         let a_step = self.experiment.step_sequences();
         let steps = a_step.steps_within(u128::from(sequences) * u128::from(epochs));
         if steps == 0 {
             let a_step = a_step.of(0);
-            return refused(format!(
-                "{epochs} epochs of {sequences} sequences are less than one step of {a_step} sequences"
-            ));
+            let of_step = noun(a_step, "sequence");
+            return refused(format!("{passes} make less than one step of {a_step} {of_step}"));
         }
         let warmup = self.experiment.schedule.warmup_steps;
         if warmup > steps {
+            let of_warmup = noun(warmup, "step");
             return refused(format!(
-                "the warm-up of {warmup} steps is longer than the run of {steps} ({epochs} epochs of \
-                 {sequences} sequences)"
+                "the warm-up of {warmup} {of_warmup} is longer than the run of {steps} ({passes})"
             ));
         }
         let origin = format!(

@@ -318,9 +318,10 @@ is made from the definitions that parse the file, and a test holds it to them. `
 
 An experiment is a TOML file. Its layers, weakest first: the defaults, the files that it extends,
 the file, variables of the environment (`RUNNER_SCHEDULE__STEPS=100`, two underscores between
-section and key), `--set schedule.steps=100`. `--set eval.hellaswag=` clears a key that may be left
-out. `runner config FILE` prints the result with the origin of every key. Paths start from the
-folder of the file that names them; in `--set` and the environment from the working folder.
+section and key), `--set schedule.steps=100`, each key once. `--set eval.hellaswag=` clears a key
+that may be left out. `runner config FILE` prints the result with the origin of every key. Paths
+start from the folder of the file that names them; in `--set` and the environment from the working
+folder.
 
 Editors complete and check these files with [runner.schema.json](runner.schema.json), which `runner
 config --json-schema` prints: Taplo (Even Better TOML) and Tombi find it by the files `.taplo.toml`

@@ -5,6 +5,7 @@
 use std::ops::Range;
 
 use super::resolved::{BatchKeys, Experiment, OnDiverge, OptimizerKeys, OptimizerKind};
+use crate::units::noun;
 
 /// The sequences of each step. In a warm-up their number goes in a straight line, rounded down to units.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -167,11 +168,13 @@ impl Experiment {
     /// Warm-ups that go on beyond the last step, one line each.
     pub fn unfinished_warmups(&self) -> Vec<String> {
         let (steps, last) = (self.schedule.steps, self.schedule.steps.saturating_sub(1));
+        let of_run = noun(steps, "step");
         let line = |key: &str, value: u64, of_last: u64, target: u64, what: &str| {
             (of_last < target).then(|| {
                 format!(
-                    "`batch.{key}` = {value} outlasts the {steps} steps: the last has {what} {of_last} \
-                     tokens and not of {target}"
+                    "`batch.{key}` = {value} outlasts the {steps} {of_run}: the last has {what} {of_last} \
+                     {} and not of {target}",
+                    noun(of_last, "token")
                 )
             })
         };
@@ -186,8 +189,8 @@ impl Experiment {
         let grows = kind == OptimizerKind::Muon && momentum_start != momentum;
         let of_momentum = (grows && last < warmup).then(|| {
             format!(
-                "`optimizer.momentum_warmup_steps` = {warmup} outlasts the {steps} steps: the last has not \
-                 come to a momentum of {momentum}"
+                "`optimizer.momentum_warmup_steps` = {warmup} outlasts the {steps} {of_run}: the last has \
+                 not come to a momentum of {momentum}"
             )
         });
         of_tokens.into_iter().chain(of_pieces).chain(of_momentum).collect()

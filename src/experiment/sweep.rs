@@ -14,6 +14,7 @@ use super::origin::Origin;
 use super::rules::FROM_INIT;
 use super::sweep_declaration::{Declaration, MOST, SweptAxis, SweptKey};
 use super::write;
+use crate::units::counted;
 
 /// Swept keys in the order of the file, each with its value as TOML.
 pub type MemberSettings = Vec<(String, String)>;
@@ -116,7 +117,8 @@ impl Sweep {
 
     /// The error of a place that takes one experiment.
     pub(super) fn not_an_experiment(&self) -> ExperimentError {
-        let fault = Fault::new(format!("this file declares a sweep of {} runs", self.members.len())).hint(
+        let runs = counted(self.members.len() as u64, "run");
+        let fault = Fault::new(format!("this file declares a sweep of {runs}")).hint(
             "one experiment is wanted here; `config`, `plan` and `run` take a sweep, and its runs are \
              `NAME/001` and on"
                 .to_string(),

@@ -29,6 +29,7 @@ use super::diagnostics::{Fault, nearest};
 use super::layers::{Layer, Layers, PlacedValue};
 use super::schema::{self, Default, KeyRow, ValueKind};
 use super::sweep_draw::{self, DrawRange};
+use crate::units::noun;
 
 /// The most members of a sweep.
 pub(super) const MOST: u64 = 10_000;
@@ -144,7 +145,7 @@ impl SweepReader<'_> {
         let length = values.len();
         if let Some((other, others)) = lists.iter().find(|(_, values)| values.len() != length) {
             let (a, b, n) = (first.key.name, other.key.name, others.len());
-            let message = format!("`{a}` has {length} values, and `{b}` has {n}");
+            let message = format!("`{a}` has {length} {}, and `{b}` has {n}", noun(length, "value"));
             let hint = "lists under `[sweep.zip]` are walked together: give each the same length".to_owned();
             self.fault(&message, other.span.clone(), Some(hint));
             return None;

@@ -82,7 +82,8 @@ impl<O: Ops> Gpt2<O> {
         let params = specs.try_map(|spec| ops.alloc(Role::Param, spec.len))?;
         let mut acts = Activations::layout(config, capacity, recompute, backward).allocate(ops)?;
         if let Some(table) = &mut acts.rotary {
-            ops.upload(table, &rotary_table(capacity.seq, config.head_size(), config.rope_theta))?;
+            let made = || rotary_table(capacity.seq, config.head_size(), config.rope_theta);
+            ops.upload_made(table, made)?;
         }
         ops.alloc_scratch(shape)?;
         Ok(Gpt2 {

@@ -52,6 +52,10 @@ macro_rules! pass_on {
             self.inner.upload(dst, src)
         }
 
+        fn upload_made(&mut self, dst: &mut O::Buf, make: impl FnOnce() -> Vec<f32>) -> Result<()> {
+            self.inner.upload_made(dst, make)
+        }
+
         fn read_at(&mut self, src: &O::Buf, at: usize, dst: &mut [u8]) -> Result<()> {
             self.inner.read_at(src, at, dst)
         }
@@ -149,6 +153,10 @@ pub trait Ops {
     fn upload_ids(&mut self, dst: &mut Self::Ids, ids: &[u16]) -> Result<()>;
     /// Replaces the first `src.len()` elements, rounded to the buffer's type, to nearest even.
     fn upload(&mut self, dst: &mut Self::Buf, src: &[f32]) -> Result<()>;
+    /// The same with values that are made for it, and for no device without memory.
+    fn upload_made(&mut self, dst: &mut Self::Buf, make: impl FnOnce() -> Vec<f32>) -> Result<()> {
+        self.upload(dst, &make())
+    }
     /// The first `dst.len()` elements, widened to f32.
     fn download(&mut self, src: &Self::Buf, dst: &mut [f32]) -> Result<()>;
     /// `dst.len()` stored bytes from byte `at` on, little-endian, exactly.

@@ -228,7 +228,7 @@ impl Rates<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::experiment::shipped;
+    use crate::experiment::{self, shipped};
     use crate::plan::hardware::GpuSpec;
 
     fn on_h100(experiment: &Experiment, devices: u64) -> Cost {
@@ -277,6 +277,33 @@ mod tests {
         let operations = cost.expect("nothing can fail").operations;
         let (_, upload, _) = operations.iter().find(|(name, ..)| name == TOKEN_UPLOAD).expect("one");
         assert_eq!((upload.calls, upload.bytes), (2, 4.0 * (1u64 << 34) as f64));
+    }
+
+    #[test]
+    fn the_largest_sizes_of_the_schema_are_counted() {
+        let keys = [
+            "model.layers",
+            "model.heads",
+            "model.channels",
+            "model.context",
+            "model.vocab",
+            "batch.micro",
+            "batch.seq_len",
+            "batch.tokens",
+        ];
+        let largest = keys.map(|key| format!("{key}={}", experiment::largest(key)));
+        let sets: Vec<&str> = largest.iter().map(String::as_str).chain(["parallel.workers=1"]).collect();
+        let cost = on_h100(&shipped("gpt2_124m.toml", &sets), 1);
+        let flops = |called: &str| {
+            let found = cost.operations.iter().find(|(name, ..)| name == called);
+            found.map(|(_, record, _)| record.flops).expect("an operation of the model")
+        };
+        // 1024 layers, each 2^20 sequences of 2^20 tokens in 1024 heads of 128 channels, or 2^40 rows.
+        assert_eq!(flops("attention"), 1024.0 * 2.0 * 2f64.powi(77));
+        assert_eq!(flops("attention backward"), 1024.0 * 5.0 * 2f64.powi(77));
+        assert_eq!(flops("classifier, forward and backward"), 6.0 * 2f64.powi(40 + 17 + 16));
+        let (step, run) = (cost.step.total(), cost.run);
+        assert!(step > 1e9 && step.is_finite() && run > step && run.is_finite(), "{step} s, {run} s");
     }
 
     #[test]

@@ -13,7 +13,7 @@ const RECORD_BYTES: u64 = 1_600;
 pub struct Disk {
     pub checkpoint_bytes: u64,
     pub checkpoints_saved: u64,
-    /// At most at one time: what is kept, and the one being written.
+    /// At most at one time: what is kept, also for a rewind, and the one being written.
     pub checkpoints_kept: u64,
     pub records_bytes: u64,
     pub total_bytes: u64,
@@ -23,7 +23,7 @@ impl Disk {
     /// The disk of an experiment whose training state takes `state_bytes`.
     pub fn of(experiment: &Experiment, state_bytes: u64) -> Disk {
         let steps = experiment.schedule.steps;
-        let kept = kept(&experiment.checkpoint, steps);
+        let kept = kept(&experiment.checkpoint, steps, experiment.rewind_every() > 0);
         // Names, shapes and digests of a few hundred tensors.
         let checkpoint_bytes = state_bytes + (256 << 10);
         let records_bytes = steps.saturating_mul(RECORD_BYTES);
@@ -38,9 +38,8 @@ impl Disk {
 
     /// A description of the bytes.
     pub fn what(&self) -> String {
-        let plural = if self.checkpoints_kept == 1 { "" } else { "s" };
         let each = units::bytes(self.checkpoint_bytes);
-        format!("{} checkpoint{plural} of {each} and records", self.checkpoints_kept)
+        format!("{} of {each} and records", units::counted(self.checkpoints_kept, "checkpoint"))
     }
 }
 
@@ -52,8 +51,9 @@ pub fn saves(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
     }
 }
 
-/// Checkpoints on the disk at the worst moment: before the oldest goes, the newest is there.
-fn kept(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
+/// Checkpoints on the disk at the worst moment: before the oldest goes, the newest is there. The one that a
+/// rewind goes back to is kept beside the last, where a stop has saved those at other steps.
+fn kept(checkpoint: &CheckpointKeys, steps: u64, rewinds: bool) -> u64 {
     let saved = saves(checkpoint, steps);
     let last = checkpoint.keep_last as u64;
     if last == 0 || saved <= last {
@@ -62,9 +62,13 @@ fn kept(checkpoint: &CheckpointKeys, steps: u64) -> u64 {
     let older = saved - last;
     let forever = match (checkpoint.keep_every, checkpoint.every) {
         (0, _) | (_, 0) => 0,
-        (keep, every) => older * every / (keep / gcd(keep, every) * every),
+        // The least common multiple of the two may be beyond 64 bits.
+        (keep, every) => {
+            let both = u128::from(keep / gcd(keep, every)) * u128::from(every);
+            (u128::from(older) * u128::from(every) / both) as u64
+        }
     };
-    last + forever + u64::from(forever < older)
+    (last + forever + u64::from(forever < older) + u64::from(rewinds)).min(saved)
 }
 
 fn gcd(a: u64, b: u64) -> u64 {
@@ -79,15 +83,17 @@ mod tests {
     fn retention_decides_what_lies_on_the_disk() {
         let checkpoint =
             |every, keep_last, keep_every| CheckpointKeys { every, keep_last, keep_every, copy_to: None };
-        for (policy, steps, saved, on_disk) in [
-            (checkpoint(2000, 0, 0), 32_000, 16, 16),
-            (checkpoint(0, 0, 0), 100, 1, 1),
-            (checkpoint(30, 0, 0), 100, 4, 4),
-            (checkpoint(10, 2, 0), 100, 10, 3),
-            (checkpoint(10, 2, 20), 100, 10, 2 + 4 + 1),
-            (checkpoint(10, 20, 0), 100, 10, 10),
+        for (policy, steps, saved, on_disk, with_rewinds) in [
+            (checkpoint(2000, 0, 0), 32_000, 16, 16, 16),
+            (checkpoint(0, 0, 0), 100, 1, 1, 1),
+            (checkpoint(30, 0, 0), 100, 4, 4, 4),
+            (checkpoint(10, 2, 0), 100, 10, 3, 4),
+            (checkpoint(10, 2, 20), 100, 10, 2 + 4 + 1, 2 + 4 + 2),
+            (checkpoint(10, 9, 0), 100, 10, 10, 10),
+            (checkpoint(10, 20, 0), 100, 10, 10, 10),
         ] {
-            assert_eq!((saves(&policy, steps), kept(&policy, steps)), (saved, on_disk), "{policy:?}");
+            assert_eq!((saves(&policy, steps), kept(&policy, steps, false)), (saved, on_disk), "{policy:?}");
+            assert_eq!(kept(&policy, steps, true), with_rewinds, "{policy:?}");
         }
     }
 }

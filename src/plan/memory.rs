@@ -98,7 +98,7 @@ impl Storage {
                 model: cpu::scratch_bytes(&training_shape(experiment), threads),
                 ..ScratchBytes::default()
             },
-            taken: |sizes| sizes.iter().sum(),
+            taken: |sizes| sum(sizes.iter().copied()),
             pinned: 0,
             host_apart: false,
         }
@@ -110,7 +110,7 @@ impl Storage {
             param: Dtype::BF16,
             activation: Dtype::BF16,
             scratch: ScratchBytes::default(),
-            taken: |sizes| sizes.iter().sum(),
+            taken: |sizes| sum(sizes.iter().copied()),
             pinned: 0,
             host_apart: false,
         }
@@ -238,7 +238,7 @@ impl MemoryPlan {
         if share.devices > 1 && storage.host_apart {
             plan.count(Category::Scratch, "NCCL", NCCL_BYTES);
         }
-        let rounding = (storage.taken)(&plan.sizes).saturating_sub(plan.sizes.iter().sum());
+        let rounding = (storage.taken)(&plan.sizes).saturating_sub(sum(plan.sizes.iter().copied()));
         plan.count(Category::Scratch, "rounding by the allocator", rounding);
         plan.host(experiment, storage, share);
         MemoryPlan { entries: plan.entries }
@@ -246,13 +246,18 @@ impl MemoryPlan {
 
     /// Device bytes in all.
     pub fn total(&self) -> u64 {
-        self.entries.iter().filter(|e| e.category != Category::Host).map(|e| e.bytes).sum()
+        sum(self.entries.iter().filter(|e| e.category != Category::Host).map(|e| e.bytes))
     }
 
     /// Bytes of one category.
     pub fn category(&self, category: Category) -> u64 {
-        self.entries.iter().filter(|e| e.category == category).map(|e| e.bytes).sum()
+        sum(self.entries.iter().filter(|e| e.category == category).map(|e| e.bytes))
     }
+}
+
+/// The sum of sizes, each of which fits 64 bits; a larger sum is the largest number of them.
+fn sum(sizes: impl Iterator<Item = u64>) -> u64 {
+    sizes.fold(0, u64::saturating_add)
 }
 
 /// How several devices divide what they share.
@@ -332,7 +337,7 @@ impl Builder {
     /// Adds to the entry of that name.
     fn count(&mut self, category: Category, name: &str, bytes: u64) {
         match self.entries.iter_mut().find(|entry| entry.category == category && entry.name == name) {
-            Some(entry) => entry.bytes += bytes,
+            Some(entry) => entry.bytes = entry.bytes.saturating_add(bytes),
             None if bytes > 0 => self.entries.push(PlanEntry { category, name: name.into(), bytes }),
             None => {}
         }

@@ -17,6 +17,7 @@ use super::time::Time;
 use crate::experiment::{Compute, DeviceKind, Experiment};
 use crate::model::flops::flops_per_token;
 use crate::model::weights::Weights;
+use crate::units::{counted, noun};
 
 /// Everything that the plan says.
 #[derive(Debug, Serialize)]
@@ -139,7 +140,7 @@ impl TargetFacts {
             (_, Compute::Auto | Compute::Bf16) => "bf16",
         };
         let (name, measured) = match target {
-            Target::Cpu { threads } => (format!("CPU, {threads} threads"), false),
+            Target::Cpu { threads } => (format!("CPU, {threads} {}", noun(threads, "thread")), false),
             Target::Gpu(gpu) => {
                 (gpu.name.to_owned(), gpu.is_measured() && precision == "bf16" && share.devices == 1)
             }
@@ -206,7 +207,8 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
     let micro_batches = experiment.tokens_of(0) / (experiment.batch.micro * experiment.batch.seq_len) as u64;
     if micro_batches < gpus {
         notes.push(format!(
-            "a step has {micro_batches} micro-batches, too few for {gpus} GPUs: lower `batch.micro`"
+            "a step has {}, too few for {gpus} GPUs: lower `batch.micro`",
+            counted(micro_batches, "micro-batch")
         ));
     }
     notes.extend(experiment.unfinished_warmups());
@@ -225,7 +227,7 @@ fn notes(experiment: &Experiment, share: Share, data: &DataFacts) -> Vec<String>
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::experiment::shipped;
+    use crate::experiment::{largest, shipped};
     use crate::plan::advice::what_fits;
     use crate::plan::data_facts::HELLASWAG_TOKENS;
     use crate::plan::hardware::GpuSpec;
@@ -264,6 +266,40 @@ pub(crate) mod tests {
             ["batch.seq_len=512", "precision.compute=fp32", "data.tokenizer=byte", "model.qk_norm=true"]
         {
             assert!(!of(&[other]), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_largest_values_of_the_schema_have_a_plan() {
+        let keys = [
+            "model.layers",
+            "model.heads",
+            "model.channels",
+            "model.context",
+            "batch.micro",
+            "batch.seq_len",
+            "batch.tokens",
+            "schedule.steps",
+            "data.prefetch",
+            "eval.val_tokens",
+            "checkpoint.keep_every",
+        ];
+        let largest = keys.map(|key| format!("{key}={}", largest(key)));
+        let often = ["parallel.workers=256", "eval.every=1", "sample.every=1", "optimizer.ema_decay=0.9"];
+        let saved = ["checkpoint.every=140737488355327", "checkpoint.keep_last=1"];
+        let wider = ["model.positions=rotary", "model.activation=swiglu", "model.qk_norm=true"];
+        for more in [&[][..], &wider] {
+            let sets = [&largest.each_ref().map(String::as_str)[..], &often, &saved, more].concat();
+            let (experiment, target) = (shipped("gpt2_124m.toml", &sets), Target::Cpu { threads: 4096 });
+            let plan = RunPlan::of(&experiment, target, Share::ALONE, DataFacts::default()).expect("a plan");
+            assert_eq!(
+                (plan.memory.total_bytes, plan.work.tokens),
+                (u64::MAX, u64::MAX),
+                "more than 64 bits"
+            );
+            assert_eq!((plan.disk.checkpoints_saved, plan.disk.checkpoints_kept), (3, 2));
+            let seconds = [plan.time.training_s, plan.time.evaluation_s, plan.time.total_s];
+            assert!(seconds.iter().all(|s| s.is_finite() && *s > 1e20), "{seconds:?}");
         }
     }
 

@@ -105,8 +105,8 @@ fn evaluation(experiment: &Experiment, share: Share, cost: &Cost, data: &DataFac
     let val_tokens = data.val_tokens.map_or(wanted, |have| have.min(wanted));
     let read = val_tokens + data.hellaswag_tokens.unwrap_or(0);
     // The weights, and their average where one is kept.
-    let models = if experiment.optimizer.ema_decay > 0.0 { 2 } else { 1 };
-    let micro_batches = (evaluations * models * read.div_ceil(micro_tokens)) as f64;
+    let models = if experiment.optimizer.ema_decay > 0.0 { 2.0 } else { 1.0 };
+    let micro_batches = evaluations as f64 * models * read.div_ceil(micro_tokens) as f64;
     (evaluations, micro_batches * cost.forward / share.devices as f64)
 }
 

@@ -17,7 +17,7 @@ use super::scene::{Align, Color, Scene};
 use super::theme::Colors;
 use super::{Baselines, PlotGroup, PlotOptions, ReportError};
 use crate::store::metrics::MetricsRow;
-use crate::units::thousands;
+use crate::units::{counted, thousands};
 
 const WIDTH: u32 = 1600;
 const MARGIN: f64 = 30.0;
@@ -153,11 +153,11 @@ impl<'a> FigurePage<'a> {
     fn title(&self) -> (String, Option<String>) {
         match self.lines.as_slice() {
             [line] if self.single() => (line.name.to_owned(), Some(facts(&line.runs[0]))),
-            lines if self.bands.is_empty() => (format!("{} runs", lines.len()), None),
+            lines if self.bands.is_empty() => (counted(lines.len() as u64, "run"), None),
             lines => {
                 let runs: usize = lines.iter().map(|line| line.runs.len()).sum();
-                let counted = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
-                (format!("{} in {}", counted(runs, "run"), counted(lines.len(), "group")), None)
+                let groups = counted(lines.len() as u64, "group");
+                (format!("{} in {groups}", counted(runs as u64, "run")), None)
             }
         }
     }
@@ -393,15 +393,12 @@ pub fn dash_of(reference: &Reference) -> Dash {
 fn facts(run: &RunData) -> String {
     let mut facts = Vec::new();
     if let Some(model) = &run.model {
-        facts.push(
-            model
-                .descriptor
-                .clone()
-                .unwrap_or_else(|| format!("{} layers, {} wide", model.layers, model.channels)),
-        );
+        facts.push(model.descriptor.clone().unwrap_or_else(|| {
+            format!("{}, {} wide", counted(model.layers as u64, "layer"), model.channels)
+        }));
     }
     let steps = run.trained().count() as u64;
-    facts.push(format!("{} step{}", thousands(steps), if steps == 1 { "" } else { "s" }));
+    facts.push(counted(steps, "step"));
     let tokens = run.rows.last().map_or(0, |row| row.tokens);
     if run.has_tokens && tokens > 0 {
         facts.push(format!("{} tokens", label(tokens as f64, tokens as f64 / 100.0)));

@@ -211,7 +211,7 @@ pub fn in_full(run: &RunSummary) -> String {
     }
     line("device", run.device.clone().unwrap_or_else(none));
     let of = run.steps.map_or(String::new(), |steps| format!(" of {}", units::thousands(steps)));
-    line("steps", format!("{}{of}, {} tokens", units::thousands(run.step), units::thousands(run.tokens)));
+    line("steps", format!("{}{of}, {}", units::thousands(run.step), units::counted(run.tokens, "token")));
     for (at, source) in run.sources.iter().enumerate() {
         line(if at == 0 { "sources" } else { "" }, source.to_string());
     }
@@ -236,7 +236,7 @@ pub fn in_full(run: &RunSummary) -> String {
         line("average", format!("val loss {loss:.4}{score}"));
     }
     if run.skipped > 0 {
-        line("skipped", format!("{} steps", units::thousands(run.skipped)));
+        line("skipped", units::counted(run.skipped, "step"));
     }
     if let (Some(speed), Some(step_ms)) = (figure("tokens_per_s"), figure("step_ms")) {
         let mfu = figure("mfu").map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));

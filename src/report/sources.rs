@@ -20,7 +20,7 @@ pub struct SourceRead {
 
 impl std::fmt::Display for SourceRead {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {} tokens", self.name, units::thousands(self.tokens))?;
+        write!(f, "{}: {}", self.name, units::counted(self.tokens, "token"))?;
         self.epochs.map_or(Ok(()), |epochs| write!(f, ", {epochs:.2} epochs"))
     }
 }

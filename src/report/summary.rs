@@ -20,6 +20,7 @@ use crate::store::metrics::{self, MetricsRow};
 use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, RunPaths, StoreError, checkpoint, run_folder};
 use crate::train::run::INIT_UPDATES;
+use crate::units;
 
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -227,7 +228,8 @@ fn lineage(experiment: &Experiment, lock: Option<&Lock>) -> Option<String> {
     let mut numerics = lock.into_iter().flat_map(|lock| &lock.numerics);
     let pinned = numerics.find_map(|(key, value)| Some(format!(", {} {value}", key.strip_prefix(PINNED)?)));
     let updates = lock.and_then(|lock| lock.numerics.get(INIT_UPDATES));
-    let updates = updates.map(|updates| format!(", with its optimizer after {updates} updates"));
+    let made = |updates: &String| if updates == "1" { "update" } else { "updates" };
+    let updates = updates.map(|updates| format!(", with its optimizer after {updates} {}", made(updates)));
     Some(path + &pinned.unwrap_or_default() + &updates.unwrap_or_default())
 }
 
@@ -329,7 +331,8 @@ pub(super) fn has_ended(lock: Option<&Lock>) -> bool {
 pub(super) fn failed(rows: &[MetricsRow], noted: &[&Note], patience: Option<u64>) -> Option<String> {
     let skips = skips_at_the_end(rows);
     if patience.is_some_and(|patience| skips >= patience) {
-        return Some(format!("diverged: {skips} steps in a row were skipped"));
+        let (steps, were) = (units::noun(skips, "step"), units::were(skips));
+        return Some(format!("diverged: {skips} {steps} in a row {were} skipped"));
     }
     if let Some(note) = noted.iter().rev().find(|note| note.kind == NOT_FINITE) {
         return Some(format!("not finite: {}", note.text));

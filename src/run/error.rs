@@ -1,6 +1,7 @@
 //! Refusals: the bits differ, or would differ, from the required ones.
 
 use crate::proof::{LedgerError, LockError};
+use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
 
 /// What a hint begins with.
@@ -57,6 +58,11 @@ pub fn refuse_lock(error: LockError) -> anyhow::Error {
         LockError::Io { .. } => error.into(),
         damaged => ProofRefusal(damaged.to_string()).into(),
     }
+}
+
+/// A damaged checkpoint is a mismatch, not a failure of the system.
+pub fn refuse_checkpoint(error: StoreError) -> anyhow::Error {
+    if error.is_damage() { ProofRefusal(error.to_string()).into() } else { error.into() }
 }
 
 /// A ledger that disagrees with the checkpoint is a mismatch, not a failure of the system.

@@ -4,6 +4,7 @@ use crate::experiment::{Experiment, OnDiverge, largest};
 use crate::proof::Entry;
 use crate::proof::entry::rewind_of;
 use crate::proof::lock::Table;
+use crate::units::{counted, were};
 
 /// The first entry of a step with an event that no run of `experiment` makes: its step, and what is wrong.
 /// `numerics` are those that the steps were made with, `has_changed` tells keys that had other values before.
@@ -64,7 +65,7 @@ impl Judged<'_> {
         }
         let steps = if self.holds("schedule.steps") { schedule.steps } else { largest("schedule.steps") };
         if from >= steps {
-            return Some(format!("the run has {steps} steps"));
+            return Some(format!("the run has {}", counted(steps, "step")));
         }
         // Those of an older program have no such key: its runs went back to other checkpoints too.
         let scheduled = self.numerics.contains_key("checkpoint.every") && self.holds("checkpoint.every");
@@ -78,7 +79,9 @@ impl Judged<'_> {
         let skips = from - to + 1 + skipped;
         if self.holds("guards.patience") && !inherits && skips < guards.patience {
             return Some(format!(
-                "at most {skips} steps in a row were skipped, and `guards.patience` is {}",
+                "at most {} in a row {} skipped, and `guards.patience` is {}",
+                counted(skips, "step"),
+                were(skips),
                 guards.patience
             ));
         }

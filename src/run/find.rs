@@ -14,6 +14,7 @@ use crate::store::manifest::Standing;
 use crate::store::run_folder::{is_copy, is_place};
 use crate::store::sweep_folder::{is_sweep, members, newest_sweep};
 use crate::store::{self, LoadedCheckpoint, Manifest, RunPaths, SweepPaths, checkpoint};
+use crate::units::noun;
 
 /// The folder of a run: `run` itself if it is one, else that name under `runs`; the newest of `runs` when
 /// none is given. A file or folder called `run` that is not a run does not hide the one under `runs`; with
@@ -94,8 +95,9 @@ fn hint(asked: &Path, runs: &Path) -> String {
             true => format!("this member has not begun: `runner resume {called}` trains what is missing"),
             false => {
                 format!(
-                    "the sweep `{called}` has {} members, `{called}/{}` and on",
+                    "the sweep `{called}` has {} {}, `{called}/{}` and on",
                     members.len(),
+                    noun(members.len(), "member"),
                     members[0].name
                 )
             }
@@ -264,8 +266,10 @@ fn binding(paths: &RunPaths, manifest: &Manifest) -> anyhow::Result<Binding> {
         Standing::Unbound => return Ok(Binding::Head),
         Standing::Unmade => "number of no step that was made: a run saves none before its first".to_owned(),
         Standing::OtherHead => format!(
-            "head {} after {} entries, which its `ledger.jsonl` does not have",
-            manifest.ledger.root, manifest.ledger.size
+            "head {} after {} {}, which its `ledger.jsonl` does not have",
+            manifest.ledger.root,
+            manifest.ledger.size,
+            noun(manifest.ledger.size, "entry")
         ),
         Standing::OtherRoot(root) => format!("state root {}, the ledger {root}", manifest.state_root),
     };

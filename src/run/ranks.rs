@@ -20,6 +20,7 @@ use crate::ops::cuda::driver;
 use crate::parallel::{ExchangeError, RankPlace, Tcp, launch, rendezvous};
 use crate::proof::Hash;
 use crate::train::TrainError;
+use crate::units::noun;
 
 /// The role of this process in a run.
 enum Process {
@@ -79,8 +80,10 @@ fn process(
     let divides = |ranks: usize| ranks.is_power_of_two() && workers.is_multiple_of(ranks);
     let refuse = |ranks: usize, whose: &str| {
         UsageError(format!(
-            "{ranks} ranks, {whose}, cannot share {workers} virtual workers\n  hint: the number of ranks \
-             must be a power of two that divides `parallel.workers`; more workers change the bits"
+            "{ranks} {}, {whose}, cannot share {workers} {}\n  hint: the number of ranks must be a power \
+             of two that divides `parallel.workers`; more workers change the bits",
+            noun(ranks, "rank"),
+            noun(workers, "virtual worker")
         ))
     };
     // A launcher that starts one process, such as a shell in Slurm, leaves starting ranks to this program.

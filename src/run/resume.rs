@@ -22,6 +22,7 @@ use crate::store::checkpoint;
 use crate::store::{self, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Recorder, RunError};
+use crate::units::noun;
 
 /// Keys that act before the first step alone, beside what `model.init` names.
 const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_UPDATES];
@@ -120,8 +121,9 @@ impl Past {
         if let Some((Manifest { step, .. }, _)) = self.found.as_ref().filter(|(saved, _)| saved.step > steps)
         {
             return Err(UsageError(format!(
-                "`schedule.steps` is {steps}, and the run has made {step} steps\n  hint: set it to {step} or \
-                 more; another run may start from an earlier checkpoint, by `model.init = \"run:NAME@STEP\"`"
+                "`schedule.steps` is {steps}, and the run has made {step} {}\n  hint: set it to {step} or \
+                 more; another run may start from an earlier checkpoint, by `model.init = \"run:NAME@STEP\"`",
+                noun(*step, "step")
             )));
         }
         let other = self.lock.as_ref().filter(|_| self.ended_at(&steps.to_string()));
@@ -170,9 +172,10 @@ impl Past {
         match drift.first().filter(|_| is_end) {
             None => Ok(()),
             Some(field) => Err(ProofRefusal(format!(
-                "the run has made its {} steps: no step is left that {field} could change\n  hint: undo the \
+                "the run has made its {} {}: no step is left that {field} could change\n  hint: undo the \
                  change, or set `schedule.steps` to more",
-                manifest.step
+                manifest.step,
+                noun(manifest.step, "step")
             ))),
         }
     }

@@ -14,6 +14,7 @@ use crate::generate::{self, Sampling, Texts, generate};
 use crate::model::decode::{Decoder, NewToken, Room};
 use crate::model::weights::Weights;
 use crate::ops::Ops;
+use crate::units::noun;
 
 /// Texts that are written side by side. No bit depends on it.
 const STREAMS: usize = 8;
@@ -131,7 +132,8 @@ impl<O: Ops> LoadedDecoder<O> {
     fn logits(mut self, prompt: &str) -> anyhow::Result<NextLogits> {
         let (prompt, room) = (self.prompt(prompt), self.decoder.room().positions);
         require_usage(prompt.len() <= room, || {
-            format!("the prompt has {} tokens, the model has learned {room} positions", prompt.len())
+            let positions = noun(room, "position");
+            format!("the prompt has {} tokens, the model has learned {room} {positions}", prompt.len())
         })?;
         let last = prompt.len() - 1;
         self.decoder.read(&mut self.ops, &self.params, 0, 0, &prompt[..last])?;

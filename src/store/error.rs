@@ -179,6 +179,25 @@ fn ranks_text(ranks: &[usize]) -> String {
 }
 
 impl StoreError {
+    /// Whether a file of a checkpoint is not what was written: cut short, changed or gone.
+    pub fn is_damage(&self) -> bool {
+        matches!(
+            self,
+            StoreError::Missing { .. }
+                | StoreError::BadTensorOf { .. }
+                | StoreError::BadHeader { .. }
+                | StoreError::WrongLength { .. }
+                | StoreError::TensorDiffers { .. }
+                | StoreError::WrongTensors { .. }
+                | StoreError::PartDiffers { .. }
+                | StoreError::RootDiffers { .. }
+                | StoreError::DigestsDisagree { .. }
+                | StoreError::BadManifest { .. }
+                | StoreError::SealBroken { .. }
+                | StoreError::WrongStep { .. }
+        )
+    }
+
     /// Turns an I/O error on `path` into an error that says what was being done.
     pub(super) fn io(path: &Path, doing: &'static str) -> impl FnOnce(io::Error) -> StoreError {
         move |source| StoreError::Io { path: path.into(), doing, source }

@@ -13,6 +13,7 @@ use crate::parallel::exchange;
 use crate::store::safetensors::first_not_finite;
 use crate::store::shared::Extent;
 use crate::store::{Info, Tensor};
+use crate::units::counted;
 
 /// What was found in this rank's part of the state after the last step.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,10 +60,8 @@ impl<O: Ops> Run<O> {
     pub(super) fn came_to_nothing(&mut self) -> Result<Option<String>, RunError> {
         let progress = self.trainer.progress();
         if self.updates() == 0 && progress.step > 0 {
-            return Ok(Some(format!(
-                "none of the {} steps changed a weight: all were skipped",
-                progress.step
-            )));
+            let steps = counted(progress.step, "step");
+            return Ok(Some(format!("no weight was changed in {steps}: every step was skipped")));
         }
         if self.last_state == LastState::Unread {
             let infos = self.trainer.state_infos();

@@ -1,5 +1,6 @@
 //! Ranks as threads of one process end in the bits of a single rank.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::{StepReport, Trainer};
@@ -22,8 +23,11 @@ fn experiment(zero: u8) -> Experiment {
     experiment_with(&[&format!("parallel.zero={zero}")])
 }
 
+/// With these settings; of two for one key, the last counts.
 pub(super) fn experiment_with(sets: &[&str]) -> Experiment {
-    let sets: Vec<String> = sets.iter().map(|set| (*set).to_owned()).collect();
+    let key = |set: &str| set.split_once('=').expect("a key and a value").0.to_owned();
+    let last: BTreeMap<String, String> = sets.iter().map(|set| (key(set), (*set).to_owned())).collect();
+    let sets: Vec<String> = last.into_values().collect();
     experiment::load_text("t", TEXT, &sets).expect("a whole experiment").experiment
 }
 

@@ -30,6 +30,7 @@ use crate::parallel::exchange;
 use crate::proof::Hash;
 use crate::rng::Key;
 use crate::store::{Timing, Writer};
+use crate::units::{noun, were};
 
 /// The key of the numerics with the updates that were made before the checkpoint whose optimizer a run goes
 /// on with.
@@ -180,7 +181,8 @@ impl<O: Ops> Run<O> {
     /// are kept.
     fn end_not_finite(&mut self, why: String, out: &mut dyn Listener) -> Result<Outcome, RunError> {
         let step = self.trainer.progress().step;
-        let why = format!("{why}; {} of {step} steps were skipped", self.skipped());
+        let (skipped, steps) = (self.skipped(), noun(step, "step"));
+        let why = format!("{why}; {skipped} of {step} {steps} {} skipped", were(skipped));
         out.on(&Event::NotFinite { step, why })?;
         self.settle(out)?;
         Ok(Outcome::NotFinite { step })

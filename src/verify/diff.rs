@@ -9,10 +9,11 @@ use std::path::Path;
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, entry, ledger};
 use crate::run::UsageError;
-use crate::run::error::{refuse_ledger, refuse_lock};
+use crate::run::error::{refuse_checkpoint, refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
+use crate::units::noun;
 
 /// How two runs differ.
 #[derive(Debug, Default)]
@@ -38,7 +39,9 @@ impl Diff {
         let is_checkpoint = |folder: &Path| folder.join(checkpoint::MANIFEST_FILE).is_file();
         match (is_checkpoint(a), is_checkpoint(b)) {
             (true, true) => {
-                let (step, other) = (checkpoint::inspect(a)?.step, checkpoint::inspect(b)?.step);
+                let step_of = |folder: &Path| checkpoint::inspect(folder).map(|manifest| manifest.step);
+                let step = step_of(a).map_err(refuse_checkpoint)?;
+                let other = step_of(b).map_err(refuse_checkpoint)?;
                 if step != other {
                     return Err(UsageError(format!(
                         "one checkpoint is of step {step} and the other of step {other}\n  hint: compare \
@@ -46,7 +49,7 @@ impl Diff {
                     ))
                     .into());
                 }
-                let state = compare::checkpoints(a, b)?.map(|state| (step, state));
+                let state = compare::checkpoints(a, b).map_err(refuse_checkpoint)?.map(|state| (step, state));
                 Ok(Diff { compared: vec![step], state, ..Diff::default() })
             }
             (false, false) => Diff::of_runs(a, b),
@@ -78,7 +81,7 @@ impl Diff {
         for (step, folder) in store::list(&a.checkpoints())? {
             let Some((_, other)) = in_b.iter().find(|(other, _)| *other == step) else { continue };
             diff.compared.push(step);
-            if let Some(state) = compare::checkpoints(&folder, other)? {
+            if let Some(state) = compare::checkpoints(&folder, other).map_err(refuse_checkpoint)? {
                 diff.state = Some((step, state));
                 break;
             }
@@ -122,9 +125,10 @@ impl fmt::Display for Diff {
                 fields.iter().try_for_each(|field| writeln!(f, "  {field}"))?;
             }
             (None, None) => {}
-            (None, Some((a, b))) if a == b => writeln!(f, "ledger: {a} steps, all equal")?,
+            (None, Some((a, b))) if a == b => writeln!(f, "ledger: {a} {}, all equal", noun(a, "step"))?,
             (None, Some((a, b))) => {
-                writeln!(f, "ledger: {} steps equal; the runs have {a} and {b}", a.min(b))?;
+                let equal = a.min(b);
+                writeln!(f, "ledger: {equal} {} equal; the runs have {a} and {b}", noun(equal, "step"))?;
             }
         }
         match (&self.state, self.compared.as_slice()) {
@@ -138,9 +142,10 @@ impl fmt::Display for Diff {
 /// Which tensors differ and the first of them, down to the element.
 pub fn state_text(step: u64, state: &StateDifference) -> String {
     format!(
-        "checkpoint of step {step}: {} of {} tensors differ\n  first: `{}`: {}\n",
+        "checkpoint of step {step}: {} of {} {} differ\n  first: `{}`: {}\n",
         state.tensors.len(),
         state.of,
+        noun(state.of, "tensor"),
         state.tensors[0],
         state.first
     )

@@ -137,7 +137,7 @@ fn of_ledger_alone(root: Hash, step: u64) -> String {
 fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
     let head = run.log.head();
     if head.root == hash {
-        return Ok(format!("it is the head of all {} entries of the ledger", units::thousands(head.size)));
+        return Ok(format!("it is the head of the whole ledger, {}", units::counted(head.size, "entry")));
     }
     if let Some((step, shown)) = held(hash, run) {
         return Ok(format!(
@@ -148,7 +148,8 @@ fn of_hash(hash: Hash, run: &WholeRun) -> Result<String, String> {
     }
     if let Some(size) = run.log.size_at(&hash) {
         let later = head.size - size;
-        return Ok(format!("it is the head after {size} entries; {later} later ones are not covered by it"));
+        let entries = units::noun(size, "entry");
+        return Ok(format!("it is the head after {size} {entries}; it does not cover the {later} behind"));
     }
     if let Some(entry) = run.entries.iter().rev().find(|entry| entry.root == Some(hash)) {
         return Err(of_ledger_alone(hash, entry.step + 1));

@@ -20,7 +20,8 @@ use crate::store::derived::{self, AgreedRows, Reach};
 use crate::store::manifest::Standing;
 use crate::store::metrics::REBUILD;
 use crate::store::{self, Manifest, RunPaths, StoreError, checkpoint, contents, run_folder};
-use crate::{train, units};
+use crate::train;
+use crate::units::{self, noun};
 
 /// A run whose files are whole.
 pub struct WholeRun {
@@ -92,7 +93,8 @@ fn audits(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks
         entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
     let (here, missing): (Vec<u64>, Vec<u64>) =
         steps.iter().partition(|step| audit::path(paths, **step).is_file());
-    let what = format!("{} steps have one, {} of their files are here", steps.len(), here.len());
+    let what =
+        format!("{} {} with one, {} of the files here", steps.len(), noun(steps.len(), "step"), here.len());
     let strange = audit::steps_in(&paths.audits()).into_iter().find(|step| !steps.contains(step));
     if let Some(step) = strange {
         let path = audit::path(paths, step);
@@ -131,10 +133,10 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
     for (step, folder) in store::list(&paths.checkpoints())? {
         match store::load(&folder) {
             Ok((manifest, state)) => {
-                let bytes = units::bytes(manifest.file.bytes);
+                let (tensors, bytes) = (noun(state.len(), "tensor"), units::bytes(manifest.file.bytes));
                 checks.passed(
                     &format!("checkpoint {step}"),
-                    format!("{} tensors, {bytes}, root {}", state.len(), manifest.state_root),
+                    format!("{} {tensors}, {bytes}, root {}", state.len(), manifest.state_root),
                 );
                 whole.push(manifest);
             }
@@ -172,7 +174,7 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
         .torn()
         .map_or(String::new(), |torn| format!("; line {} was left unfinished by a kill", torn.line));
     let steps = entry::steps(&entries).len();
-    checks.passed("ledger", format!("{steps} steps, head {}{torn}", log.head().root));
+    checks.passed("ledger", format!("{steps} {}, head {}{torn}", noun(steps, "step"), log.head().root));
     let (mut right, mut unbound) = (0, Vec::new());
     for manifest in manifests {
         let check = format!("checkpoint {} in the ledger", manifest.step);
@@ -188,14 +190,17 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             checks.failed(
                 &check,
                 format!(
-                    "its manifest has the head {} after {} steps, the ledger {found}\n  do: one of them is \
+                    "its manifest has the head {} after {} {}, the ledger {found}\n  do: one of them is \
                      of another run, or was rewritten; restore it from a copy",
-                    manifest.ledger.root, manifest.ledger.size
+                    manifest.ledger.root,
+                    manifest.ledger.size,
+                    noun(manifest.ledger.size, "step")
                 ),
             );
         } else if standing == Standing::OtherHead {
             let size = manifest.ledger.size;
-            let what = format!("its manifest has the head after {size} entries: each step has one");
+            let entries = noun(size, "entry");
+            let what = format!("its manifest has the head after {size} {entries}: each step has one");
             checks.failed(&check, what);
         } else if let Standing::OtherRoot(root) = standing {
             checks.failed(
@@ -221,7 +226,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
         checks.skipped("ledger and checkpoints", what);
     }
     if right + unbound.len() == manifests.len() && right > 0 {
-        checks.passed("ledger and checkpoints", format!("{right} heads and roots agree"));
+        checks.passed(
+            "ledger and checkpoints",
+            format!("heads and roots of {right} {} agree", noun(right, "checkpoint")),
+        );
     }
     Some((log, entries))
 }
@@ -248,12 +256,14 @@ fn derived_files(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut
     for (file, result) in derived::check(paths, entries, reach) {
         match result {
             Ok(AgreedRows { rows, unproven: 0 }) => {
-                checks.passed(file, format!("{rows} lines are the ledger's"))
+                checks.passed(file, format!("{rows} {} as in the ledger", noun(rows, "line")))
             }
             Ok(AgreedRows { rows, unproven }) => checks.passed(
                 file,
                 format!(
-                    "{rows} lines are the ledger's, but for {unproven} evaluations that it does not have"
+                    "{rows} {} as in the ledger, but for {unproven} {} that it does not have",
+                    noun(rows, "line"),
+                    noun(unproven, "evaluation")
                 ),
             ),
             Err(fault) => {
@@ -275,7 +285,8 @@ fn data(loaded: &mut Loaded, locked: Option<&Lock>, checks: &mut Checks<'_>, rep
             match locked.map(|lock| data_in_part(&loaded.experiment, lock)) {
                 Some(Err(differs)) => checks.failed("data", differs),
                 Some(Ok(files)) if files > 0 => {
-                    checks.skipped("data", format!("{why}\n  {files} other files are the lock's"));
+                    let others = noun(files, "other file");
+                    checks.skipped("data", format!("{why}\n  {files} {others} as in the lock"));
                 }
                 _ => checks.skipped("data", why.to_string()),
             }
@@ -348,7 +359,7 @@ fn evaluation_data(data: &Data, manifest: &DataManifest, locked: &Lock, checks: 
 /// The number and length of shards, in words.
 fn tokens(shards: &[ShardDigest]) -> String {
     let tokens = shards.iter().map(|shard| shard.tokens).sum();
-    format!("{} shards, {} tokens", shards.len(), units::thousands(tokens))
+    format!("{} {}, {}", shards.len(), noun(shards.len(), "shard"), units::counted(tokens, "token"))
 }
 
 /// How many of the data's files are here where some are not, and are what the lock holds; or what differs.

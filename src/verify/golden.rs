@@ -16,6 +16,7 @@ use std::path::Path;
 
 use crate::proof::{Entry, Hash};
 use crate::store::Manifest;
+use crate::units::noun;
 
 /// The content of a file of golden roots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -43,9 +44,9 @@ pub struct Compared {
 impl fmt::Display for Compared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Compared { roots, unhashed, tensors, .. } = self;
-        write!(f, "{roots} root{}", if *roots == 1 { "" } else { "s" })?;
+        write!(f, "{roots} {}", noun(*roots, "root"))?;
         if *tensors > 0 {
-            write!(f, " and {tensors} tensors")?;
+            write!(f, " and {tensors} {}", noun(*tensors, "tensor"))?;
         }
         match unhashed {
             0 => Ok(()),
@@ -175,7 +176,7 @@ impl Golden {
             golden().count()
         );
         if new > 0 {
-            text.push_str(&format!("; {new} tensors are new"));
+            text.push_str(&format!("; new: {new} {}", noun(new, "tensor")));
         }
         Some(text)
     }

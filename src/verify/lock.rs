@@ -13,6 +13,7 @@ use crate::run::error::refuse_lock;
 use crate::run::locked::is_mirrored;
 use crate::run::{ProofRefusal, lock, recorded, resume};
 use crate::store::{Manifest, RunPaths};
+use crate::units::noun;
 
 /// What to add to a message that the experiment's device is not here.
 pub(super) fn mirror_hint(lock: &Lock, experiment: &Experiment) -> &'static str {
@@ -137,8 +138,7 @@ pub(super) fn numerics(lock: &Lock, manifests: &[Manifest], drift: &Drift, check
     // What many checkpoints in turn have otherwise is listed once.
     for same in differing.chunk_by(|a, b| (a.1, &a.2) == (b.1, &b.2)) {
         let steps: Vec<String> = same.iter().map(|(step, ..)| step.to_string()).collect();
-        let plural = if steps.len() == 1 { "" } else { "s" };
-        let check = format!("numerics of checkpoint{plural} {}", steps.join(", "));
+        let check = format!("numerics of {} {}", noun(steps.len(), "checkpoint"), steps.join(", "));
         let (_, is_allowed, changed) = &same[0];
         let changed = lock::list(changed);
         match (is_allowed, drift.confirmed) {
@@ -255,8 +255,10 @@ pub(super) fn outputs(
             "outputs",
             format!(
                 "no checkpoint is here, so the state at the end is not compared; the ledger is the lock's, \
-                 {} entries, head {}",
-                head.size, head.root
+                 {} {}, head {}",
+                head.size,
+                noun(head.size, "entry"),
+                head.root
             ),
         );
         return;
@@ -264,7 +266,8 @@ pub(super) fn outputs(
     let unbound =
         |difference: &Difference| difference.was.is_none() && resume::is_of_the_end(&difference.key);
     if changed.is_empty() {
-        checks.passed("outputs", format!("{} entries, head {}", head.size, head.root));
+        let entries = noun(head.size, "entry");
+        checks.passed("outputs", format!("{} {entries}, head {}", head.size, head.root));
     } else if changed.iter().all(unbound) {
         checks.skipped(
             "outputs",

@@ -9,6 +9,7 @@ use crate::proof::{Lock, ledger};
 use crate::run::ProofRefusal;
 use crate::run::error::refuse_ledger;
 use crate::store::{self, RunFolder, checkpoint, derived};
+use crate::units::noun;
 
 /// Writes again what of `metrics.jsonl`, `metrics.parquet` and `main.log` disagrees with the ledger of the
 /// run in `folder`, or is missing.
@@ -54,7 +55,7 @@ pub fn rebuild(folder: &Path, checks: &mut Checks<'_>) -> anyhow::Result<()> {
     let untimed = store::rebuild::rebuild(&run.paths, &entries, &lost)?;
     let timings = match untimed {
         0 => String::new(),
-        steps => format!("; the timings of {steps} steps are lost"),
+        steps => format!("; the timings of {steps} {} are lost", noun(steps, "step")),
     };
     checks.passed("rebuild", format!("{} written again from the ledger{timings}", lost.join(", ")));
     Ok(())

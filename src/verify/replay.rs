@@ -28,6 +28,7 @@ use crate::run::{UsageError, initial, lock, require_usage};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
+use crate::units::noun;
 
 /// Trains steps `steps` of a run again, with the keys `sets` over its own, and compares each with the ledger.
 /// Keys that change bits are refused by the comparison of numerics.
@@ -73,8 +74,9 @@ pub fn verify(
         Ok(unmeasured) => checks.passed(
             "replay",
             format!(
-                "{same}, but for {unmeasured} evaluations: they were of other sets than `data.val`, \
-                 `eval.val_tokens` and `eval.hellaswag` give now"
+                "{same}, but for {unmeasured} {} of other sets than `data.val`, `eval.val_tokens` and \
+                 `eval.hellaswag` give now",
+                noun(unmeasured, "evaluation")
             ),
         ),
         Err(why) => checks.failed("replay", format!("{why}{elsewhere}")),
@@ -96,7 +98,8 @@ pub fn require_possible(folder: &Path, steps: &Range<u64>) -> anyhow::Result<()>
 fn require_steps(steps: &Range<u64>, trained: u64) -> Result<(), UsageError> {
     require_usage(steps.end <= trained, || {
         format!(
-            "the run has {trained} steps, so {}..{} cannot be replayed\n  hint: its last step is {}",
+            "the run has {trained} {}, so {}..{} cannot be replayed\n  hint: its last step is {}",
+            noun(trained, "step"),
             steps.start,
             steps.end,
             trained.saturating_sub(1)

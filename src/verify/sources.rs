@@ -7,7 +7,7 @@ use crate::data::mixture::tokens_of_sources;
 use crate::experiment::Experiment;
 use crate::proof::Entry;
 use crate::proof::entry::{self, rewind_of};
-use crate::units;
+use crate::units::{self, noun};
 
 /// Compares every entry: a run has one mixture, whatever drift was allowed. It needs no data: which source a
 /// position has follows from the weights, and the position from the step and the rewinds before it.
@@ -34,7 +34,10 @@ pub fn verify(experiment: &Experiment, entries: &[Entry], checks: &mut Checks<'_
         }
     }
     if let Some(last) = steps.last() {
-        checks.passed("sources", format!("{} steps, {}", steps.len(), shown(&last.sources)));
+        checks.passed(
+            "sources",
+            format!("{} {}, {}", steps.len(), noun(steps.len(), "step"), shown(&last.sources)),
+        );
     }
 }
 

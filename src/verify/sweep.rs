@@ -14,6 +14,7 @@ use crate::run::lock::list;
 use crate::run::messages::Report;
 use crate::run::sweep::{require_declared, require_no_drift, row};
 use crate::store::{MemberFolder, RunPaths, SweepPaths, sweep_folder};
+use crate::units::{have, noun};
 
 /// Checks every member of the sweep in `folder` as a run is checked, and the sweep's lock. `expected` is the
 /// hash of the sweep, kept elsewhere.
@@ -82,7 +83,7 @@ fn verify_member(
         checks.add(check.status, &format!("{name}: {}", check.name), check.detail);
     }
     if passed {
-        checks.passed(name, format!("{count} checks: {}", settings_text(&member.settings)));
+        checks.passed(name, format!("{count} {}: {}", noun(count, "check"), settings_text(&member.settings)));
     }
     Ok(())
 }
@@ -100,7 +101,8 @@ fn lock(paths: &SweepPaths, members: &[MemberFolder], checks: &mut Checks<'_>) -
     }
     let path = paths.lock_file();
     if let Some((name, why)) = unended.first() {
-        let what = format!("{} of {} members have not ended; {name}: {why}", unended.len(), members.len());
+        let (open, all) = (unended.len(), members.len());
+        let what = format!("{open} of {all} {} {} not ended; {name}: {why}", noun(all, "member"), have(open));
         if path.exists() {
             checks.failed(CHECK, what)
         } else {
@@ -114,7 +116,7 @@ fn lock(paths: &SweepPaths, members: &[MemberFolder], checks: &mut Checks<'_>) -
         None => checks.skipped(CHECK, format!("there is none yet, `runner resume` writes it; hash {hash}")),
         Some(Err(why)) => checks.failed(CHECK, why.to_string()),
         Some(Ok(kept)) if kept == found => {
-            checks.passed(CHECK, format!("{} members, hash {hash}", members.len()));
+            checks.passed(CHECK, format!("{} {}, hash {hash}", members.len(), noun(members.len(), "member")));
         }
         Some(Ok(kept)) => checks.failed(CHECK, changed(&kept, &found)),
     }
@@ -215,11 +217,14 @@ impl fmt::Display for SweepDiff {
             let (members, equal) = (self.members.0, self.equal);
             match members - equal {
                 0 => write!(f, "members: {members}, all equal")?,
-                missing => write!(f, "members: {members}, {equal} equal, {missing} have begun in neither")?,
+                missing => {
+                    let have = have(missing);
+                    write!(f, "members: {members}, {equal} equal, {missing} {have} begun in neither")?;
+                }
             }
             return match self.open {
                 0 => writeln!(f),
-                open => writeln!(f, "; {open} of them have not ended"),
+                open => writeln!(f, "; {open} of them {} not ended", have(open)),
             };
         };
         writeln!(f, "member {number} is the first that differs")?;

@@ -19,6 +19,7 @@ use crate::run::initial::load_experiment;
 use crate::run::{StoppedOnRequest, alerts, member, stop};
 use crate::store::output::{self, OutputKind};
 use crate::store::{self, Manifest, RunPaths, checkpoint};
+use crate::units::noun;
 
 /// What to compare the runs with, and where to keep them.
 pub struct TwiceOptions {
@@ -104,18 +105,16 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
             same(
                 &resumed,
                 "resume",
-                &format!(
-                    "killed with {step} steps done and resumed: the same \
-                     bits"
-                ),
+                &format!("killed with {step} {} done and resumed: the same bits", noun(step, "step")),
                 checks,
             );
         }
         None => checks.failed(
             "resume",
             format!(
-                "nothing was killed: {ATTEMPTS} runs of {steps} steps ended before their kill\n  do: use \
-                 more steps, with `--set schedule.steps=N`"
+                "nothing was killed: {ATTEMPTS} runs of {steps} {} ended before their kill\n  do: use \
+                 more steps, with `--set schedule.steps=N`",
+                noun(steps, "step")
             ),
         ),
     }
@@ -174,7 +173,9 @@ fn bless(file: &Path, name: &str, made: &Made, checks: &mut Checks<'_>) -> anyho
     let golden = Golden::of(made.lock.numerics_id(), &made.entries, &made.manifests);
     output::write(file, golden.to_text(name).as_bytes(), OutputKind::Roots)?;
     let (roots, tensors) = (golden.roots.len(), golden.tensors.len());
-    checks.passed("bless", format!("{roots} roots and {tensors} tensors in `{}`", file.display()));
+    let [of_roots, of_tensors] = [noun(roots, "root"), noun(tensors, "tensor")];
+    let what = format!("{roots} {of_roots} and {tensors} {of_tensors} in `{}`", file.display());
+    checks.passed("bless", what);
     Ok(())
 }
 

@@ -138,7 +138,7 @@ fn data_that_are_here_in_part_are_checked_in_part() {
     let val = format!("data.val={}", pattern("short_val_*.bin"));
     lab.run(&experiment, &["--set", &train, "--set", &val]).root();
     std::fs::remove_file(lab.path("short_val_000000.bin")).expect("removed");
-    lab.verify("short_shard", &[]).assert_says(&["skipped data: ", "1 other files are the lock's"]);
+    lab.verify("short_shard", &[]).assert_says(&["skipped data: ", "1 other file as in the lock"]);
     flip_bit(&lab.path("short_train_000001.bin"), 0.5);
     assert_finds(&lab, "short_shard", &[], &["FAILED  data: none of the lock's shards is this one"]);
 }

@@ -214,7 +214,7 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
     assert_eq!(strange.code, Some(5), "{}{}", strange.stdout, strange.stderr);
     assert!(strange.stdout.contains("the ledger has no audit of"), "{}", strange.stdout);
     std::fs::remove_file(file(&lab, 2)).expect("deleted");
-    let says = "has none of 1 steps that `proof.audit_every = 2` asks for: 2";
+    let says = "has none of 1 step that `proof.audit_every = 2` asks for: 2";
     let verified = lab.verify(RUN, &["--audit", "1"]);
     assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
 }
@@ -224,14 +224,9 @@ fn a_rewritten_ledger_does_not_fit_what_was_kept() {
 fn audits_whose_files_are_gone_are_a_failure_and_named() {
     let lab = Lab::new();
     train(&lab, &["parallel.workers=1", "batch.tokens=128"]);
-    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps have one, 2 of their files are here"]);
+    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps with one, 2 of the files here"]);
     std::fs::remove_file(file(&lab, 4)).expect("deleted");
-    assert_finds(
-        &lab,
-        RUN,
-        &[],
-        &["FAILED  audits: 2 steps have one, 1 of their files are here; missing: 4"],
-    );
+    assert_finds(&lab, RUN, &[], &["FAILED  audits: 2 steps with one, 1 of the files here; missing: 4"]);
     std::fs::remove_dir_all(lab.path(RUN).join("audit")).expect("deleted");
     assert_finds(&lab, RUN, &[], &["0 of their files are here; missing: 2, 4", "ci_cuda/audit` from a copy"]);
     assert_finds(&lab, RUN, ALL, &["FAILED  audit: not begun: the files are not whole"]);
@@ -274,7 +269,7 @@ fn any_number_of_ranks_leaves_the_same_ledger() {
         let ranks = format!("parallel.ranks={ranks}");
         let zero = format!("parallel.zero={zero}");
         train(&lab, &[&settings[..], &[&ranks, &zero]].concat());
-        lab.verify(RUN, ALL).assert_says(&[updates, "audit of the tokens: the data's, in 1 of 1 steps"]);
+        lab.verify(RUN, ALL).assert_says(&[updates, "audit of the tokens: the data's, in 1 of 1 step"]);
         lab.ledger(RUN)
     };
     let alone = on("1", "1", "audit of the update: ");
@@ -312,11 +307,11 @@ fn audits_of_an_earlier_format_are_left_to_the_program_that_wrote_them() {
         let skipped = format!(
             "skipped audits: of the steps 2 have the format `runner/audit/v{format}` of an earlier runner"
         );
-        lab.verify(RUN, ALL).assert_says(&[&skipped, "in 1 of 1 steps"]);
+        lab.verify(RUN, ALL).assert_says(&[&skipped, "in 1 of 1 step"]);
     }
     age(2, b'2');
     age(4, b'2');
-    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps have one, 2 of their files are here"]);
+    lab.verify(RUN, &[]).assert_says(&["ok      audits: 2 steps with one, 2 of the files here"]);
     lab.verify(RUN, ALL).assert_fails(2, &["the format `runner/audit/v2` of an earlier runner", "[source]"]);
 }
 

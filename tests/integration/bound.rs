@@ -209,7 +209,7 @@ fn checkpoints_have_a_root_in_the_ledger_however_rarely_steps_are_hashed() {
     for every in ["0", "7"] {
         let name = format!("every_{every}");
         trained(&lab, &[&format!("proof.digest_every={every}"), &format!("name={name}")]);
-        lab.verify(&name, &[]).assert_says(&["2 heads and roots agree"]);
+        lab.verify(&name, &[]).assert_says(&["heads and roots of 2 checkpoints agree"]);
         forge_weight(&lab.path(&name), 5);
         assert_finds(&lab, &name, &[], &["checkpoint 5 in the ledger", "its state has the root"]);
     }

@@ -3,7 +3,9 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
+use crate::process::wait_until;
 use crate::support::{Finished, Lab};
 
 const PAGES: [&str; 3] = [
@@ -88,7 +90,7 @@ fn what_is_reasonable_to_read_gives_the_shard_of_the_plain_file_under_any_name()
         assert_eq!(says, done.stderr.contains("whatever its name says"), "{name}: {}", done.stderr);
     }
     finish(prepare(&lab, &["--format", "jsonl", "pages.jsonl.gz"])).assert_says(&["208 tokens"]);
-    finish(prepare(&lab, &["--overwrite", "--format", "text", "pages.jsonl"])).assert_says(&["1 documents"]);
+    finish(prepare(&lab, &["--overwrite", "--format", "text", "pages.jsonl"])).assert_says(&["1 document, "]);
 }
 
 #[test]
@@ -157,7 +159,7 @@ fn what_is_not_read_is_refused_by_name_and_the_command_of_the_hint_works() {
         );
         shards(&lab);
     }
-    finish(prepare(&lab, &["--format", "text", "table"])).assert_says(&["1 documents"]);
+    finish(prepare(&lab, &["--format", "text", "table"])).assert_says(&["1 document, "]);
 }
 
 #[test]
@@ -178,7 +180,7 @@ fn what_no_command_helps_with_is_refused_by_name_too() {
     write(&lab, "damaged.zst", damaged);
     finish(prepare(&lab, &["--name", "t", "page.html"]))
         .assert_fails(1, &["a web page (HTML)", "--format text"]);
-    finish(prepare(&lab, &["--format", "text", "page.html"])).assert_says(&["1 documents"]);
+    finish(prepare(&lab, &["--format", "text", "page.html"])).assert_says(&["1 document, "]);
     for shard in std::fs::read_dir(lab.path("out")).expect("written") {
         std::fs::rename(shard.expect("an entry").path(), lab.path("shard.txt")).expect("ours");
     }
@@ -232,7 +234,7 @@ fn parquet_is_read_in_every_form_and_its_checksums_are_compared() {
     }
     let skipped = read(&["--skip-bad-rows", "1", "--column", "page.body.text", &path("nested_null.parquet")]);
     skipped.assert_says(&["2 documents"]);
-    assert!(skipped.stderr.contains("1 bad rows were left out"), "{}", skipped.stderr);
+    assert!(skipped.stderr.contains("1 bad row was left out"), "{}", skipped.stderr);
 }
 
 #[test]
@@ -246,7 +248,7 @@ fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses(
     let mut command = lab.command(&["data", "prepare", "--tokenizer", "byte", "--skip-bad-rows", "2"]);
     command.current_dir(lab.path("")).args(["--out", "new/folders", "bad.jsonl"]);
     let none = finish(command);
-    none.assert_fails(1, &["1 bad rows were left out, and no other has text: bad.jsonl:1: "]);
+    none.assert_fails(1, &["1 bad row was left out, and no other has text: bad.jsonl:1: "]);
     assert!(!lab.path("new").exists(), "folders of a refused preparation stay");
     let refused = finish(prepare(&lab, &["--skip-bad-rows", "2", "x.jsonl"]));
     refused.assert_fails(
@@ -263,9 +265,37 @@ fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses(
         "x.jsonl:2: ",
         "x.jsonl:4: it is no JSON object",
         "x.jsonl:5: ",
-        "1 documents of white space alone",
+        "1 document of white space alone",
     ] {
         assert!(done.stderr.contains(says), "`{says}` is not in:\n{}", done.stderr);
+    }
+}
+
+/// The pipe stays open: what reads it to its end waits for ever.
+#[test]
+fn a_wrong_name_or_destination_is_refused_before_standard_input_is_read() {
+    let lab = Lab::new();
+    write(&lab, "x.txt", "text");
+    finish(prepare(&lab, &["x.txt"])).assert_says(&["text, 5 tokens"]);
+    for (arguments, code, says) in [
+        (["--name", "a/b"], 2, "`--name` is `a/b`"),
+        (["--shard-tokens", "0"], 2, "`--shard-tokens` is 0"),
+        (["--out", "x.txt/out"], 1, "cannot make folder `x.txt/out`"),
+        (["--name", "x"], 1, "exists already"),
+    ] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        let mut command = lab.command(&["data", "prepare", "-", "--tokenizer", "byte"]);
+        command.current_dir(lab.path("")).args(arguments);
+        if arguments[0] != "--out" {
+            command.args(["--out", "out"]);
+        }
+        command.stdin(reader).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
+        wait_until(&format!("the refusal of {arguments:?}"), Duration::from_secs(60), || {
+            child.try_wait().expect("it can be asked").is_some()
+        });
+        drop(writer);
+        Finished::from(child.wait_with_output().expect("it has ended")).assert_fails(code, &[says]);
     }
 }
 
@@ -273,7 +303,7 @@ fn bad_rows_are_left_out_when_asked_counted_and_listed_and_one_too_many_refuses(
 fn overwriting_replaces_shards_and_nothing_that_only_has_their_name() {
     let lab = Lab::new();
     write(&lab, "x.txt", "text");
-    finish(prepare(&lab, &["x.txt"])).assert_says(&["1 documents"]);
+    finish(prepare(&lab, &["x.txt"])).assert_says(&["1 document, "]);
     write(&lab, "out/x_train_000007.bin", "my notes");
     finish(prepare(&lab, &["--overwrite", "x.txt"])).assert_fails(1, &["x_train_000007.bin", "is none"]);
     assert_eq!(std::fs::read(lab.path("out/x_train_000007.bin")).expect("kept"), b"my notes");

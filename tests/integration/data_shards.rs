@@ -124,7 +124,7 @@ fn verify_reads_the_validation_shards_and_hellaswag_as_it_reads_training_shards(
     write(&lab, "h.jsonl", task.as_bytes());
     let hellaswag = format!("eval.hellaswag={}", lab.path("h.jsonl").display());
     lab.run(&toml, &["--set", &hellaswag]).root();
-    lab.verify("a", &[]).assert_says(&["evaluation data", "1 shards, 1,000 tokens, h.jsonl"]);
+    lab.verify("a", &[]).assert_says(&["evaluation data", "1 shard, 1,000 tokens, h.jsonl"]);
     for (name, bytes, key) in [
         ("a_val_0.bin", shard(5, 1000), "data.val_shard.00000"),
         ("h.jsonl", task.replace("\"g\"", "\"h\"").into_bytes(), "data.hellaswag"),

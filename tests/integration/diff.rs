@@ -97,8 +97,16 @@ fn a_damaged_file_is_called_damaged_and_not_different() {
     let lab = Lab::new();
     run(&lab, "a", &[]);
     run(&lab, "b", &[]);
-    flip_bit(&lab.path("b/checkpoints/step_00000002/state.safetensors"), 0.99);
-    let diff = lab.diff("a", "b", &[]);
-    assert_ne!(diff.code, Some(0));
-    assert!(diff.stderr.contains("one of the files is damaged"), "{}", diff.stderr);
+    let step = |run: &str| lab.path(run).join("checkpoints/step_00000002").display().to_string();
+    let files = [step("b") + "/state.safetensors", step("b") + "/manifest.json"];
+    let refused = |says: &str| {
+        lab.diff("a", "b", &[]).assert_fails(5, &[says]);
+        lab.diff(&step("a"), &step("b"), &[]).assert_fails(5, &[says]);
+    };
+    flip_bit(files[0].as_ref(), 0.99);
+    refused("one of the files is damaged");
+    std::fs::write(&files[0], "cut short").expect("writable");
+    refused(&files[0]);
+    std::fs::write(&files[1], "{}").expect("writable");
+    refused("is not a checkpoint manifest");
 }

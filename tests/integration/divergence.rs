@@ -109,7 +109,7 @@ fn a_run_without_one_finite_loss_is_not_done_however_short_it_is() {
     assert_eq!(lab.verify("nan", &[]).code, Some(0), "what it wrote is what it computed");
 
     run("val", &["--set", "eval.every=5"])
-        .assert_fails(4, &["not finite: the validation loss at step 0 is NaN", "1 of 1 steps were skipped"]);
+        .assert_fails(4, &["not finite: the validation loss at step 0 is NaN", "1 of 1 step was skipped"]);
     assert!(show("val").contains("val, stopped"), "{}", show("val"));
     assert_eq!(lab.verify("val", &[]).code, Some(0));
 }

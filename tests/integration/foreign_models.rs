@@ -342,7 +342,7 @@ fn a_model_of_other_tokens_is_refused_unless_the_tokenizer_is_named() {
     write("tokenizer_config.json", r#"{"tokenizer_class": "LlamaTokenizer"}"#);
     refused("its `tokenizer_config.json` says \"LlamaTokenizer\", which is not GPT-2's");
     write("tokenizer.json", r#"{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#);
-    refused("its `tokenizer.json` has 1 tokens, which are not GPT-2's");
+    refused("its `tokenizer.json` has 1 token, not those of GPT-2");
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         std::fs::remove_file(folder.join(name)).expect("removable");
     }

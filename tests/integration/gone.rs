@@ -156,7 +156,7 @@ fn what_other_runs_start_from_is_not_removed_unasked() {
     let step = |step: u64| lab.path(&format!("trunk/checkpoints/step_{step:08}"));
     let pruned = verb(&lab, &["prune", "trunk", "--keep-last", "1", "--yes"]);
     assert_eq!(pruned.code, Some(0), "{}", pruned.stderr);
-    for says in ["keeps step 10: `cut`", "`done` started from step 5", "loses the checkpoints of steps 5:"] {
+    for says in ["keeps step 10: `cut`", "`done` started from step 5", "loses the checkpoint of step 5:"] {
         assert!(pruned.stderr.contains(says) || pruned.stdout.contains(says), "{says}: {pruned:?}");
     }
     assert!(!step(5).exists() && step(10).exists() && step(15).exists());

@@ -82,7 +82,10 @@ const PROGRAM: &str = env!("CARGO_BIN_EXE_runner");
 
 /// The shell command that starts a run.
 fn run(lab: &Lab, more: &[&str]) -> String {
-    let sets: Vec<String> = EIGHT.iter().chain(more).map(|set| format!("--set {set}")).collect();
+    let key = |set: &str| set.split('=').next().map(str::to_owned);
+    let own: Vec<_> = more.iter().map(|set| key(set)).collect();
+    let all = EIGHT.iter().filter(|set| !own.contains(&key(set))).chain(more);
+    let sets: Vec<String> = all.map(|set| format!("--set {set}")).collect();
     format!("exec {PROGRAM} run {CI} --runs {} {}", lab.path("").display(), sets.join(" "))
 }
 

@@ -234,7 +234,7 @@ fn an_edited_shard_of_the_second_source_and_one_that_is_missing_are_found() {
     std::fs::rename(lab.path("books"), lab.path("moved")).expect("renamed");
     assert_finds(&lab, "mix", &[], &["none of the lock's shards is this one: part_1.bin"]);
     std::fs::write(&path, &whole).expect("writable");
-    lab.verify("mix", &[]).assert_says(&["source `books` of `data.mix`", "2 other files are the lock's"]);
+    lab.verify("mix", &[]).assert_says(&["source `books` of `data.mix`", "2 other files as in the lock"]);
 }
 
 #[test]

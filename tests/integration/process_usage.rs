@@ -31,6 +31,18 @@ fn a_run_or_an_experiment_that_is_not_there_is_usage_with_the_nearest_name() {
 }
 
 #[test]
+fn one_key_in_two_settings_is_usage() {
+    let lab = Lab::new();
+    for verb in ["config", "plan", "run", "lock", "bench"] {
+        let mut command = lab.command(&[verb, CI, "--runs"]);
+        command.arg(lab.path("")).args(["--set", "seed=1", "--set", "seed=2"]);
+        let finished = Finished::from(command.output().expect("the program starts"));
+        finished.assert_fails(2, &["`--set` gives `seed` twice: \"1\" and \"2\""]);
+    }
+    assert!(!lab.path("ci").exists());
+}
+
+#[test]
 fn a_run_under_a_name_of_its_own_is_called_by_it() {
     let lab = Lab::new();
     let short = ["--set", "schedule.steps=2", "--set", "schedule.warmup_steps=1", "--set", "eval.every=0"];

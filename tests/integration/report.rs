@@ -35,7 +35,7 @@ fn the_page_tells_result_promises_and_damage() {
     let other = lab.path("elsewhere.html");
     let damaged = lab.verb("report", "ci", &["-o", other.to_str().expect("UTF-8")]);
     assert_eq!(damaged.code, Some(0), "{}", damaged.stderr);
-    assert!(damaged.stderr.contains("1 checks failed"), "{}", damaged.stderr);
+    assert!(damaged.stderr.contains("1 check failed"), "{}", damaged.stderr);
     let page = std::fs::read_to_string(&other).expect("the page");
     assert!(page.contains("✗ FAILED") && page.contains("every byte of checkpoint 10"), "{page}");
     lab.verb("report", "ci", &["--no-verify"]);

@@ -33,6 +33,19 @@ pub fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
     settings.iter().flat_map(|setting| ["--set", *setting]).collect()
 }
 
+/// Arguments without each `--set` of a key that a later one sets again, which the program refuses: a test
+/// adds its own settings to those of all.
+fn set_once<'a>(arguments: &[&'a str]) -> Vec<&'a str> {
+    let key = |at: usize| match arguments[at..] {
+        ["--set", setting, ..] => setting.split_once('=').map(|(key, _)| key),
+        _ => None,
+    };
+    let is_set_again =
+        |at: usize| key(at).is_some() && (at + 1..arguments.len()).any(|later| key(later) == key(at));
+    let is_dropped = |at: usize| is_set_again(at) || (at > 0 && is_set_again(at - 1));
+    (0..arguments.len()).filter(|at| !is_dropped(*at)).map(|at| arguments[at]).collect()
+}
+
 /// A temporary folder for run folders, and the ways to run the program there.
 pub struct Lab {
     folder: TempDir,
@@ -50,7 +63,7 @@ impl Lab {
     /// The program with arguments, from the repository's root, with no inherited layer.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_runner"));
-        command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
+        command.args(set_once(arguments)).current_dir(env!("CARGO_MANIFEST_DIR")).stdin(Stdio::null());
         for name in std::env::vars_os().map(|(name, _)| name).filter(|name| reaches_the_program(name)) {
             command.env_remove(name);
         }
@@ -59,7 +72,7 @@ impl Lab {
 
     fn training(&self, verb: &str, what: &str, arguments: &[&str]) -> Command {
         let mut command = self.command(&[verb, what, "--runs"]);
-        command.arg(self.folder.path()).args(arguments);
+        command.arg(self.folder.path()).args(set_once(arguments));
         command
     }
 

@@ -149,7 +149,7 @@ fn a_member_that_fails_or_diverges_stops_no_other_and_is_listed() {
     lab.resume("lr", &[]).assert_fails(1, &["001 goes on", "002 is finished", "exit code 4"]);
     lab.verb("show", "lr", &[]).assert_says(&["stopped", "done", "001 is stopped"]);
     let verified = lab.verify("lr", &[]);
-    assert!(verified.stdout.contains("1 of 2 members have not ended"), "{}", verified.stdout);
+    assert!(verified.stdout.contains("1 of 2 members has not ended"), "{}", verified.stdout);
 
     // A process that is killed is no more than a member that failed.
     let lab = Lab::new();
@@ -254,7 +254,7 @@ fn sweeps_are_equal_by_members_that_were_trained_and_a_lost_declaration_is_named
     for name in ["a", "b"] {
         crate::verify::copy(&lab.path("lr/001"), &lab.path(name).join("001"));
     }
-    lab.diff("a", "b", &[]).assert_says(&["members: 2, 1 equal, 1 have begun in neither"]);
+    lab.diff("a", "b", &[]).assert_says(&["members: 2, 1 equal, 1 has begun in neither"]);
     lab.diff("lr", "lr", &[]).assert_says(&["members: 2, all equal"]);
     std::fs::remove_file(lab.path("lr/sweep.toml")).expect("removable");
     lab.verify("lr", &[]).assert_fails(2, &["sweep.toml` is missing, which declares the sweep there"]);

@@ -13,7 +13,7 @@ fn a_run_that_ends_before_every_kill_proves_no_resume() {
     let verified = lab.finish(&command);
     assert_eq!(verified.code, Some(5), "{}{}", verified.stdout, verified.stderr);
     for says in
-        ["ok      repeat: ", "FAILED  resume: nothing was killed: 5 runs of 1 steps", "schedule.steps=N"]
+        ["ok      repeat: ", "FAILED  resume: nothing was killed: 5 runs of 1 step ended", "schedule.steps=N"]
     {
         assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
     }

@@ -191,7 +191,7 @@ fn a_replay_says_how_many_evaluations_it_could_not_measure() {
     lock.outputs.clear();
     std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
     let unmeasured = lab.verify("ci", &["--replay", "15..20"]);
-    assert!(unmeasured.stdout.contains("again, but for 1 evaluations"), "{}", unmeasured.stdout);
+    assert!(unmeasured.stdout.contains("again, but for 1 evaluation of other sets"), "{}", unmeasured.stdout);
 }
 
 /// A run whose whole history was rewritten consistently; only training again can tell.

@@ -206,10 +206,10 @@ fn a_run_is_held_to_a_head_a_root_a_lock_or_golden_roots_that_were_kept_elsewher
     let expect = |what: &str| lab.verify("ci", &["--expect", what]);
     let early = log.head_at(5).expect("five entries").root.to_string();
     for (what, says) in [
-        (head.as_str(), "it is the head of all 21 entries"),
-        (&head.to_uppercase(), "it is the head of all 21 entries"),
+        (head.as_str(), "it is the head of the whole ledger, 21 entries"),
+        (&head.to_uppercase(), "it is the head of the whole ledger, 21 entries"),
         (&root, "it is the state root at step 20"),
-        (&early, "it is the head after 5 entries; 16 later ones are not covered"),
+        (&early, "it is the head after 5 entries; it does not cover the 16 behind"),
         (&kept, "numerics and outputs, every entry of the ledger included, are those of"),
         ("tests/golden/ci_cpu.root", "those of `tests/golden/ci_cpu.root`: "),
     ] {

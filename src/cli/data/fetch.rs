@@ -98,7 +98,7 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
         handlers.push(signal_hook::flag::register(signal, stop.clone())?);
     }
     let (host, repository) = data_set.repository();
-    let count = counted(request.files.len());
+    let count = units::counted(request.files.len() as u64, "file");
     say!("{}: {count} of {repository} ({host:?}) into {}", data_set.name(), args.out.display());
     let screen = Screen::new(&request.files);
     let fetched = fetch(&request, &stop, |index, event| screen.show(index, &event));
@@ -209,11 +209,6 @@ impl Screen {
     }
 }
 
-/// `1 file`, `2 files`.
-fn counted(count: usize) -> String {
-    format!("{count} file{}", if count == 1 { "" } else { "s" })
-}
-
 fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
@@ -256,7 +251,7 @@ fn summarize(request: &FetchRequest, fetched: &[Fetched]) {
         }
     };
     let were_there = if there > 0 { format!(", {there} of them were there") } else { String::new() };
-    say!("{}, {}{were_there}; {checked}", counted(fetched.len()), units::bytes(bytes));
+    say!("{}, {}{were_there}; {checked}", units::counted(fetched.len() as u64, "file"), units::bytes(bytes));
     if let Some(record) = FetchRecord::read(&request.out, request.data_set.name()) {
         let path = FetchRecord::path(&request.out, request.data_set.name());
         say!("revision {}, recorded in {}", record.revision, path.display());
@@ -286,7 +281,7 @@ fn require_no_shards(out: &Path) -> anyhow::Result<()> {
 /// Encodes the text of FineWeb-Edu under the names that the experiments look for: the first 100 M tokens to
 /// validate on, then shards of 100 M.
 fn prepare(out: &Path, fetched: &[Fetched]) -> anyhow::Result<String> {
-    say!("encoding {} into shards", counted(fetched.len()));
+    say!("encoding {} into shards", units::counted(fetched.len() as u64, "file"));
     let inputs = fetched.iter().map(|file| Input::file(&file.path, None)).collect::<Result<Vec<_>, _>>()?;
     let options = PrepareOptions {
         val: ValSplit::Tokens(100_000_000),

@@ -15,6 +15,7 @@ use crate::data::prepare::{Input, InputFormat, PrepareOptions, PrepareSummary, V
 use crate::experiment;
 use crate::run::ending::Ending;
 use crate::run::stop::on_requests;
+use crate::units::{noun, were};
 
 #[derive(Debug, Args)]
 pub struct PrepareArgs {
@@ -44,7 +45,7 @@ pub struct PrepareArgs {
     #[arg(long, value_name = "N", conflicts_with = "val_fraction", value_parser = from_zero::<u64>)]
     val_tokens: Option<u64>,
     /// Hold out about this share of the text, from its start
-    #[arg(long, value_name = "F", default_value_t = 0.01)]
+    #[arg(long, value_name = "F", default_value_t = 0.01, allow_hyphen_values = true)]
     val_fraction: f64,
     /// Replace all shards of this name
     #[arg(long)]
@@ -79,7 +80,6 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         FormatArg::Jsonl => InputFormat::Jsonl,
         FormatArg::Parquet => InputFormat::Parquet,
     });
-    let inputs = args.files.iter().map(|file| open(file, format)).collect::<anyhow::Result<Vec<Input>>>()?;
     let kind = match args.tokenizer {
         TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
@@ -93,6 +93,9 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         skip_bad_rows: args.skip_bad_rows,
         ..PrepareOptions::new(&args.out, &prefix, Tokenizer::new(kind))
     };
+    // Opening reads pipes to their ends.
+    options.require_possible()?;
+    let inputs = args.files.iter().map(|file| open(file, format)).collect::<anyhow::Result<Vec<Input>>>()?;
     streams::print(&encode(&inputs, &options)?)
 }
 
@@ -150,7 +153,8 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
         say!("note: {note}");
     }
     if summary.blank > 0 {
-        say!("note: {} documents of white space alone were left out", summary.blank);
+        let (blank, were) = (noun(summary.blank, "document"), were(summary.blank));
+        say!("note: {} {blank} of white space alone {were} left out", summary.blank);
     }
     if let ValSplit::Tokens(wanted) = options.val
         && summary.val_tokens < wanted
@@ -158,7 +162,8 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
         say!("note: `--val-tokens` is {wanted}, but only {} are there", summary.val_tokens);
     }
     if !summary.skipped.is_empty() {
-        say!("note: {} bad rows were left out:", summary.skipped.len());
+        let count = summary.skipped.len();
+        say!("note: {count} {} {} left out:", noun(count, "bad row"), were(count));
         summary.skipped.iter().for_each(|row| say!("  {row}"));
     }
     let width = summary.shards.iter().map(|s| s.path.display().to_string().len()).max().unwrap_or(0).max(5);
@@ -173,12 +178,16 @@ fn summarize(summary: &PrepareSummary, options: &PrepareOptions, seconds: f64) -
     }
     let tokens = summary.train_tokens + summary.val_tokens;
     table.push_str(&format!(
-        "{} documents, {} bytes of text, {tokens} tokens ({} train, {} val), {} shards, {:.1} MB/s\n",
+        "{} {}, {} {} of text, {tokens} {} ({} train, {} val), {} {}, {:.1} MB/s\n",
         summary.documents,
+        noun(summary.documents, "document"),
         summary.text_bytes,
+        noun(summary.text_bytes, "byte"),
+        noun(tokens, "token"),
         summary.train_tokens,
         summary.val_tokens,
         summary.shards.len(),
+        noun(summary.shards.len(), "shard"),
         summary.text_bytes as f64 / 1e6 / seconds.max(1e-9),
     ));
     table

@@ -16,7 +16,7 @@ use crate::rng::Key;
 use crate::run::model;
 use crate::run::require_usage;
 use crate::run::sample::{NextLogits, SampleRequest, Sampled, next_logits, sample};
-use crate::units;
+use crate::units::{self, noun};
 use page::SamplePage;
 
 /// Texts of one call.
@@ -36,13 +36,13 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = from_zero::<usize>)]
     tokens: Option<usize>,
     /// Above 1 is bolder, below 1 safer; 0 takes the likeliest token.
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", allow_hyphen_values = true)]
     temperature: Option<f64>,
     /// Only the K likeliest tokens; 0 is all.
     #[arg(long, value_name = "K", value_parser = from_zero::<usize>)]
     top_k: Option<usize>,
     /// Only the likeliest tokens that together have this probability; 1 is all.
-    #[arg(long, value_name = "P", default_value_t = 1.0)]
+    #[arg(long, value_name = "P", default_value_t = 1.0, allow_hyphen_values = true)]
     top_p: f64,
     /// Another seed, another text. By default the experiment's.
     #[arg(long, value_parser = from_zero::<u64>)]
@@ -112,9 +112,13 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     streams::unless_unread(page.finish())?;
     let seconds = took.as_secs_f64();
     let speed = written as f64 / seconds;
-    say!("{written} tokens on {device} in {}, {speed:.0} tok/s", units::duration(seconds));
+    let (tokens, took) = (noun(written, "token"), units::duration(seconds));
+    say!("{written} {tokens} on {device} in {took}, {speed:.0} tok/s");
     if longest > positions {
-        say!("past {positions} tokens a text goes on from its newer half: the model has learned no further");
+        let tokens = noun(positions, "token");
+        say!(
+            "past {positions} {tokens} a text goes on from its newer half: the model has learned no further"
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -164,7 +164,7 @@ fn number_lines(run: &Followed) -> Vec<Line<'static>> {
             .root
             .as_ref()
             .map_or(String::new(), |root| format!(", root {}…", root.get(..8).unwrap_or(root)));
-        format!("{} entries{root}", units::thousands(run.entries))
+        format!("{}{root}", units::counted(run.entries, "entry"))
     });
     if let Some(gpu) = &run.gpu {
         line("GPU", gpu.to_text());
@@ -175,7 +175,7 @@ fn number_lines(run: &Followed) -> Vec<Line<'static>> {
 fn draw_events(frame: &mut Frame<'_>, area: Rect, run: &Followed) {
     let room = usize::from(area.height.saturating_sub(2));
     let title = if run.events.len() > room {
-        format!(" {} events, the last ", run.events.len())
+        format!(" {}, the last ", units::counted(run.events.len() as u64, "event"))
     } else {
         " events ".to_owned()
     };

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::DataError;
 use crate::store::error::is_full;
+use crate::units::noun;
 
 /// Why a file could not be fetched. Every message names the address or the file.
 #[derive(Debug, thiserror::Error)]
@@ -35,8 +36,9 @@ pub enum FetchError {
     Stalled { url: String, seconds: u64, received: u64, got_bytes: u64 },
     /// All attempts failed.
     #[error(
-        "gave up after {attempts} attempts; the last: {last}\n  hint: what came is kept; the same command \
-         goes on there"
+        "gave up after {attempts} {}; the last: {last}\n  hint: what came is kept; the same command \
+         goes on there",
+        noun(*attempts, "attempt")
     )]
     GaveUp { attempts: u32, last: Box<FetchError> },
 

@@ -351,7 +351,7 @@ fn a_kill_between_two_calls_leaves_a_part_that_the_second_goes_on_with() {
     let once =
         FetchRequest { patience: Patience { attempts: 1, ..patience() }, ..request(&server, dir.path()) };
     let error = run(&once).unwrap_err().to_string();
-    assert!(error.contains("gave up after 1 attempts"), "{error}");
+    assert!(error.contains("gave up after 1 attempt;"), "{error}");
     assert!(error.contains("was cut after 70000 of 201024 bytes"), "{error}");
     assert_eq!(names(dir.path()), PART);
     run(&once).unwrap();

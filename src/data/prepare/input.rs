@@ -14,6 +14,7 @@ use super::super::read_at::irregular;
 use super::InputFormat;
 use super::kind::{Compression, HEAD_BYTES, InputKind, extension};
 use super::parquet::ParquetTable;
+use crate::units::{noun, were};
 
 /// The byte order mark of UTF-8, which is part of no text.
 const BOM: &[u8] = "\u{feff}".as_bytes();
@@ -219,10 +220,13 @@ impl<'a> Examined<'a> {
     pub fn no_text(&self, skipped: &[String]) -> DataError {
         let found = match (self.bytes, self.format) {
             _ if !skipped.is_empty() => {
-                format!("{} bad rows were left out, and no other has text: {}", skipped.len(), skipped[0])
+                let (rows, were) = (noun(skipped.len(), "bad row"), were(skipped.len()));
+                format!("{} {rows} {were} left out, and no other has text: {}", skipped.len(), skipped[0])
             }
             (0, _) => "it is empty".to_owned(),
-            (n, InputFormat::Text) => format!("its {n} bytes are white space and document marks"),
+            (n, InputFormat::Text) => {
+                format!("it has white space and document marks alone, {n} {}", noun(n, "byte"))
+            }
             (_, InputFormat::Jsonl) => "every line's text is empty or white space".to_owned(),
             (_, InputFormat::Parquet) => "it has no row with text".to_owned(),
         };

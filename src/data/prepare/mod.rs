@@ -153,7 +153,7 @@ pub fn prepare(
     options: &PrepareOptions,
     progress: impl FnMut(u64, u64),
 ) -> Result<PrepareSummary, DataError> {
-    options.check()?;
+    options.require_possible()?;
     let examine = |at: usize| {
         inputs[at].examine(&options.column).map_err(|refused| options.refuse(inputs, at, refused))
     };
@@ -395,6 +395,16 @@ impl PrepareOptions {
             0 => Ok(()),
             rows => Err(DataError::Option { option: "--skip-bad-rows", got: rows.to_string(), expected }),
         }
+    }
+
+    /// Refuses what no input could mend, before any is read.
+    ///
+    /// # Errors
+    ///
+    /// Options out of range, shards that exist already, a destination that is no folder.
+    pub fn require_possible(&self) -> Result<(), DataError> {
+        self.check()?;
+        writer::require_free(self)
     }
 
     fn check(&self) -> Result<(), DataError> {

@@ -2,7 +2,7 @@
 //! kill leaves, the next prepare into the folder removes.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, Read, Seek, SeekFrom, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
@@ -74,19 +74,7 @@ impl<'a> ShardWriter<'a> {
     pub fn new(options: &'a PrepareOptions) -> Result<ShardWriter<'a>, DataError> {
         let made = MadeFolders::make(&options.out).map_err(DataError::io("make folder", &options.out))?;
         remove_left(&options.out);
-        let earlier = existing(options)?;
-        if let Some(first) = earlier.first()
-            && !options.overwrite
-        {
-            return Err(DataError::ShardsExist {
-                path: first.clone(),
-                prefix: options.prefix.clone(),
-                count: earlier.len(),
-            });
-        }
-        if let Some(path) = earlier.iter().find(|path| !is_shard(path)) {
-            return Err(DataError::NotOurs { path: path.clone() });
-        }
+        require_free(options)?;
         let val_left = match options.val {
             ValSplit::Tokens(tokens) => tokens,
             ValSplit::Fraction(_) => 0,
@@ -138,7 +126,7 @@ impl<'a> ShardWriter<'a> {
         let stale = stale.iter().filter(|old| written.iter().all(|new| new.path != **old));
         for path in stale.filter(|path| is_shard(path)) {
             match fs::remove_file(path) {
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
                 removed => removed.map_err(DataError::io("remove", path))?,
             }
         }
@@ -241,6 +229,30 @@ fn remove_left(out: &Path) {
             let _ = fs::remove_file(entry.path());
             drop(file);
         }
+    }
+}
+
+/// Refuses a destination that cannot be a folder, and shards of this prefix in it unless they may be
+/// replaced. Writes nothing.
+pub(super) fn require_free(options: &PrepareOptions) -> Result<(), DataError> {
+    let out = &options.out;
+    let there = out.ancestors().find(|path| path.exists());
+    if there.is_some_and(|path| !path.is_dir()) {
+        return Err(DataError::io("make folder", out)(ErrorKind::NotADirectory.into()));
+    }
+    let earlier = if out.exists() { existing(options)? } else { Vec::new() };
+    if let Some(first) = earlier.first()
+        && !options.overwrite
+    {
+        return Err(DataError::ShardsExist {
+            path: first.clone(),
+            prefix: options.prefix.clone(),
+            count: earlier.len(),
+        });
+    }
+    match earlier.into_iter().find(|path| !is_shard(path)) {
+        Some(path) => Err(DataError::NotOurs { path }),
+        None => Ok(()),
     }
 }
 

@@ -5,6 +5,7 @@ use figment::value::{Dict, Value};
 use super::Rules;
 use crate::experiment::mix_weights::whole_weights;
 use crate::experiment::schema::{self, MIX};
+use crate::units::noun;
 
 impl Rules {
     /// Something to train on, and something to validate on where that is asked for.
@@ -35,7 +36,8 @@ impl Rules {
         }
         let Some(every @ 1..) = self.int("eval.every") else { return };
         if corpus.is_none() && no_val && !no_train && self.truly_missing(&["data.val", "data.corpus"]) {
-            let message = format!("evaluation every {every} steps needs validation data");
+            let steps = noun(every, "step");
+            let message = format!("evaluation every {every} {steps} needs validation data");
             let fault = self.clash(message, &["eval.every", "data.val"]);
             self.refuse(fault.hint("set `data.val`, or `eval.every` to 0 for no evaluation".to_string()));
         }

@@ -87,6 +87,24 @@ fn two_variables_for_one_key_are_refused_unless_they_agree() {
 }
 
 #[test]
+fn one_key_in_two_settings_is_refused_also_where_they_agree() {
+    for (sets, values) in [
+        (["schedule.steps=5", "schedule.steps=6"], "\"5\" and \"6\""),
+        (["schedule.steps=5", " schedule.steps =5"], "\"5\" and \"5\""),
+        (["schedule.steps=5", "schedule.steps=6 "], "\"5\" and \"6 \""),
+    ] {
+        let expected = format!("`--set` gives `schedule.steps` twice: {values}");
+        assert_eq!(messages(small_with(&sets)), [expected], "{sets:?}");
+    }
+    let cleared = small_with(&["eval.hellaswag=", "eval.hellaswag=h.jsonl"]);
+    assert_eq!(messages(cleared), ["`--set` gives `eval.hellaswag` twice: \"\" and \"h.jsonl\""]);
+    let source = small_with(&["data.mix.a.corpus=kjv", "data.mix.a.weight=1", "data.mix.a.weight=2"]);
+    assert_eq!(messages(source), ["`--set` gives `data.mix.a.weight` twice: \"1\" and \"2\""]);
+    let over = text_with(SMALL, &[("RUNNER_SCHEDULE__STEPS", "5")], &["schedule.steps=6"]).unwrap();
+    assert_eq!(over.experiment.schedule.steps, 6, "a stronger layer may say it again");
+}
+
+#[test]
 fn a_prompt_keeps_its_spaces_and_no_other_value_does() {
     let e = small_with(&["sample.prompt= x ", "name = a", "schedule.steps= 7 "]).unwrap().experiment;
     assert_eq!((e.sample.prompt.as_str(), e.name.as_str(), e.schedule.steps), (" x ", "a", 7));
@@ -152,7 +170,8 @@ fn an_empty_setting_turns_off_a_key_that_may_be_left_out_and_no_other() {
         let off = text_with(&text, env, sets).unwrap();
         assert_eq!((off.experiment.eval.hellaswag, &off.origins["eval.hellaswag"]), (None, &Origin::Default));
     }
-    let again = text_with(&text, &[], &["eval.hellaswag=", "eval.hellaswag=other.jsonl"]).unwrap();
+    let env = [("RUNNER_EVAL__HELLASWAG", "")];
+    let again = text_with(&text, &env, &["eval.hellaswag=other.jsonl"]).unwrap();
     assert!(again.experiment.eval.hellaswag.unwrap().ends_with("other.jsonl"));
     assert_eq!(messages(text_with(&text, &[], &["schedule.steps="])).len(), 1);
 }

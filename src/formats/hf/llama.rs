@@ -17,6 +17,7 @@ use crate::formats::{FormatError, Precision, Result};
 use crate::model::Weights;
 use crate::proof::regular;
 use crate::store::Tensor;
+use crate::units::counted;
 
 /// One of their tensors, and the rows of ours that it has.
 pub struct Moved {
@@ -222,7 +223,8 @@ pub fn sizes(config: &Value) -> Result<Model, String> {
         ));
     }
     if !(channels / heads).is_multiple_of(2) {
-        return Err(format!("a head has {} channels, expected an even number", channels / heads));
+        let size = counted((channels / heads) as u64, "channel");
+        return Err(format!("a head has {size}, expected an even number"));
     }
     let kv_heads = match config.get("num_key_value_heads") {
         None | Some(Value::Null) => heads,

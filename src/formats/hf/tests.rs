@@ -231,7 +231,7 @@ fn a_llama_that_computes_something_else_is_refused() {
         (|c| c["num_key_value_heads"] = json!(3), "`num_key_value_heads` is 3, which does not divide"),
         (|c| c["num_key_value_heads"] = json!(0), "`num_key_value_heads` is 0, expected a whole number"),
         (|c| c["intermediate_size"] = json!(128), "`intermediate_size` is 128, expected 64"),
-        (|c| c["num_attention_heads"] = json!(8), "a head has 1 channels, expected an even number"),
+        (|c| c["num_attention_heads"] = json!(8), "a head has 1 channel, expected an even number"),
         (|c| c["head_dim"] = json!(8), "`head_dim` is 8"),
         (|c| c["attention_bias"] = json!(true), "`attention_bias` is true, expected false"),
         (|c| c["rope_scaling"] = json!({"rope_type": "yarn"}), "`rope_scaling.rope_type` is \"yarn\""),

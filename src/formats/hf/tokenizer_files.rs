@@ -23,6 +23,7 @@ use crate::experiment::{self, Model};
 use crate::formats::content::require_file;
 use crate::formats::{FormatError, Result};
 use crate::proof::json::parse as parse_json;
+use crate::units::noun;
 
 /// Names and contents of the files.
 pub fn files(tokenizer: &Tokenizer, model: &Model) -> Vec<(&'static str, Vec<u8>)> {
@@ -149,7 +150,10 @@ pub fn found(folder: &Path) -> Result<Option<experiment::Tokenizer>> {
         let kinds = [experiment::Tokenizer::Gpt2, experiment::Tokenizer::Byte];
         return match kinds.into_iter().find(|kind| are_of(&tokens, &Tokenizer::new(*kind))) {
             Some(kind) => Ok(Some(kind)),
-            None => other(format!("its `{name}` has {} tokens, which are not GPT-2's", tokens.len())),
+            None => {
+                let (count, tokens) = (tokens.len(), noun(tokens.len(), "token"));
+                other(format!("its `{name}` has {count} {tokens}, not those of GPT-2"))
+            }
         };
     }
     if let Some(name) = OTHER_FILES.into_iter().find(|name| folder.join(name).exists()) {
@@ -247,14 +251,14 @@ mod tests {
         assert_eq!(added, Ok(Some(Gpt2)), "a token behind ours");
         type Change = fn(&mut Value);
         let cases: [(Change, &str); 3] = [
-            (|file| file["model"]["vocab"] = json!({"a": 0}), "has 2 tokens, which are not GPT-2's"),
+            (|file| file["model"]["vocab"] = json!({"a": 0}), "has 2 tokens, not those of GPT-2"),
             (|file| file["model"]["type"] = json!("Unigram"), "has 0 tokens"),
             (
                 |file| {
                     file["model"]["vocab"]["a"] = json!(65);
                     file["model"]["vocab"]["b"] = json!(64);
                 },
-                "has 50257 tokens, which are not GPT-2's",
+                "has 50257 tokens, not those of GPT-2",
             ),
         ];
         for (change, says) in cases {

@@ -192,13 +192,13 @@ fn rounded(bytes: u64) -> u64 {
 
 /// Device memory that [`Memory`] takes for buffers of these sizes, in this order.
 pub fn taken_bytes(sizes: &[u64]) -> u64 {
-    let (mut taken, mut open) = (0, None);
+    let (mut taken, mut open) = (0u64, None);
     for size in sizes.iter().map(|bytes| rounded(*bytes)) {
         match &mut open {
             Some(used) if *used + size <= SLAB => *used += size,
-            _ if size >= LARGE => taken += size.next_multiple_of(PAGE),
+            _ if size >= LARGE => taken = taken.saturating_add(size.next_multiple_of(PAGE)),
             _ => {
-                taken += SLAB;
+                taken = taken.saturating_add(SLAB);
                 open = Some(size);
             }
         }

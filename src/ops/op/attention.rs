@@ -1,6 +1,6 @@
 //! Causal self-attention over whole sequences.
 
-use super::{ElementBytes, Family, Operation, Work};
+use super::{ElementBytes, Family, Operation, Work, volume};
 use crate::ops::Result;
 use crate::ops::types::{Heads, Rows};
 
@@ -103,5 +103,5 @@ impl<B> Operation for AttentionBackward<'_, B> {
 /// FLOPs of `products` matrix products over the causal half of the score matrix: a multiplication and an
 /// addition for each of half of T*T*HS terms.
 fn flops(rows: Rows, heads: Heads, products: usize) -> f64 {
-    (products * rows.batch * heads.heads * rows.seq * rows.seq * heads.head_size) as f64
+    volume(&[products, rows.batch, heads.heads, rows.seq, rows.seq, heads.head_size])
 }

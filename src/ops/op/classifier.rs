@@ -1,7 +1,7 @@
 //! The last matrix product, softmax and cross-entropy in one, so that the logits never exist whole.
 
 use super::outline::Outlined;
-use super::{ElementBytes, Family, Operation, Work};
+use super::{ElementBytes, Family, Operation, Work, volume};
 use crate::ops::types::{Vocab, Write};
 
 /// What a classifier does beside softmax and cross-entropy. The default is neither.
@@ -61,7 +61,7 @@ impl<B, I> Operation for ClassifierLoss<'_, B, I> {
     fn work(&self, element: ElementBytes) -> Work {
         let ClassifierLoss { rows, channels, vocab, .. } = *self;
         Work {
-            flops: 2.0 * (rows * channels * vocab.padded) as f64,
+            flops: 2.0 * volume(&[rows, channels, vocab.padded]),
             bytes: element.moved(rows * channels, channels * vocab.padded),
         }
     }
@@ -111,7 +111,7 @@ impl<B, I> Operation for Classifier<'_, B, I> {
     fn work(&self, element: ElementBytes) -> Work {
         let Classifier { rows, channels, vocab, .. } = *self;
         Work {
-            flops: 6.0 * (rows * channels * vocab.padded) as f64,
+            flops: 6.0 * volume(&[rows, channels, vocab.padded]),
             bytes: element.moved(2 * rows * channels, 2 * channels * vocab.padded)
                 + 4.0 * (channels * vocab.padded) as f64,
         }

@@ -1,6 +1,6 @@
 //! Linear layers: `out = x weightᵀ + bias`, alone and with the function behind it, and their gradients.
 
-use super::{ElementBytes, Family, Operation, Work, again};
+use super::{ElementBytes, Family, Operation, Work, again, volume};
 use crate::ops::types::{Nonlinearity, Write};
 
 /// Rows and both widths of a linear layer, the same in the forward and the backward pass.
@@ -205,7 +205,7 @@ impl<B> Operation for LinearBackwardWeight<'_, B> {
         let LinearShape { rows, c_in, c_out } = self.shape;
         let wide = (1 + usize::from(self.write == Write::Add)) * c_in * c_out;
         Work {
-            flops: 2.0 * (rows * c_in * c_out) as f64,
+            flops: 2.0 * volume(&[rows, c_in, c_out]),
             bytes: element.moved(rows * (c_in + c_out), 0) + 4.0 * wide as f64,
         }
     }

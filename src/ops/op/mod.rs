@@ -168,7 +168,7 @@ impl ElementBytes {
 
     /// Bytes of these numbers of elements of activations and of weights.
     fn moved(self, activations: usize, weights: usize) -> f64 {
-        (activations * self.activation + weights * self.param) as f64
+        activations as f64 * self.activation as f64 + weights as f64 * self.param as f64
     }
 
     /// Work that reads and writes activations and computes next to nothing.
@@ -178,8 +178,14 @@ impl ElementBytes {
 
     /// A product of activations (n, k) and weights (k, m).
     fn product(self, n: usize, k: usize, m: usize) -> Work {
-        Work { flops: 2.0 * (n * k * m) as f64, bytes: self.moved(n * (k + m), k * m) }
+        Work { flops: 2.0 * volume(&[n, k, m]), bytes: self.moved(n * (k + m), k * m) }
     }
+}
+
+/// The product of sizes. Those of three and more may be beyond 64 bits: a micro-batch of 2^20 sequences of
+/// 2^20 tokens has 2^40 rows.
+fn volume(sizes: &[usize]) -> f64 {
+    sizes.iter().map(|size| *size as f64).product()
 }
 
 /// How a label says that an operation computes again what the forward pass did not keep.

@@ -42,7 +42,7 @@ pub(super) static COMMON_GROUND: [CommonGround; 3] = [
         of: |run| run.tokens.to_string(),
         why: |odd, usual| {
             let budget = |run: &ComparedRun| {
-                format!("{} tokens in {} steps", units::thousands(run.tokens), units::thousands(run.steps))
+                format!("{} in {}", units::counted(run.tokens, "token"), units::counted(run.steps, "step"))
             };
             let key = BUDGET.iter().find(|key| odd.keys.get(key) != usual.keys.get(key));
             let advice = key.map_or(String::new(), |key| format!(": `--by {key}` makes groups of them"));

@@ -2,6 +2,7 @@
 
 use super::text::{decimals, p_value, signed};
 use super::{Comparison, GroupDifference, Measure, TestMethod};
+use crate::units::noun;
 
 /// What a corrected p must stay below.
 const LEVEL: f64 = 0.05;
@@ -269,7 +270,7 @@ fn evidence(difference: &GroupDifference, (measure, best): (Measure, usize)) -> 
 
 fn family(difference: &GroupDifference) -> String {
     let count = difference.comparisons;
-    format!("{count} comparison{}", if count == 1 { "" } else { "s" })
+    format!("{count} {}", noun(count, "comparison"))
 }
 
 /// Names in a sentence, the first of many.

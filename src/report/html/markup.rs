@@ -77,15 +77,19 @@ fn facts(page: &HtmlPage, numbers: &Numbers) -> String {
             model.parameters.map_or(String::new(), |n| format!(" with {} parameters", units::count(n)));
         let name = model.descriptor.as_ref().map_or(String::new(), |name| format!(" {name}"));
         facts.push(format!(
-            "{}{name}{size}: {} layers, {} channels",
-            model.kind, model.layers, model.channels
+            "{}{name}{size}: {} {}, {} {}",
+            model.kind,
+            model.layers,
+            units::noun(model.layers, "layer"),
+            model.channels,
+            units::noun(model.channels, "channel")
         ));
     }
     let steps = units::thousands(numbers.steps);
     let planned = page.setting("schedule.steps").and_then(|steps| steps.parse::<u64>().ok());
     let of_planned = match planned {
         Some(planned) if planned > numbers.steps => format!("{steps} of {} steps", units::thousands(planned)),
-        _ => format!("{steps} steps"),
+        _ => units::counted(numbers.steps, "step"),
     };
     facts.push(match page.failed() {
         Some(why) => format!("failed after {of_planned}: {why}"),
@@ -145,7 +149,7 @@ fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
                     &format!("Weights averaged over the updates.{score}")))
             }
             @if page.run.has_tokens {
-                @let steps = format!("{} steps", units::thousands(numbers.steps));
+                @let steps = units::counted(numbers.steps, "step");
                 (tile("Tokens", &units::count(numbers.tokens), &steps))
             } @else {
                 (tile("Steps", &units::thousands(numbers.steps), "the log has no tokens"))

@@ -15,6 +15,7 @@ use super::compare::{ComparedRun, ComparedRuns};
 use super::groups::order;
 use super::scene::Scene;
 use super::{ReportError, Theme, picture_paths, write_picture};
+use crate::units;
 
 /// Draws the number in which `runs` are compared over the keys that `runs` are grouped by, of which there are
 /// one or two. `out` is a file that ends in `.png` or `.svg`, or a folder for `sweep.png` and `sweep.svg`.
@@ -60,10 +61,7 @@ fn quantity(runs: &ComparedRuns) -> String {
 
 /// `1 run`, `24 runs`.
 fn counted(runs: &ComparedRuns) -> String {
-    match runs.all().count() {
-        1 => "1 run".to_owned(),
-        n => format!("{n} runs"),
-    }
+    units::counted(runs.all().count() as u64, "run")
 }
 
 /// What is said beside the title of runs that are not in the picture.

@@ -4,6 +4,7 @@
 use crate::experiment::{DeviceKind, Experiment};
 use crate::ops::cuda::driver;
 use crate::run::UsageError;
+use crate::units::noun;
 
 /// The variable that names the GPUs of a process.
 pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
@@ -29,7 +30,8 @@ pub(super) fn places<'a>(
     };
     if jobs > gpus {
         return Err(UsageError(format!(
-            "`--jobs {jobs}` is more than the {gpus} GPUs here\n  hint: at most one member trains on a GPU"
+            "`--jobs {jobs}` is more than the {gpus} {} here\n  hint: at most one member trains on a GPU",
+            noun(gpus, "GPU")
         ))
         .into());
     }

@@ -23,7 +23,7 @@ use crate::run::{UsageError, locked};
 use crate::store::audit::{self, AuditFile};
 use crate::train::audit::draw::{self, Drawn, ParamBlock, Terms, TracedPass};
 use crate::train::state;
-use crate::units;
+use crate::units::{self, noun, were};
 
 mod contents;
 mod step;
@@ -206,8 +206,11 @@ fn of_this_format(
 fn undrawn(run: &WholeRun, before: &[usize], drift: u64, checks: &mut Checks<'_>) {
     let every = run.loaded.experiment.proof.audit_every;
     if !before.is_empty() {
-        let what =
-            format!("of {} steps before step {drift} were made with other numerics: not drawn", before.len());
+        let (steps, were) = (noun(before.len(), "step"), were(before.len()));
+        let what = format!(
+            "of {} {steps} before step {drift} {were} made with other numerics: not drawn",
+            before.len()
+        );
         checks.skipped("audits", what);
     }
     let is_due = |entry: &&Entry| entry.loss.is_some() && entry.step >= drift && draw::due(every, entry.step);
@@ -217,9 +220,10 @@ fn undrawn(run: &WholeRun, before: &[usize], drift: u64, checks: &mut Checks<'_>
         .collect();
     if !missing.is_empty() {
         let what = format!(
-            "the ledger has none of {} steps that `proof.audit_every = {every}` asks for: {}\n  \
+            "the ledger has none of {} {} that `proof.audit_every = {every}` asks for: {}\n  \
              it has none either where the run went back, or where the key was changed at a resume",
             missing.len(),
+            noun(missing.len(), "step"),
             missing.join(", ")
         );
         checks.skipped("audits", what);
@@ -412,7 +416,10 @@ impl Tally {
         }
         match self.tokens {
             0 => checks.skipped("audit of the tokens", "the data are not here, or no step was drawn"),
-            count => checks.passed("audit of the tokens", format!("the data's, in {count} of {steps} steps")),
+            count => {
+                let what = format!("the data's, in {count} of {steps} {}", noun(steps, "step"));
+                checks.passed("audit of the tokens", what);
+            }
         }
         let excerpts = self.excerpts.values().sum::<usize>();
         let checked = excerpts + self.updates;
@@ -428,10 +435,12 @@ impl Tally {
         checks.passed(
             "audit",
             format!(
-                "{checked} of {kept} parts that {steps} steps kept, drawn by `--seed {seed}`; {share} of the \
+                "{checked} of {kept} {} that {steps} {} kept, drawn by `--seed {seed}`; {share} of the \
                  floating-point operations \
                  of their micro-batches, which are 1 in {batches} of a step; a fault that a draw meets \
                  with a chance of 1 % would have been missed with a probability of {missed}{}",
+                noun(kept, "part"),
+                noun(steps, "step"),
                 left_open(experiment, batches, self.updates),
             ),
         );
