@@ -400,6 +400,7 @@ mod tests {
             "41m 40s",
             "step 7: resume",
             "acc_norm",
+            "419,430 tok/s, 2500.0 ms a step, 52.0% MFU; medians of the last 100 steps",
         ] {
             assert!(text.contains(says), "`{says}` is not in:\n{text}");
         }
