@@ -51,6 +51,11 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
+/// [`thousands`] of the nearest whole number.
+pub fn rounded(value: f64) -> String {
+    thousands(value.round() as u64)
+}
+
 /// A noun beside its count: `step` of 1 and else `steps`; so `batch`, `batches` and `entry`, `entries`.
 pub fn noun<N: PartialEq + From<u8>>(n: N, one: &str) -> String {
     match one.strip_suffix('y') {
@@ -91,6 +96,18 @@ pub fn printable(text: &str) -> String {
 pub fn printable_lines(text: &str) -> String {
     let stays = |c: char| !c.is_control() || c == '\n' || c == '\t';
     text.chars().map(|c| if stays(c) { c } else { '\u{fffd}' }).collect()
+}
+
+/// Text of at most `width` characters: in the middle of a longer one `…` stands for what is left out.
+pub fn shortened_middle(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let Some(kept) = width.checked_sub(1) else { return String::new() };
+    let end = kept.div_ceil(2);
+    let begin = text.chars().take(kept - end);
+    begin.chain(['…']).chain(text.chars().skip(length - end)).collect()
 }
 
 /// A path as text, for JSON: where it is not UTF-8, `\u{fffd}` stands in it.
@@ -138,6 +155,16 @@ mod tests {
         assert_eq!(duration(183_600.0), "2d 03h");
         assert_eq!(thousands(1_048_576), "1,048,576");
         assert_eq!(thousands(12), "12");
+    }
+
+    #[test]
+    fn a_long_text_loses_its_middle_and_keeps_its_end() {
+        assert_eq!(shortened_middle("sweep/001", 9), "sweep/001");
+        assert_eq!(shortened_middle("a_long_sweep/001", 8), "a_l…/001");
+        assert_eq!(shortened_middle("a_long_sweep/001", 9), "a_lo…/001");
+        assert_eq!(shortened_middle("äöü", 2), "…ü");
+        assert_eq!((shortened_middle("abc", 1), shortened_middle("abc", 0)), ("…".into(), String::new()));
+        assert_eq!((rounded(83_572.5), rounded(83_573.4)), ("83,573".into(), "83,573".into()));
     }
 
     #[test]

@@ -61,7 +61,7 @@ fn to_text(measured: &Measured) -> String {
         title(measured),
         measured.device,
         measured.step_ms,
-        units::thousands(measured.tokens_per_s as u64),
+        units::rounded(measured.tokens_per_s),
         measured.hashed_step_ms,
         100.0 * (measured.hashed_step_ms / measured.step_ms - 1.0),
         units::bytes(measured.planned_bytes),

@@ -10,6 +10,7 @@ use crate::proof::FieldDifference;
 use crate::proof::lock;
 use crate::run::{UsageError, find};
 use crate::store::compare::{First, StateDifference};
+use crate::units::printable_lines;
 use crate::verify::diff::Diff;
 use crate::verify::sweep::SweepDiff;
 
@@ -48,7 +49,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.json {
         streams::print(&format!("{}\n", to_json(&diff)))?;
     } else {
-        streams::print(&diff.to_string())?;
+        streams::print(&printable_lines(&diff.to_string()))?;
     }
     Ok(ExitCode::from(if diff.same_bits() { 0 } else { exit::PROOF }))
 }
@@ -70,7 +71,7 @@ fn diff_sweeps(a: &Path, b: &Path, json: bool) -> anyhow::Result<ExitCode> {
         });
         streams::print(&format!("{value}\n"))?;
     } else {
-        streams::print(&diff.to_string())?;
+        streams::print(&printable_lines(&diff.to_string()))?;
     }
     Ok(ExitCode::from(if diff.first.is_none() { 0 } else { exit::PROOF }))
 }

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::report::compare::NamedRun;
-use crate::run::find;
+use crate::run::{UsageError, find, require_usage};
 use crate::store::{RunPaths, sweep_folder};
 
 /// The folders of the runs that arguments name: a run, or all members of a sweep. A run is called by its
@@ -29,6 +29,13 @@ pub fn named(arguments: &[PathBuf], runs: &Path) -> anyhow::Result<Vec<NamedRun>
         run.name = run.folder.display().to_string();
     }
     Ok(found)
+}
+
+/// Refuses a folder of runs that was named and is not there. The usual one comes with the first run.
+pub fn require_runs(runs: &Path) -> Result<(), UsageError> {
+    require_usage(runs == Path::new("runs") || runs.exists(), || {
+        format!("there is no folder `{}`\n  hint: `--runs` names a folder that holds runs", runs.display())
+    })
 }
 
 /// The folder of the sweep that an argument names, if it names one.

@@ -254,7 +254,7 @@ impl PlanText<'_> {
         }
         writeln!(out, "  {:.1} ms a step: {}", time.step_ms, parts.join(", "))?;
         let mfu = time.mfu.map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
-        writeln!(out, "  {} a second{mfu}", counted(time.tokens_per_s as u64, "token"))?;
+        writeln!(out, "  {} a second{mfu}", counted(time.tokens_per_s.round() as u64, "token"))?;
         if time.evaluations > 0 {
             writeln!(out, "  {} for {}", hours(time.evaluation_s), counted(time.evaluations, "evaluation"))?;
         }
@@ -268,7 +268,7 @@ impl PlanText<'_> {
             writeln!(
                 out,
                 "  at llm.c's {} tok/s a GPU: {}{}, evaluation aside",
-                units::thousands(llmc.tokens_per_s_per_gpu as u64),
+                units::rounded(llmc.tokens_per_s_per_gpu),
                 hours(llmc.total_s),
                 dollars(llmc.dollars)
             )?;

@@ -86,7 +86,7 @@ enum ThemeArg {
     Dark,
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Baseline {
     None,
     #[value(name = "124m", alias = "124M")]
@@ -122,6 +122,11 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 
 /// Runs, or groups of them, over steps.
 fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
+    let chosen = &args.baseline;
+    let is_none = |baseline: &Baseline| *baseline == Baseline::None;
+    require_usage(!chosen.iter().any(is_none) || chosen.iter().all(is_none), || {
+        "`--baseline none` stands beside another\n  hint: leave one of them out".to_owned()
+    })?;
     let runs = load(&args)?;
     for run in &runs {
         if let Some(why) = &run.unverified {
@@ -266,6 +271,9 @@ mod tests {
         let out = folder.path().join("both");
         plot(&[both[0], both[1], "--out", out.to_str().unwrap()]).unwrap();
         assert!(out.join("loss.png").is_file());
+
+        let both = plot(&[run, "--baseline", "none", "--baseline", "124m"]).unwrap_err();
+        assert!(both.to_string().contains("`--baseline none` stands beside another"));
 
         let svg = folder.path().join("deep/curve.svg");
         plot(&[run, "-o", svg.to_str().unwrap(), "--baseline", "124M"]).unwrap();

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use super::exit;
+use super::named::require_runs;
 use super::numbers::{from_one, from_zero};
 use super::streams::say;
 use crate::experiment;
@@ -40,9 +41,13 @@ pub struct Args {
 /// Goes on behind a run that cannot be pruned, and fails at the end.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let folders = match args.all {
-        true => summary::folders(&args.runs)?,
+        true => {
+            require_runs(&args.runs)?;
+            summary::folders(&args.runs)?
+        }
         false => folders(&args)?,
     };
+    let folders = summary::once(folders, PathBuf::as_path);
     let branches = Branch::all(&args.runs)?;
     let (mut freed, mut failed) = (0, false);
     for folder in &folders {

@@ -96,7 +96,11 @@ fn described(folder: &Path) -> String {
 }
 
 fn remove(folder: &Path, act: bool) -> Result<(), StoreError> {
-    if is_sweep(folder) { SweepFolder::remove(folder, act) } else { RunFolder::remove(folder, act) }
+    match place(folder).parent().filter(|within| is_sweep(within)) {
+        _ if is_sweep(folder) => SweepFolder::remove(folder, act),
+        Some(sweep) => SweepFolder::remove_member(sweep, folder, act),
+        None => RunFolder::remove(folder, act),
+    }
 }
 
 /// The folder of a sweep or a run, also of one whose experiment is lost.

@@ -3,19 +3,21 @@
 //! Reads folders without locking them, so it may be run at any time. A damaged run is shown as `broken`, with
 //! the reason below the table.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use ratatui::crossterm::terminal;
 use serde::Serialize;
 
+use super::named::require_runs;
 use super::streams::{self, say};
 use crate::experiment;
 use crate::report::best_loss;
 use crate::report::compare::notes_on_losses;
 use crate::report::glance::{self, RunGlance};
 use crate::report::listing;
-use crate::report::summary::RunSummary;
+use crate::report::summary::{self, RunSummary};
 use crate::report::sweep_listing::{self, MemberSummary};
 use crate::report::table::{self, Filter, RunTable, Sort, TableColumn};
 use crate::run::sweep::require_declared;
@@ -24,7 +26,7 @@ use crate::store::contents;
 use crate::store::notes::Notes;
 use crate::store::sweep_folder::members;
 use crate::store::{RunPaths, SweepPaths};
-use crate::units::path_text;
+use crate::units::{noun, path_text};
 use crate::verify::sweep::kept_hash;
 
 /// List runs, or show one in full.
@@ -46,7 +48,8 @@ pub struct Args {
     /// Only runs of which this is true. May be repeated; all must be.
     #[arg(long, value_name = "COLUMN OP VALUE")]
     filter: Vec<String>,
-    /// A line for each value of a column, with the means of its runs.
+    /// A line for each value of a column, with the means of its runs that are done. Runs that failed or are
+    /// unfinished are counted beside them, and `3.2231 (1 of 2)` is a mean of the one run that has a value.
     #[arg(long, value_name = "COLUMN", conflicts_with_all = ["differing", "sort"])]
     group_by: Option<String>,
     /// Print JSON: with `--columns`, `--differing` or `--group-by` what the table has, else every run in
@@ -89,10 +92,12 @@ fn after_help() -> String {
   runner show --csv > runs.csv
 
 A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate` where one section has \
-         it), a metric, of which it is the last, or one of {columns}. `mean_loss` is the mean of the last \
-         hundredth of the updates, at most 100. A list of long runs holds the rows that it shows to the \
-         ledgers' lines and checks no head: `runner show RUN` and `runner verify RUN` do. Operators: =, !=, \
-         <, <=, >, >=, and ~ for text that contains another."
+         it), a metric, of which it is the last value, or one of {columns}. `mean_loss` is the mean of the \
+         last hundredth of the updates, at most 100; `tokens_per_s`, `step_ms` and `mfu` are the medians of \
+         the last 100 steps. On a terminal a table is fitted to its width; elsewhere it is whole. In JSON a \
+         number that is not finite is null, with its bits beside it as in metrics.jsonl. A list of long runs \
+         holds the rows that it shows to the ledgers' lines and checks no head: `runner show RUN` and \
+         `runner verify RUN` do. Operators: =, !=, <, <=, >, >=, and ~ for text that contains another."
     )
 }
 
@@ -145,8 +150,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let by = args.group_by.as_deref().map(TableColumn::find).transpose()?;
 
     let runs = match &sweep {
-        None => glance::all(&args.runs)?,
+        None => {
+            require_runs(&args.runs)?;
+            glance::all(&args.runs)?
+        }
         Some(sweep) => begun(sweep)?,
+    };
+    let runs = match by {
+        Some(_) => summary::once(runs, |run| &run.folder),
+        None => runs,
     };
     let is_empty = runs.is_empty();
     let asked: Vec<TableColumn> = columns.iter().copied().chain(by).collect();
@@ -202,11 +214,21 @@ fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
     }
     let members: Vec<MemberSummary> = folders.iter().map(MemberSummary::read).collect();
     let hash = kept_hash(folder).map(|hash| hash.to_string());
+    // They were there when the hash was made.
+    let gone = members.iter().filter(|member| hash.is_some() && member.run.is_none()).count();
     if json {
-        let sweep = serde_json::json!({"folder": path_text(folder), "hash": hash, "members": members});
+        let sweep =
+            serde_json::json!({"folder": path_text(folder), "hash": hash, "gone": gone, "members": members});
         streams::print(&(serde_json::to_string_pretty(&sweep)? + "\n"))?;
     } else {
-        let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}\n"));
+        let of = match gone {
+            0 => String::new(),
+            n => {
+                let (all, are) = (members.len(), if n == 1 { "is" } else { "are" });
+                format!(", of {all} {} of which {n} {are} no longer there", noun(all, "member"))
+            }
+        };
+        let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}{of}\n"));
         streams::print(&(sweep_listing::text(&members) + &hash))?;
     }
     let runs = members.iter().filter_map(|member| member.run.as_ref());
@@ -270,8 +292,10 @@ fn pretty(value: &impl Serialize) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value)? + "\n")
 }
 
-fn width() -> usize {
-    terminal::size().map_or(80, |(width, _)| usize::from(width).max(60))
+/// How wide the terminal is; none where stdout goes elsewhere, and tables are printed in full.
+fn width() -> Option<usize> {
+    let asked = || terminal::size().ok().map(|(width, _)| usize::from(width)).filter(|width| *width > 0);
+    std::io::stdout().is_terminal().then(|| asked().unwrap_or(80))
 }
 
 /// Warns on stderr of figures that disagree with the ledgers. A run without a step has none to verify.

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::experiment::{CheckpointKeys, Experiment};
+use crate::model::weights::Weights;
 use crate::units;
 
 /// Metrics in both forms, ledger, main.log and TensorBoard's events of a step.
@@ -24,8 +25,9 @@ impl Disk {
     pub fn of(experiment: &Experiment, state_bytes: u64) -> Disk {
         let steps = experiment.schedule.steps;
         let kept = kept(&experiment.checkpoint, steps, experiment.rewind_every() > 0);
-        // Names, shapes and digests of a few hundred tensors.
-        let checkpoint_bytes = state_bytes + (256 << 10);
+        // Names, shapes and digests, of at most five tensors a parameter.
+        let described = Weights::of(&experiment.model).iter().count() as u64 * 5 * 256;
+        let checkpoint_bytes = state_bytes.saturating_add(described);
         let records_bytes = steps.saturating_mul(RECORD_BYTES);
         Disk {
             checkpoint_bytes,
@@ -78,6 +80,14 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment::shipped;
+
+    #[test]
+    fn a_checkpoint_has_little_beside_its_tensors() {
+        let beside = |name| Disk::of(&shipped(name, &[]), 0).checkpoint_bytes;
+        assert!((100 << 10..400 << 10).contains(&beside("gpt2_124m.toml")));
+        assert!(beside("ci.toml") < 100 << 10);
+    }
 
     #[test]
     fn retention_decides_what_lies_on_the_disk() {

@@ -259,6 +259,16 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn what_has_no_price_has_no_dollars_in_json() {
+        let dollars = |sets: &[&str]| {
+            let time = plan("gpt2_124m.toml", "h100", 1, sets).time;
+            serde_json::to_value(time).expect("JSON")["dollars"].as_f64()
+        };
+        assert!(dollars(&[]) > Some(0.0));
+        assert_eq!(dollars(&["plan.dollars_per_gpu_hour=0"]), None);
+    }
+
+    #[test]
     fn llmc_has_a_time_for_nothing_that_it_was_not_measured_on() {
         let of = |sets: &[&str]| plan("gpt2_124m.toml", "h100", 1, sets).time.llmc.is_some();
         assert!(of(&[]));

@@ -10,6 +10,7 @@ use super::data_facts::DataFacts;
 use super::memory::Share;
 use super::run_plan::{RunPlan, TargetFacts};
 use super::target::Target;
+use super::time::priced;
 use crate::experiment::{Experiment, Sweep, settings_json};
 
 /// Everything that the plan says.
@@ -21,6 +22,7 @@ pub struct SweepPlan {
     pub runs: usize,
     pub tokens: u64,
     pub total_s: f64,
+    #[serde(serialize_with = "priced")]
     pub dollars: f64,
     pub disk_bytes: u64,
     /// Of the largest member.
@@ -43,6 +45,7 @@ pub struct MemberPlan {
     pub steps: u64,
     pub tokens: u64,
     pub total_s: f64,
+    #[serde(serialize_with = "priced")]
     pub dollars: f64,
     pub disk_bytes: u64,
     pub memory_bytes: u64,

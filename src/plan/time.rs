@@ -1,7 +1,7 @@
 //! How long a run takes and what it costs: the steps, the evaluations between them, and the copies of the
 //! state that checkpoints wait for.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use super::cost::Cost;
 use super::data_facts::DataFacts;
@@ -25,7 +25,9 @@ pub struct Time {
     pub evaluations: u64,
     pub evaluation_s: f64,
     pub total_s: f64,
+    #[serde(serialize_with = "priced")]
     pub dollars_per_hour: f64,
+    #[serde(serialize_with = "priced")]
     pub dollars: f64,
     #[serde(rename = "reference")]
     pub llmc: Option<LlmcTime>,
@@ -36,7 +38,13 @@ pub struct Time {
 pub struct LlmcTime {
     pub tokens_per_s_per_gpu: f64,
     pub total_s: f64,
+    #[serde(serialize_with = "priced")]
     pub dollars: f64,
+}
+
+/// Dollars in JSON: `null` where the device has no price.
+pub(super) fn priced<S: Serializer>(dollars: &f64, to: S) -> Result<S::Ok, S::Error> {
+    Some(*dollars).filter(|dollars| *dollars != 0.0).serialize(to)
 }
 
 /// llm.c with cuDNN on an H100, tokens a second and GPU by layers and channels: docs/log.md.

@@ -1,6 +1,7 @@
 //! One number of a run for each column of its metrics: the same in `runner show`, in the table of runs and on
 //! the page of a run.
 
+use serde::ser::SerializeMap;
 use serde::{Serialize, Serializer};
 
 use super::statistics::median;
@@ -53,11 +54,24 @@ impl Figures {
     }
 }
 
-/// An object with a key a column.
+/// An object with a key a column, and one more for the bits of a number that JSON has no decimal for.
 impl Serialize for Figures {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_map(self.0.iter().map(|(name, value)| (name, value)))
+        let mut object = serializer.serialize_map(None)?;
+        for (name, value) in &self.0 {
+            object.serialize_entry(name, value)?;
+            if let Some(bits) = value.and_then(bits_beside) {
+                object.serialize_entry(&format!("{name}_bits"), &bits)?;
+            }
+        }
+        object.end()
     }
+}
+
+/// The bits of a number that is `null` in JSON, as `metrics.jsonl` has them: what was measured, and is not
+/// finite.
+pub fn bits_beside(value: f64) -> Option<String> {
+    (!value.is_finite()).then(|| format!("0x{:016x}", value.to_bits()))
 }
 
 /// The most steps whose times are summarised: the last ones.
@@ -111,6 +125,9 @@ mod tests {
         assert_eq!((figures.get("val_loss"), figures.get("step_ms")), (Some(200.0), Some(10.0)));
         assert_eq!((figures.get("hellaswag"), figures.get("grad_norm")), (None, None));
         assert_eq!(Figures::of(&[]).get("mean_loss"), None);
+        let odd = Figures::default().with("val_loss", Some(f64::INFINITY)).with("mfu", None);
+        let json = serde_json::json!({"val_loss": null, "val_loss_bits": "0x7ff0000000000000", "mfu": null});
+        assert_eq!(serde_json::to_value(odd).unwrap(), json);
         // The last hundred rows tell as much.
         assert_eq!(Figures::of_end(&rows[200..], 299), figures);
     }

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use crate::proof::ledger::RESUME;
+use crate::report::TIMED;
 use crate::report::statistics::median;
 use crate::report::summary::{RunSummary, State};
 use crate::store::gpu_log::{self, GpuSample};
@@ -69,7 +70,8 @@ impl Tail {
 pub struct FollowedStep {
     pub step: u64,
     pub loss: f64,
-    pub tokens_per_s: f64,
+    pub tokens_per_s: Option<f64>,
+    pub mfu: Option<f64>,
 }
 
 /// A run that is being watched.
@@ -179,7 +181,8 @@ impl Followed {
             self.points.push(FollowedStep {
                 step: row.step,
                 loss,
-                tokens_per_s: row.tokens_per_s.unwrap_or(f64::NAN),
+                tokens_per_s: row.tokens_per_s,
+                mfu: row.mfu,
             });
             self.last = Some(row);
         }
@@ -226,11 +229,18 @@ impl Followed {
         self.saved = saved;
     }
 
+    /// Tokens a second and MFU, the medians of the last steps, as `runner show` has them.
+    pub fn speed(&self) -> (Option<f64>, Option<f64>) {
+        let last = || self.points.iter().rev();
+        let speed = median(last().filter_map(|point| point.tokens_per_s).take(TIMED));
+        (speed, median(last().filter_map(|point| point.mfu).take(TIMED)))
+    }
+
     /// Seconds to the last step at the pace of the last steps.
     pub fn seconds_left(&self) -> Option<f64> {
         let all_tokens = self.all_tokens.filter(|_| self.state == State::Running)?;
-        let speeds = self.points.iter().rev().take(100).map(|p| p.tokens_per_s).filter(|s| *s > 0.0);
-        Some(all_tokens.saturating_sub(self.tokens) as f64 / median(speeds)?)
+        let speed = self.speed().0.filter(|speed| *speed > 0.0)?;
+        Some(all_tokens.saturating_sub(self.tokens) as f64 / speed)
     }
 }
 
@@ -273,6 +283,8 @@ mod tests {
         (3..9).for_each(|step| writer.append(&row(step)).unwrap());
         followed.refresh();
         assert_eq!((followed.points.len(), followed.done), (9, 9));
+        followed.points[8].tokens_per_s = Some(900.0);
+        assert_eq!(followed.speed(), (Some(100.0), None), "the median, and not the last");
 
         // Cut and extended past its old end, between two reads.
         let mut writer = MetricsWriter::resume(folder.path(), 4).unwrap();

@@ -3,6 +3,7 @@
 use super::figures;
 use super::summary::{RunSummary, State};
 use super::table::{RunTable, TableCell, TableColumn};
+use super::table_group::TableGroup;
 use crate::proof::lock::Lock;
 use crate::store::RunPaths;
 use crate::store::contents;
@@ -41,8 +42,12 @@ const DEFAULT: [(&str, &str, u8); 13] = [
     ("disk", "disk", 9),
 ];
 
-/// The columns of groups that no one has chosen.
-const OF_GROUPS: [&str; 5] = ["step", "mean_loss", "val_loss", "hellaswag", "tokens_per_s"];
+/// The columns of groups that no one has chosen, and how dispensable they are.
+const OF_GROUPS: [(&str, u8); 5] =
+    [("step", 2), ("mean_loss", 3), ("val_loss", 0), ("hellaswag", 1), ("tokens_per_s", 4)];
+
+/// The narrowest that the first column is cut to.
+const NARROWEST: usize = 8;
 
 impl ListingColumn {
     fn new(
@@ -56,18 +61,21 @@ impl ListingColumn {
         ListingColumn { title, right, dispensable, cells, width: 0 }.measured()
     }
 
+    fn of_counts(title: &'static str, counts: &[usize]) -> ListingColumn {
+        let cells = counts.iter().map(usize::to_string).collect();
+        ListingColumn { title, right: true, dispensable: 0, cells, width: 0 }.measured()
+    }
+
     fn measured(mut self) -> ListingColumn {
         let widest = self.cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
         self.width = widest.max(self.title.len());
         self
     }
 
-    /// Makes the column narrower by `over`, but not narrower than 8.
+    /// Makes the column narrower by `over`, but not narrower than [`NARROWEST`].
     fn cut(&mut self, over: usize) {
-        self.width = self.width.saturating_sub(over).max(self.width.min(8));
-        for cell in self.cells.iter_mut().filter(|cell| cell.chars().count() > self.width) {
-            *cell = cell.chars().take(self.width - 1).chain(['…']).collect();
-        }
+        self.width = self.width.saturating_sub(over).max(self.width.min(NARROWEST));
+        self.cells.iter_mut().for_each(|cell| *cell = units::shortened_middle(cell, self.width));
     }
 
     fn padded(&self, text: &str) -> String {
@@ -82,8 +90,9 @@ fn default_columns() -> Vec<TableColumn> {
     found.map(|column| column.expect("it is in the table")).collect()
 }
 
-/// The table in at most `width` columns, and why runs are broken. `chosen` columns all stay.
-pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: usize) -> String {
+/// The table in at most `width` columns, or in full without one, and why runs are broken. `chosen` columns
+/// all stay.
+pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: Option<usize>) -> String {
     if table.runs().next().is_none() {
         return String::new();
     }
@@ -96,7 +105,8 @@ pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: usize) -> 
             let mut parts = Vec::new();
             for ((name, title, dispensable), column) in DEFAULT.into_iter().zip(default_columns()) {
                 // A walk over all files, for nothing where it does not fit.
-                if name == "disk" && total(&parts) + "  1023.9 KiB".len() > width {
+                let room = width.unwrap_or(usize::MAX);
+                if name == "disk" && total(&parts) + "  1023.9 KiB".len() > room {
                     continue;
                 }
                 let part = ListingColumn::new(title, dispensable, &column, &table.cells(&column));
@@ -116,54 +126,77 @@ pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: usize) -> 
         part.cells = of.collect();
         part.width = part.cells.iter().map(String::len).max().unwrap_or(0).max(part.title.len());
     }
-    let mut text = fitted(parts, width);
+    let mut text = fitted(parts, chosen.is_none(), width);
     for run in table.runs() {
         if let Some(why) = &run.why {
-            text.push_str(&format!("{} is {}: {why}\n", run.name, run.state.name()));
+            let line = format!("{} is {}: {why}\n", run.name, run.state.name());
+            text.push_str(&units::printable_lines(&line));
         }
     }
     text
 }
 
 /// A line a group: the value of `by`, how many runs have it, and the means of the columns.
-pub fn groups(table: &RunTable, by: &TableColumn, chosen: Option<&[TableColumn]>, width: usize) -> String {
+pub fn groups(
+    table: &RunTable,
+    by: &TableColumn,
+    chosen: Option<&[TableColumn]>,
+    width: Option<usize>,
+) -> String {
     let groups = table.groups(by);
     if groups.is_empty() {
         return String::new();
     }
-    let columns: Vec<TableColumn> = match chosen {
-        Some(columns) => columns.iter().copied().filter(|column| column.name != "name").collect(),
-        None => group_columns(),
+    let columns: Vec<(TableColumn, u8)> = match chosen {
+        Some(columns) => columns.iter().filter(|column| column.name != "name").map(|it| (*it, 0)).collect(),
+        None => group_columns().into_iter().zip(OF_GROUPS.map(|(_, dispensable)| dispensable)).collect(),
     };
     let values: Vec<TableCell> = groups.iter().map(|group| group.value.clone()).collect();
-    let sizes: Vec<String> = groups.iter().map(|group| group.runs().count().to_string()).collect();
+    let counts = |count: fn(&TableGroup<'_>) -> usize| groups.iter().map(count).collect::<Vec<usize>>();
     let mut parts = vec![
         ListingColumn::new(by.name, 0, by, &values),
-        ListingColumn { title: "runs", right: true, dispensable: 0, cells: sizes, width: 0 }.measured(),
+        ListingColumn::of_counts("runs", &counts(|group| group.runs().count())),
     ];
-    let failed: Vec<usize> = groups.iter().map(|group| group.failed().count()).collect();
-    let any_failed = failed.iter().any(|failed| *failed > 0);
-    if any_failed {
-        let cells = failed.iter().map(usize::to_string).collect();
-        parts
-            .push(ListingColumn { title: "failed", right: true, dispensable: 0, cells, width: 0 }.measured());
-    }
-    for column in columns.iter().filter(|column| column.name != by.name) {
-        let cells: Vec<TableCell> = groups.iter().map(|group| group.cell(column)).collect();
-        parts.push(ListingColumn::new(column.name, 0, column, &cells));
-    }
-    let counted = match any_failed {
-        true => {
-            "numbers are means over the runs of a group that have not failed, or where all have, over all"
+    for (title, counts) in [
+        ("failed", counts(|group| group.failed().count())),
+        ("unfinished", counts(|group| group.unfinished().count())),
+    ] {
+        if counts.iter().any(|count| *count > 0) {
+            parts.push(ListingColumn::of_counts(title, &counts));
         }
-        false => "numbers are means over the runs of a group",
-    };
-    fitted(parts, width) + counted + "\n"
+    }
+    let any_left_out = parts.len() > 2;
+    for (column, dispensable) in columns.iter().filter(|(column, _)| column.name != by.name) {
+        let (cells, measured): (Vec<TableCell>, Vec<usize>) =
+            groups.iter().map(|group| group.cell(column)).unzip();
+        let mut part = ListingColumn::new(column.name, *dispensable, column, &cells);
+        for ((cell, measured), group) in part.cells.iter_mut().zip(measured).zip(&groups) {
+            let counted = group.counted().len();
+            if measured > 0 && measured < counted {
+                cell.push_str(&format!(" ({measured} of {counted})"));
+            }
+        }
+        parts.push(part.measured());
+    }
+    let mut text = fitted(parts, chosen.is_none(), width);
+    text.push_str(match any_left_out {
+        true => "numbers are means over the runs of a group that are done\n",
+        false => "numbers are means over the runs of a group\n",
+    });
+    for group in groups.iter().filter(|group| !group.is_final()) {
+        let of = match group.unfinished().next() {
+            Some(_) => "that are unfinished, and not final",
+            None => "that failed",
+        };
+        text.push_str(&format!("of {} {} no run is done: ", by.name, by.shown(&group.value)));
+        text.push_str(&format!("its numbers are of the runs {of}\n"));
+    }
+    text
 }
 
 /// The columns of groups where no one has chosen any.
 pub fn group_columns() -> Vec<TableColumn> {
-    OF_GROUPS.iter().map(|name| TableColumn::find(name).expect("it is in the table")).collect()
+    OF_GROUPS.iter().map(|(name, _)| TableColumn::find(name).expect("it is in the table")).collect()
 }
 
 /// How wide the columns are together.
@@ -171,33 +204,47 @@ fn total(parts: &[ListingColumn]) -> usize {
     (parts.iter().map(|part| part.width + 2).sum::<usize>()).saturating_sub(2)
 }
 
-/// Lines of at most `width` columns: dispensable columns are left out, then the first one is cut.
-fn fitted(mut parts: Vec<ListingColumn>, width: usize) -> String {
-    while total(&parts) > width {
-        let (at, part) =
-            parts.iter().enumerate().max_by_key(|(_, part)| part.dispensable).expect("names stay");
-        if part.dispensable == 0 {
-            // Then long names are cut.
-            let over = total(&parts) - width;
-            parts[0].cut(over);
-            break;
-        }
+/// Lines of at most `width` columns: dispensable columns are left out, then the first one is cut, and where
+/// that `may_lose` more the last ones are left out, but for two.
+fn fitted(mut parts: Vec<ListingColumn>, may_lose: bool, width: Option<usize>) -> String {
+    let width = width.unwrap_or(usize::MAX);
+    while total(&parts) > width
+        && let Some(at) = most_dispensable(&parts)
+    {
         parts.remove(at);
+    }
+    let narrowest = |parts: &[ListingColumn]| {
+        parts.first().map_or(0, |first| total(parts) - first.width.saturating_sub(NARROWEST))
+    };
+    while may_lose && parts.len() > 2 && narrowest(&parts) > width {
+        parts.pop();
+    }
+    let over = total(&parts).saturating_sub(width);
+    if over > 0 {
+        parts[0].cut(over);
     }
     let line = |cell: &dyn Fn(&ListingColumn) -> String| {
         let cells: Vec<String> = parts.iter().map(|part| part.padded(&cell(part))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    let mut text = line(&|part| part.title.chars().take(part.width).collect());
+    let mut text = line(&|part| units::shortened_middle(part.title, part.width));
     let rows = parts.first().map_or(0, |part| part.cells.len());
     (0..rows).for_each(|at| text.push_str(&line(&|part| part.cells[at].clone())));
     text
 }
 
+/// The place of the column that is left out first; none where all of them stay.
+fn most_dispensable(parts: &[ListingColumn]) -> Option<usize> {
+    let (at, part) = parts.iter().enumerate().max_by_key(|(_, part)| part.dispensable)?;
+    (part.dispensable > 0).then_some(at)
+}
+
 /// Everything that is known of one run.
 pub fn in_full(run: &RunSummary) -> String {
     let mut text = String::new();
-    let mut line = |name: &str, value: String| text.push_str(&format!("{name:<12} {value}\n"));
+    let mut line = |name: &str, value: String| {
+        text.push_str(&format!("{name:<12} {}\n", units::printable_lines(&value)));
+    };
     let none = || "-".to_owned();
     line("run", format!("{}, {}", run.name, run.state.name()));
     if let Some(why) = &run.why {
@@ -240,7 +287,11 @@ pub fn in_full(run: &RunSummary) -> String {
     }
     if let (Some(speed), Some(step_ms)) = (figure("tokens_per_s"), figure("step_ms")) {
         let mfu = figure("mfu").map_or(String::new(), |mfu| format!(", {:.1}% MFU", 100.0 * mfu));
-        line("speed", format!("{} tok/s, {step_ms:.1} ms a step{mfu}", units::thousands(speed as u64)));
+        let over = match run.step.min(figures::TIMED as u64) {
+            1 => "of the last step".to_owned(),
+            over => format!("medians of the last {over} steps"),
+        };
+        line("speed", format!("{} tok/s, {step_ms:.1} ms a step{mfu}; {over}", units::rounded(speed)));
         // In tokens: the steps of a warm-up have fewer.
         if let (State::Running, Some(all)) = (run.state, run.all_tokens.filter(|_| speed > 0.0)) {
             line("time left", units::duration(all.saturating_sub(run.tokens) as f64 / speed));
@@ -349,6 +400,7 @@ mod tests {
             "41m 40s",
             "step 7: resume",
             "acc_norm",
+            "419,430 tok/s, 2500.0 ms a step, 52.0% MFU; medians of the last 100 steps",
         ] {
             assert!(text.contains(says), "`{says}` is not in:\n{text}");
         }

@@ -39,12 +39,13 @@ pub mod summary;
 pub mod sweep_listing;
 pub mod swept;
 pub mod table;
+mod table_group;
 mod theme;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use figures::Figures;
+pub use figures::{Figures, TIMED};
 pub use run_data::{ModelFacts, RunData, Size, is_unended, unbound};
 use scene::Scene;
 pub use theme::{Theme, dark_rules};

@@ -3,6 +3,7 @@
 //! Folders are read without a lock: a run may be going on in another process, and a damaged one has a row
 //! too. A file that cannot be read makes the run `broken`, with the reason.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -37,6 +38,8 @@ pub enum State {
 }
 
 impl State {
+    pub const ALL: [State; 4] = [State::Running, State::Done, State::Stopped, State::Broken];
+
     pub fn name(self) -> &'static str {
         match self {
             State::Running => "running",
@@ -135,6 +138,21 @@ pub fn folders(runs: &Path) -> Result<Vec<PathBuf>, ReportError> {
     }
     folders.sort();
     Ok(folders)
+}
+
+/// What lies in different folders: one that links lead to too counts once, under its own path if it is there.
+pub fn once<T>(mut items: Vec<T>, folder: impl Fn(&T) -> &Path) -> Vec<T> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    // A run that is a link, or the member of a sweep that is one.
+    let is_linked = |path: &Path| path.is_symlink() || path.parent().is_some_and(Path::is_symlink);
+    let own: BTreeSet<PathBuf> =
+        items.iter().map(&folder).filter(|path| !is_linked(path)).map(real).collect();
+    let mut seen = BTreeSet::new();
+    items.retain(|item| {
+        let (path, place) = (folder(item), real(folder(item)));
+        !(is_linked(path) && own.contains(&place)) && seen.insert(place)
+    });
+    items
 }
 
 impl RunSummary {

@@ -6,6 +6,7 @@ use super::summary::RunSummary;
 use super::table::TableColumn;
 use crate::experiment::{setting_text, settings_json};
 use crate::store::MemberFolder;
+use crate::units::printable_lines;
 
 /// A member and its run.
 #[derive(Debug, Serialize)]
@@ -86,5 +87,5 @@ pub fn text(members: &[MemberSummary]) -> String {
             text.push_str(&format!("{} is {}: {why}\n", member.name, run.state.name()));
         }
     }
-    text
+    printable_lines(&text)
 }

@@ -4,7 +4,7 @@
 //! its last part where that names one key. [`super::listing`] prints the table for a terminal.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use rayon::prelude::*;
 use serde_json::{Map, Value as Json};
@@ -14,6 +14,7 @@ use super::best_loss::best_val_loss;
 use super::figures;
 use super::glance::RunGlance;
 use super::summary::State;
+use super::table_group::TableGroup;
 use crate::experiment;
 use crate::store::columns::ColumnKind;
 use crate::store::contents;
@@ -135,7 +136,7 @@ impl TableColumn {
         }
     }
 
-    fn cell(&self, run: &RunGlance) -> TableCell {
+    pub(super) fn cell(&self, run: &RunGlance) -> TableCell {
         match self.source {
             ColumnSource::Fact(cell) => cell(run),
             ColumnSource::Figure(name) => number(run.figures.get(name)),
@@ -160,12 +161,15 @@ impl TableColumn {
             ("disk", TableCell::Count(n)) => units::bytes(*n),
             ("root" | "numerics_id", TableCell::Text(hash)) => hash.chars().take(8).collect(),
             ("mfu", TableCell::Number(share)) => format!("{:.1}%", 100.0 * share),
-            ("tokens_per_s", TableCell::Number(speed)) => units::thousands(*speed as u64),
+            ("tokens_per_s", TableCell::Number(speed)) => units::rounded(*speed),
             ("step_ms", TableCell::Number(ms)) => format!("{ms:.1}"),
             // The mean of a group.
-            ("tokens" | "parameters", TableCell::Number(n)) => units::count(*n as u64),
-            ("disk", TableCell::Number(n)) => units::bytes(*n as u64),
-            ("step" | "steps" | "skipped", TableCell::Number(n)) => format!("{n:.0}"),
+            ("tokens" | "parameters", TableCell::Number(n)) => units::count(n.round() as u64),
+            ("disk", TableCell::Number(n)) => units::bytes(n.round() as u64),
+            ("step" | "steps" | "skipped", TableCell::Number(n)) => {
+                let places = usize::from(n.fract() != 0.0);
+                format!("{n:.places$}")
+            }
             (_, TableCell::Number(value)) if !matches!(self.source, ColumnSource::Key(_)) => {
                 if value.abs() < 1e7 || !value.is_finite() {
                     format!("{value:.4}")
@@ -246,6 +250,16 @@ impl TableCell {
         }
     }
 
+    /// Puts it into an object under `name`; a number that JSON has no decimal for with its bits.
+    pub(super) fn put(&self, name: &str, object: &mut Map<String, Json>) {
+        object.insert(name.to_owned(), self.to_json());
+        if let TableCell::Number(x) = self
+            && let Some(bits) = figures::bits_beside(*x)
+        {
+            object.insert(format!("{name}_bits"), bits.into());
+        }
+    }
+
     /// As text, without any unit; empty where it is missing.
     pub fn plain(&self) -> String {
         match self {
@@ -258,7 +272,7 @@ impl TableCell {
         }
     }
 
-    fn as_number(&self) -> Option<f64> {
+    pub(super) fn as_number(&self) -> Option<f64> {
         match self {
             TableCell::Count(n) => Some(*n as f64),
             TableCell::Number(x) => Some(*x),
@@ -345,7 +359,17 @@ impl Filter {
             return Err(ReportError::Table { message });
         };
         let value = value.trim().trim_matches(['\'', '"']);
-        Ok(Filter { column: TableColumn::find(column)?, op, value: value.to_owned() })
+        let column = TableColumn::find(column)?;
+        let is_state = State::ALL.iter().any(|state| state.name() == value);
+        if column.name == "state" && op != Op::Contains && !is_state {
+            let states = State::ALL.map(State::name).join(", ");
+            let message = format!(
+                "`{value}` is no state of a run\n  hint: the states are {states}; 'why ~ {value}' finds runs \
+                 by why they stopped"
+            );
+            return Err(ReportError::Table { message });
+        }
+        Ok(Filter { column, op, value: value.to_owned() })
     }
 
     /// Whether a value passes; a missing one never does.
@@ -422,12 +446,6 @@ impl Sort {
 /// A table of runs.
 pub struct RunTable {
     rows: Vec<RunGlance>,
-}
-
-/// The runs that have one value of a column.
-pub struct TableGroup<'a> {
-    pub value: TableCell,
-    rows: Vec<&'a RunGlance>,
 }
 
 impl RunTable {
@@ -526,54 +544,11 @@ impl RunTable {
     /// A list with an object a run, by the names of the columns.
     pub fn to_json(&self, columns: &[TableColumn]) -> Json {
         let object = |row: &RunGlance| -> Map<String, Json> {
-            columns.iter().map(|column| (column.name.to_owned(), column.cell(row).to_json())).collect()
+            let mut object = Map::new();
+            columns.iter().for_each(|column| column.cell(row).put(column.name, &mut object));
+            object
         };
         self.rows.par_iter().map(object).collect::<Vec<_>>().into()
-    }
-}
-
-/// Whether training ended in a failure, and not by its last step or a request.
-fn has_failed(run: &RunGlance) -> bool {
-    run.state == State::Stopped && run.why.is_some()
-}
-
-impl TableGroup<'_> {
-    /// The runs, in the order of the table.
-    pub fn runs(&self) -> impl Iterator<Item = &RunGlance> {
-        self.rows.iter().copied()
-    }
-
-    /// The runs whose training failed, which are in no mean unless the group has no other.
-    pub fn failed(&self) -> impl Iterator<Item = &RunGlance> {
-        self.runs().filter(|run| has_failed(run))
-    }
-
-    /// The mean of the numbers of a column, where there are any; else the one value that all have.
-    pub fn cell(&self, column: &TableColumn) -> TableCell {
-        let all_failed = self.runs().all(has_failed);
-        let counted = self.rows.iter().filter(|row| all_failed || !has_failed(row));
-        let cells: Vec<TableCell> = counted.map(|row| column.cell(row)).collect();
-        let numbers: Vec<f64> = cells.iter().filter_map(TableCell::as_number).collect();
-        match cells.first() {
-            Some(first) if cells.iter().all(|cell| cell == first) => first.clone(),
-            _ if !numbers.is_empty() => TableCell::Number(numbers.iter().sum::<f64>() / numbers.len() as f64),
-            _ => {
-                let values: BTreeSet<String> = cells.iter().map(TableCell::plain).collect();
-                TableCell::Text(format!("{} values", values.len()))
-            }
-        }
-    }
-
-    /// An object with the value, the names of the runs and of those that failed, and the columns.
-    pub fn to_json(&self, by: &TableColumn, columns: &[TableColumn]) -> Json {
-        let mut object: BTreeMap<String, Json> =
-            columns.iter().map(|column| (column.name.to_owned(), self.cell(column).to_json())).collect();
-        let names: Vec<&str> = self.runs().map(|run| run.name.as_str()).collect();
-        let failed: Vec<&str> = self.failed().map(|run| run.name.as_str()).collect();
-        object.insert(by.name.to_owned(), self.value.to_json());
-        object.insert("runs".to_owned(), names.into());
-        object.insert("failed".to_owned(), failed.into());
-        serde_json::json!(object)
     }
 }
 

@@ -145,21 +145,34 @@ fn what_differs_between_runs_are_the_keys_with_more_than_one_value() {
 
 #[test]
 fn a_group_has_the_mean_of_its_numbers_and_the_value_that_all_share() {
-    let table = table();
+    let mut all = runs();
+    all[1] = run("b", 9, None, State::Done);
+    let table = RunTable::of(all, &[], &[], None).unwrap();
     let column = |name: &str| TableColumn::find(name).unwrap();
     let by = column("learning_rate");
     let groups = table.groups(&by);
     let values: Vec<&TableCell> = groups.iter().map(|group| &group.value).collect();
     assert_eq!(values, [&TableCell::Number(1e-3), &TableCell::Number(3e-3)]);
-    assert_eq!(groups[0].cell(&column("step")), TableCell::Number(6.0));
-    assert_eq!(groups[0].cell(&column("val_loss")), TableCell::Number(3.4), "of those that have one");
-    assert_eq!(groups[0].cell(&column("model")), TableCell::Text("d12".into()));
-    assert_eq!(groups[0].cell(&column("state")), TableCell::Text("2 values".into()));
-    let json = groups[0].to_json(&by, &[column("step")]);
-    assert_eq!(json, json!({"failed": [], "schedule.learning_rate": 1e-3, "runs": ["a", "b"], "step": 6.0}));
-    let text = listing::groups(&table, &by, None, 80);
+    assert_eq!(groups[0].cell(&column("step")), (TableCell::Number(9.5), 2));
+    assert_eq!(groups[0].cell(&column("val_loss")), (TableCell::Number(3.4), 1), "of those that have one");
+    assert_eq!(groups[0].cell(&column("model")), (TableCell::Text("d12".into()), 2));
+    assert_eq!(groups[0].cell(&column("name")), (TableCell::Text("2 values".into()), 2));
+    let json = groups[0].to_json(&by, &[column("step"), column("val_loss")]);
+    let expected = json!({
+        "schedule.learning_rate": 1e-3,
+        "runs": ["a", "b"],
+        "failed": [],
+        "unfinished": [],
+        "counted": ["a", "b"],
+        "step": 9.5,
+        "val_loss": 3.4,
+        "measured": {"step": 2, "val_loss": 1},
+    });
+    assert_eq!(json, expected);
+    let text = listing::groups(&table, &by, None, None);
     let first: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
-    assert_eq!(first[..3], ["0.001", "2", "6"], "{text}");
+    assert_eq!(first[..4], ["0.001", "2", "0", "9.5"], "{text}");
+    assert!(text.contains(" 3.4000 (1 of 2) "), "{text}");
 }
 
 #[test]
@@ -167,23 +180,28 @@ fn the_listing_fits_the_width_and_tells_why_a_run_is_broken() {
     let long = RunGlance {
         name: "gpt2_33b_a_rather_long_name_for_a_run".into(),
         root: Some("91e07c9d8ec24ba4e0274008b40c2943".into()),
-        figures: Figures::default().with("tokens_per_s", Some(419_137.0)),
+        figures: Figures::default().with("tokens_per_s", Some(419_137.6)),
         ..run("a", 31_000, None, State::Running)
     };
     let broken = RunGlance { why: Some("`x` line 1: cut short".into()), ..run("b", 2, None, State::Broken) };
     let table = RunTable::of(vec![long, broken], &[], &[], None).unwrap();
-    for width in [60, 80, 100, 200] {
-        let text = listing::table(&table, None, width);
+    for width in [20, 30, 40, 60, 80, 100, 200] {
+        let text = listing::table(&table, None, Some(width));
         assert!(text.lines().take(3).all(|line| line.chars().count() <= width), "{width}:\n{text}");
         assert!(text.ends_with("b is broken: `x` line 1: cut short\n"), "{text}");
     }
-    let text = listing::table(&table, None, 200);
-    assert!(["91e07c9d", "tok/s", "31000/10"].iter().all(|says| text.contains(says)), "{text}");
+    let text = listing::table(&table, None, Some(20));
+    assert_eq!(text.lines().next().unwrap().split_whitespace().collect::<Vec<_>>(), ["name", "state"]);
+    let text = listing::table(&table, None, Some(40));
+    assert!(text.contains("gpt2_") && text.contains("…") && text.contains("a_run "), "{text}");
+    let text = listing::table(&table, None, None);
+    let says = ["gpt2_33b_a_rather_long_name_for_a_run", "91e07c9d", "tok/s", "419,138", "31000/10", "disk"];
+    assert!(says.iter().all(|says| text.contains(says)), "{text}");
     let chosen = ["name", "learning_rate", "tokens"].map(|name| TableColumn::find(name).unwrap());
-    let text = listing::table(&table, Some(&chosen), 200);
+    let text = listing::table(&table, Some(&chosen), Some(200));
     let second = text.lines().nth(2).unwrap().split_whitespace().collect::<Vec<_>>();
     assert_eq!(second, ["b", "0.001", "128"], "{text}");
-    assert_eq!(listing::table(&RunTable::of(Vec::new(), &[], &[], None).unwrap(), None, 80), "");
+    assert_eq!(listing::table(&RunTable::of(Vec::new(), &[], &[], None).unwrap(), None, Some(80)), "");
 }
 
 #[test]
@@ -192,22 +210,54 @@ fn a_run_that_failed_is_in_no_mean_of_its_group_and_is_counted_beside_it() {
     for (run, val_loss) in all.iter_mut().zip([3.4, 3.2, f64::NAN]) {
         run.figures = Figures::default().with("val_loss", Some(val_loss));
     }
+    all[1].state = State::Done;
     all[2].why = Some("diverged".into());
     let table = RunTable::of(all, &[], &[], None).unwrap();
     let val_loss = TableColumn::find("val_loss").unwrap();
     let groups = |by: &str| {
         let by = TableColumn::find(by).unwrap();
         let json = |group: &TableGroup<'_>| group.to_json(&by, &[val_loss]);
-        (table.groups(&by).iter().map(json).collect::<Vec<_>>(), listing::groups(&table, &by, None, 99))
+        (table.groups(&by).iter().map(json).collect::<Vec<_>>(), listing::groups(&table, &by, None, None))
     };
     let (json, text) = groups("model");
     assert_eq!(json[0]["val_loss"], (3.4 + 3.2) / 2.0);
     assert_eq!((&json[0]["runs"], &json[0]["failed"]), (&json!(["a", "b", "c"]), &json!(["c"])));
     assert!(text.starts_with("model  runs  failed  step"), "{text}");
-    assert!(text.contains("that have not failed"), "{text}");
+    assert!(text.contains("that are done\n"), "{text}");
     let (json, text) = groups("schedule.learning_rate");
     assert_eq!((&json[1]["failed"], &json[1]["val_loss"]), (&json!(["c"]), &json!(null)));
     assert!(text.contains(" NaN "), "of a group without another:\n{text}");
+    assert!(text.contains("of schedule.learning_rate 0.003 no run is done: its numbers are of"), "{text}");
+    assert!(json[1]["val_loss_bits"].as_str().unwrap().starts_with("0x"), "{}", json[1]);
+    assert_eq!(json[0].get("val_loss_bits"), None);
+}
+
+#[test]
+fn a_run_that_is_unfinished_is_in_no_mean_of_its_group_unless_all_are() {
+    let mut all = runs();
+    all[1] = run("b", 2, Some(9.0), State::Running);
+    let table = RunTable::of(all, &[], &[], None).unwrap();
+    let val_loss = TableColumn::find("val_loss").unwrap();
+    let by = TableColumn::find("learning_rate").unwrap();
+    let groups = table.groups(&by);
+    assert_eq!(groups[0].cell(&val_loss), (TableCell::Number(3.4), 1));
+    assert_eq!(groups[0].to_json(&by, &[])["unfinished"], json!(["b"]));
+    assert!(groups[0].is_final() && !groups[1].is_final());
+    assert_eq!(groups[1].cell(&val_loss), (TableCell::Number(3.1), 1), "it has no other");
+    assert_eq!(groups[1].to_json(&by, &[])["counted"], json!(["c"]));
+    let text = listing::groups(&table, &by, None, None);
+    assert!(text.starts_with("schedule.learning_rate  runs  unfinished  step"), "{text}");
+    assert!(text.contains("that are done\n"), "{text}");
+    let marked = "of schedule.learning_rate 0.003 no run is done: its numbers are of the runs that are \
+                  unfinished, and not final\n";
+    assert!(text.contains(marked), "{text}");
+}
+
+#[test]
+fn a_state_that_no_run_can_have_is_refused_with_those_there_are() {
+    let refused = filtered("state == diverged").unwrap_err().to_string();
+    assert!(refused.contains("running, done, stopped, broken") && refused.contains("why ~ diverged"));
+    assert!(filtered("state ~ do").is_ok());
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::{DeTable, DeValue};
 
-use super::run_folder::{self, RunPaths, check_name, holder, is_used, lock, lock_new, set_aside, worked_on};
+use super::run_folder::{
+    self, RunFolder, RunPaths, check_name, holder, is_used, lock, lock_new, set_aside, worked_on,
+};
 use super::{Result, StoreError, atomic, contents};
 use crate::proof::regular;
 
@@ -132,6 +134,21 @@ impl SweepFolder {
         }
         require_sweep(folder)?;
         run_folder::remove(folder, act, require_ours)
+    }
+
+    /// Removes the run of a member; `act` false only checks that it could be.
+    ///
+    /// # Errors
+    /// As [`RunFolder::remove`], or a process works on the sweep.
+    pub fn remove_member(sweep: &Path, member: &Path, act: bool) -> Result<()> {
+        let held = match (act, holder(sweep)) {
+            (true, _) => Some(lock(sweep)?),
+            (false, None) => None,
+            (false, pid) => return Err(StoreError::Locked { path: sweep.into(), pid }),
+        };
+        RunFolder::remove(member, act)?;
+        drop(held);
+        Ok(())
     }
 
     fn with(folder: &Path, lock: File) -> Result<SweepFolder> {
@@ -325,7 +342,14 @@ mod tests {
         }
         let again = create(true).unwrap();
         assert!(!root.path().join("lr/001").exists());
+        let sweep = root.path().join("lr");
+        let member = super::super::RunFolder::create(&sweep, "001", false).unwrap();
+        let folder = member.paths.folder().to_owned();
+        drop(member);
+        let removed = SweepFolder::remove_member(&sweep, &folder, true);
+        assert!(matches!(removed, Err(StoreError::Locked { .. })), "the sweep trains: {removed:?}");
         drop(again);
+        assert!(folder.is_dir());
         SweepFolder::remove(&root.path().join("lr"), false).unwrap();
         assert!(root.path().join("lr/sweep.toml").exists());
         SweepFolder::remove(&root.path().join("lr"), true).unwrap();

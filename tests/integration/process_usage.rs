@@ -78,6 +78,11 @@ fn a_file_in_place_of_the_folder_of_runs_is_named() {
     for verb in ["rm", "compare"] {
         lab.finish(&[verb, "x", "--runs", CI]).assert_fails(2, &["experiments/ci.toml/x"]);
     }
+    let nowhere = lab.path("nowhere").display().to_string();
+    for arguments in [&["show"][..], &["prune", "--all"]] {
+        let refused = lab.finish(&[arguments, &["--runs", &nowhere]].concat());
+        refused.assert_fails(2, &["there is no folder `", "nowhere`"]);
+    }
 }
 
 #[test]

@@ -252,6 +252,17 @@ fn a_sweep_is_listed_by_its_name_and_its_members_pruned_and_removed_as_a_whole()
     assert!(done(&lab, &["show", "lr/001"]).contains("001, done"));
     let dry = verb(&lab, &["prune", "lr", "--keep-last", "1"]);
     assert!(dry.code == Some(0) && dry.stderr.contains("nothing to remove"), "{}", dry.stderr);
+    // A link to the sweep makes no run a second time.
+    std::os::unix::fs::symlink(lab.path("lr"), lab.path("a_link")).expect("a link");
+    let pruned = verb(&lab, &["prune", "--all"]).stderr;
+    assert!(pruned.contains("lr/001` keeps all") && !pruned.contains("a_link"), "{pruned}");
+    let json = done(&lab, &["show", "--group-by", "model", "--json"]);
+    let groups: Value = serde_json::from_str(&json).expect("JSON");
+    assert_eq!(groups[0]["runs"].as_array().map(Vec::len), Some(7), "{groups}");
+    fs::remove_file(lab.path("a_link")).expect("a link");
+    done(&lab, &["rm", "lr/003"]);
+    let gone = done(&lab, &["show", "lr"]);
+    assert!(gone.contains(", of 6 members of which 1 is no longer there"), "{gone}");
     fs::write(lab.path("lr/002/mine.txt"), "mine").expect("writable");
     verb(&lab, &["rm", "lr"]).assert_fails(1, &["`mine.txt`"]);
     fs::remove_file(lab.path("lr/002/mine.txt")).expect("it is there");
@@ -272,6 +283,9 @@ fn notes_and_tags_are_shown_and_are_no_part_of_the_proof() {
         done(&lab, &["show", "--filter", "tags ~ keep", "--columns", "tags", "--csv"]),
         "name,tags\na,keep\n"
     );
+    done(&lab, &["note", "a", "\u{1b}[31mred"]);
+    let shown = done(&lab, &["show", "a"]);
+    assert!(shown.contains("[31mred") && !shown.contains('\u{1b}'), "{shown}");
     verb(&lab, &["note", "a", "--tag", "two words"]).assert_fails(2, &["is no tag"]);
     verb(&lab, &["note", "a", "--untag", "odd"]).assert_fails(2, &["no tag `odd`", "its tags are keep"]);
     verb(&lab, &["note", "a", " "]).assert_fails(2, &["the note is empty"]);

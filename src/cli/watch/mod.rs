@@ -28,6 +28,7 @@ use crate::run::find;
 #[derive(clap::Args)]
 #[command(after_help = "\
 Keys: q, Esc or Ctrl-C ends the view, and never the run; l switches the loss to a logarithmic axis.
+The speed is the median of the last 100 steps.
 Without a terminal a summary is printed.
 
 Examples:

@@ -8,6 +8,7 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Block, Chart, Dataset, GraphType, LineGauge, Paragraph, Wrap};
 
+use crate::report::TIMED;
 use crate::report::follow::Followed;
 use crate::report::summary::State;
 use crate::units;
@@ -37,7 +38,8 @@ pub fn draw(frame: &mut Frame<'_>, run: &Followed, look: Look) {
     draw_events(frame, events, run);
     draw_sample(frame, sample, run);
     let axis = if look.logarithmic { "linear" } else { "logarithmic" };
-    frame.render_widget(Line::from(format!(" q quits   l {axis} loss")).dim(), keys);
+    let keys_are = format!(" q quits   l {axis} loss   speed: median of the last {TIMED} steps");
+    frame.render_widget(Line::from(keys_are).dim(), keys);
 }
 
 fn title_line(run: &Followed) -> Line<'static> {
@@ -119,13 +121,17 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
     }
     let margin = (0.05 * (high - low)).max(1e-3);
     (low, high) = (low - margin, high + margin);
+    if !look.logarithmic {
+        // No loss is below zero.
+        low = low.max(0.0);
+    }
     let last = run
         .points
         .last()
         .map_or(0, |point| point.step)
         .max(run.val.last().map_or(0, |(step, _)| *step))
         .max(1);
-    let label = |y: f64| format!("{:>6.3}", if look.logarithmic { libm::exp10(y) } else { y });
+    let label = |y: f64| axis_label(if look.logarithmic { libm::exp10(y) } else { y });
     let y_labels = [label(low), label((low + high) / 2.0), label(high)];
     let x_labels = ["0".to_owned(), units::thousands(last / 2), units::thousands(last)];
     let datasets = vec![
@@ -139,6 +145,11 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, run: &Followed, look: Look) {
     frame.render_widget(chart, area);
 }
 
+/// A number of the axis: a large one by its power of ten.
+fn axis_label(y: f64) -> String {
+    if y.abs() < 1e6 { format!("{y:>6.3}") } else { format!("{y:>6.1e}") }
+}
+
 fn number_lines(run: &Followed) -> Vec<Line<'static>> {
     let z = |score: Option<f64>| score.map_or_else(|| "z -".to_owned(), |z| format!("z {z:+.2}"));
     let mut lines = Vec::new();
@@ -149,8 +160,9 @@ fn number_lines(run: &Followed) -> Vec<Line<'static>> {
         line("loss", format!("{:.5} ({})", row.loss.unwrap_or(f64::NAN), z(row.loss_z)));
         line("norm", format!("{:.4} ({})", row.grad_norm.unwrap_or(f64::NAN), z(row.grad_z)));
         line("lr", row.learning_rate.map_or_else(|| "-".into(), |rate| format!("{rate:.3e}")));
-        let mfu = row.mfu.map_or(String::new(), |mfu| format!("  {:.1}% MFU", 100.0 * mfu));
-        let speed = row.tokens_per_s.map_or_else(|| "-".into(), |speed| units::thousands(speed as u64));
+        let (speed, mfu) = run.speed();
+        let mfu = mfu.map_or(String::new(), |mfu| format!("  {:.1}% MFU", 100.0 * mfu));
+        let speed = speed.map_or_else(|| "-".into(), units::rounded);
         line("speed", format!("{speed} tok/s{mfu}"));
     }
     let score = run.hellaswag.map_or(String::new(), |(_, score)| format!("  HellaSwag {score:.4}"));
@@ -300,6 +312,16 @@ mod tests {
         for (width, height) in [(1, 1), (10, 3), (40, 10)] {
             picture(&run, width, height, Look::default());
         }
+    }
+
+    #[test]
+    fn the_axis_of_a_loss_beyond_a_million_is_short_and_begins_at_zero() {
+        assert_eq!((axis_label(2.0654), axis_label(9.5e16)), (" 2.065".to_owned(), "9.5e16".to_owned()));
+        let folder = tempfile::tempdir().unwrap();
+        let mut run = run(folder.path());
+        run.points.last_mut().unwrap().loss = 1e20;
+        let shown = picture(&run, 80, 24, Look::default());
+        assert!(shown.contains("│ 0.000│") && shown.contains("e1"), "{shown}");
     }
 
     #[test]

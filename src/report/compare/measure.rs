@@ -61,6 +61,16 @@ impl Measure {
         }
     }
 
+    /// Digits behind the point of a value whose error is `scale`: two that count, four to eight in all; of a
+    /// speed none.
+    pub(super) fn decimals(self, scale: f64) -> usize {
+        match self.key() {
+            "tokens_per_s" => 0,
+            _ if scale > 0.0 => (1.0 - libm::floor(libm::log10(scale))).clamp(4.0, 8.0) as usize,
+            _ => 4,
+        }
+    }
+
     /// Its name in a sentence.
     pub fn name(self) -> &'static str {
         match self {
@@ -155,5 +165,7 @@ mod tests {
             "{refused}"
         );
         assert!(found("grad_norm").is_err(), "a run has no one number of it");
+        assert_eq!(found("tokens_per_s").map(|measure| measure.decimals(0.1)), Ok(0));
+        assert_eq!(found("val_loss").map(|measure| measure.decimals(0.1)), Ok(4));
     }
 }

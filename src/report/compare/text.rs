@@ -6,11 +6,6 @@ use crate::units;
 /// Differences that are printed at most; beyond, those of the best group.
 const PRINTED: usize = 21;
 
-/// Digits behind the point of a value whose error is `scale`: two that count, four to eight in all.
-pub fn decimals(scale: f64) -> usize {
-    if scale > 0.0 { (1.0 - libm::floor(libm::log10(scale))).clamp(4.0, 8.0) as usize } else { 4 }
-}
-
 /// A number with its sign; 0 has none.
 pub fn signed(value: f64, places: usize) -> String {
     let text = format!("{value:+.places$}");
@@ -85,7 +80,7 @@ impl Comparison {
         }
         text.push_str("verdict\n");
         self.verdict.iter().for_each(|sentence| text.push_str(&format!("  {sentence}\n")));
-        text
+        units::printable_lines(&text)
     }
 
     /// The heading of the column of groups, and the name of one in it.
@@ -117,7 +112,7 @@ impl Comparison {
         let comma = if measure.unit().is_empty() { "" } else { ", " };
         let unit = format!("{}{comma}{} is better", measure.unit(), measure.comparative());
         let smallest = measured().filter_map(|s| s.sd).filter(|sd| *sd > 0.0).fold(f64::INFINITY, f64::min);
-        let places = decimals(if smallest.is_finite() { smallest } else { 0.0 });
+        let places = measure.decimals(if smallest.is_finite() { smallest } else { 0.0 });
         let failed = self.groups.iter().any(|group| group.failed > 0);
         let mut rows = vec![row([&self.heading(), "n", "mean", "sd", "95 % interval"])];
         for (index, group) in self.groups.iter().enumerate() {
@@ -160,7 +155,7 @@ impl Comparison {
                 (TestMethod::Welch, [a, b]) => format!("{a} and {b} {unit}"),
             };
             let reach = difference.test.as_ref().map(|test| (test.interval[1] - test.interval[0]) / 2.0);
-            let places = decimals(reach.unwrap_or(0.0));
+            let places = measure.decimals(reach.unwrap_or(0.0));
             let interval = difference.test.as_ref().map_or_else(dash, |test| {
                 let [low, high] = test.interval.map(|end| signed(end, places));
                 format!("{low} to {high}")
@@ -198,7 +193,7 @@ impl Comparison {
         let mut rows = vec![row([&self.heading(), "reached", "steps", "tokens", "hours"])];
         for (index, group) in self.groups.iter().enumerate() {
             let to = &group.to_target;
-            let whole = |value: Option<f64>| value.map_or_else(dash, |value| units::thousands(value as u64));
+            let whole = |value: Option<f64>| value.map_or_else(dash, units::rounded);
             let hours = to.hours.map_or_else(dash, hours);
             let reached = format!("{} of {}", to.reached, group.runs.len());
             rows.push(row([&self.short(index), &reached, &whole(to.steps), &whole(to.tokens), &hours]));

@@ -1,6 +1,6 @@
 //! What a comparison says, in sentences.
 
-use super::text::{decimals, p_value, signed};
+use super::text::{p_value, signed};
 use super::{Comparison, GroupDifference, Measure, TestMethod};
 use crate::units::noun;
 
@@ -36,7 +36,7 @@ pub fn sentences(comparison: &Comparison) -> Vec<String> {
 fn alone(comparison: &Comparison) -> String {
     let group = &comparison.groups[0];
     let loss = &group.of_verdict;
-    let places = decimals(loss.sd.unwrap_or(0.0));
+    let places = comparison.measure.decimals(loss.sd.unwrap_or(0.0));
     let spread = match (loss.n, loss.interval) {
         (runs, Some([low, high])) => {
             let of = match group.seeds() {
@@ -58,7 +58,7 @@ fn alone(comparison: &Comparison) -> String {
 /// Where no two groups could be tested.
 fn untested(comparison: &Comparison) -> String {
     let best = &comparison.groups[comparison.best()];
-    let places = decimals(best.of_verdict.sd.unwrap_or(0.0));
+    let places = comparison.measure.decimals(best.of_verdict.sd.unwrap_or(0.0));
     let (measure, mean) = (comparison.measure, best.of_verdict.mean);
     let lowest =
         format!("{} has the {} {}, {mean:.places$}", best.group, measure.superlative(), measure.name());
@@ -100,7 +100,7 @@ fn best_against_others(comparison: &Comparison) -> Vec<String> {
 /// `A has the lowest mean final validation loss, 3.1277 over 3 runs`.
 fn lowest(comparison: &Comparison, group: usize) -> String {
     let group = &comparison.groups[group];
-    let places = decimals(group.of_verdict.sd.unwrap_or(0.0));
+    let places = comparison.measure.decimals(group.of_verdict.sd.unwrap_or(0.0));
     let runs = match group.of_verdict.n {
         1 => "one run".to_owned(),
         n => format!("{n} runs"),
@@ -252,7 +252,7 @@ fn evidence(difference: &GroupDifference, (measure, best): (Measure, usize)) -> 
     let turn = if (difference.a == best) == measure.is_better_high() { 1.0 } else { -1.0 };
     let mut ends = test.interval.map(|end| turn * end);
     ends.sort_by(f64::total_cmp);
-    let places = decimals((ends[1] - ends[0]) / 2.0);
+    let places = measure.decimals((ends[1] - ends[0]) / 2.0);
     let end = |value: f64| signed(value, places).trim_start_matches('+').to_owned();
     let corrected = match difference.comparisons {
         1 => format!("{}, the only comparison", p_value(test.p)),
@@ -273,14 +273,26 @@ fn family(difference: &GroupDifference) -> String {
     format!("{count} {}", noun(count, "comparison"))
 }
 
-/// Names in a sentence, the first of many.
+/// Names in a sentence, the first of many. Where one has a comma of its own, `;` stands between them.
 fn named(names: &[&str]) -> String {
+    let between = if names.iter().any(|name| name.contains(',')) { "; " } else { ", " };
     match names {
         [one] => (*one).to_owned(),
         _ if names.len() > NAMED => {
-            format!("{} and {} more", names[..NAMED].join("; "), names.len() - NAMED)
+            format!("{} and {} more", names[..NAMED].join(between), names.len() - NAMED)
         }
-        [before @ .., last] => format!("{} and {last}", before.join("; ")),
+        [before @ .., last] => format!("{} and {last}", before.join(between)),
         [] => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stand_between_commas_unless_they_have_some() {
+        assert_eq!(named(&["div/004", "div/005", "div/006"]), "div/004, div/005 and div/006");
+        assert_eq!(named(&["a = 1, b = 2", "a = 2, b = 1", "c"]), "a = 1, b = 2; a = 2, b = 1 and c");
     }
 }

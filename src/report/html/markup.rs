@@ -154,10 +154,10 @@ fn tiles(page: &HtmlPage, numbers: &Numbers) -> Markup {
             } @else {
                 (tile("Steps", &units::thousands(numbers.steps), "the log has no tokens"))
             }
-            @if let Some(speed) = numbers.speed {
-                @let share = |mfu| format!("{:.1} % of the peak (MFU)", 100.0 * mfu);
+            @if let Some([median, ..]) = numbers.tokens_per_s {
+                @let share = |mfu| format!("; {:.1} % of the peak (MFU)", 100.0 * mfu);
                 @let mfu = numbers.mfu.map_or(String::new(), share);
-                (tile("Tokens/s", &units::thousands(speed.round() as u64), &mfu))
+                (tile("Tokens/s", &units::rounded(median), &format!("median of the {}{mfu}", timed(numbers))))
             }
             @if numbers.seconds > 0.0 {
                 @let time = match numbers.seconds < 10.0 {
@@ -360,10 +360,19 @@ fn events(page: &HtmlPage) -> Markup {
     }
 }
 
+/// Of which steps times are summarised.
+fn timed(numbers: &Numbers) -> String {
+    match numbers.timed {
+        1 => "last step".to_owned(),
+        over => format!("last {over} steps"),
+    }
+}
+
 fn speed(page: &HtmlPage, numbers: &Numbers) -> Markup {
     let sensor =
         |value: fn(&GpuSample) -> Option<f64>| numbers::spread(page.sensors.iter().filter_map(value));
     let whole: fn(f64) -> String = |value| format!("{value:.0}");
+    let of = |what: &str| format!("{what}, {}", timed(numbers));
     let spread = |name: &str, values: Option<[f64; 3]>, show: fn(f64) -> String| {
         html! {
             @if let Some(values) = values {
@@ -383,10 +392,8 @@ fn speed(page: &HtmlPage, numbers: &Numbers) -> Markup {
             table.stack {
                 thead { tr { th {} th.n { "median" } th.n { "5 %" } th.n { "95 %" } } }
                 tbody {
-                    (spread("Tokens per second", numbers.tokens_per_s, |value| {
-                        units::thousands(value.round() as u64)
-                    }))
-                    (spread("Milliseconds a step", numbers.step_ms, |value| format!("{value:.1}")))
+                    (spread(&of("Tokens per second"), numbers.tokens_per_s, units::rounded))
+                    (spread(&of("Milliseconds a step"), numbers.step_ms, |value| format!("{value:.1}")))
                     (spread("GPU clock, MHz", sensor(|at| at.sm_mhz.map(f64::from)), whole))
                     (spread("GPU power, W", sensor(|at| at.watts), whole))
                     (spread("GPU temperature, °C", sensor(|at| at.celsius.map(f64::from)), whole))

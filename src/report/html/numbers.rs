@@ -1,6 +1,6 @@
 //! The metrics in a few numbers.
 
-use super::super::figures::{Figures, tail, updates};
+use super::super::figures::{Figures, TIMED, tail, updates};
 use super::super::run_data::RunData;
 use super::super::series::quantile;
 use super::super::statistics::median;
@@ -23,9 +23,9 @@ pub struct Numbers {
     pub ema_hellaswag: Option<f64>,
     /// Seconds in steps.
     pub seconds: f64,
-    /// Tokens a second in the last hundred steps, as `runner show` has them.
-    pub speed: Option<f64>,
-    /// Median, fifth and ninety-fifth percentile over the steps.
+    /// Over how many of the last steps times are summarised, as in `runner show`.
+    pub timed: usize,
+    /// Median, fifth and ninety-fifth percentile over these steps.
     pub tokens_per_s: Option<[f64; 3]>,
     pub step_ms: Option<[f64; 3]>,
     pub mfu: Option<f64>,
@@ -37,7 +37,7 @@ pub struct Numbers {
 impl Numbers {
     pub fn of(run: &RunData) -> Numbers {
         let rows = &run.rows;
-        let spread = |value: fn(&MetricsRow) -> Option<f64>| spread(rows.iter().filter_map(value));
+        let last = |value: fn(&MetricsRow) -> Option<f64>| rows.iter().rev().filter_map(value).take(TIMED);
         let figures = Figures::of(rows);
         let best =
             rows.iter().filter_map(|row| Some((row.val_loss?, row.step))).min_by(|a, b| a.0.total_cmp(&b.0));
@@ -54,9 +54,9 @@ impl Numbers {
             ema_val_loss: figures.get("ema_val_loss"),
             ema_hellaswag: figures.get("ema_hellaswag"),
             seconds: rows.iter().filter_map(|row| row.step_ms).sum::<f64>() / 1e3,
-            speed: figures.get("tokens_per_s"),
-            tokens_per_s: spread(|row| row.tokens_per_s),
-            step_ms: spread(|row| row.step_ms),
+            timed: last(|row| row.tokens_per_s).count(),
+            tokens_per_s: spread(last(|row| row.tokens_per_s)),
+            step_ms: spread(last(|row| row.step_ms)),
             mfu: figures.get("mfu"),
             skipped: rows.iter().filter(|row| row.action.is_skip()).count(),
             resumed: happened("resume"),

@@ -73,6 +73,9 @@ fn what_is_damaged_is_shown_as_such_and_what_happened_is_told() {
     assert!(page.contains("The ledger cannot be trusted") && page.contains("The lock cannot be trusted"));
     assert!(page.contains("skipped: loss 9.5000, z-score 7.25"));
     assert!(
+        page.contains("median of the last 30 steps") && page.contains("Tokens per second, last 30 steps")
+    );
+    assert!(
         page.contains("1 above") || page.contains("1 step above"),
         "the plot counts what is off its scale"
     );
