@@ -72,6 +72,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         model: Some(model),
         folder: None,
         unverified: None,
+        failed: None,
     }
 }
 
@@ -126,7 +127,7 @@ fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
 /// Runs of several seeds under one name.
 fn small_group(name: &str, runs: u64) -> PlotGroup {
     let of = |seed| synthetic(name, seed, 40, &[], false);
-    PlotGroup { name: name.to_owned(), runs: (1..=runs).map(of).collect() }
+    PlotGroup { name: name.to_owned(), runs: (1..=runs).map(of).collect(), failed: 0 }
 }
 
 fn svg_of_groups(groups: &[PlotGroup]) -> String {
@@ -143,7 +144,11 @@ fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
     assert!(drawn(&[3, 2]).contains("95 % interval of the mean; of two runs their range"));
     let mut group = small_group("uneven", 3);
     group.runs[1].rows.truncate(20);
-    assert!(svg_of_groups(&[group.clone()]).contains("n = 3 until one ends"));
+    let uneven = svg_of_groups(&[group.clone()]);
+    assert!(uneven.contains("uneven, n = 3 until one ends at step 19  (validation "), "{uneven}");
+    assert!(uneven.contains(" at step 18)"), "where the mean of validations was taken");
+    let failed = svg_of_groups(&[PlotGroup { failed: 2, ..small_group("of a kind", 3) }]);
+    assert!(failed.contains("of a kind, n = 3, 2 failed  (validation "), "{failed}");
     // An interval that reaches far below all runs does not set the range.
     for row in group.runs[2].rows.iter_mut().filter(|row| row.step == 18) {
         row.val_loss = Some(90.0);
@@ -309,6 +314,7 @@ fn runs_with_next_to_nothing_in_them_still_draw() {
         model: None,
         folder: None,
         unverified: None,
+        failed: None,
     };
     let empty = MetricsRow::new(0, 0, Action::Evaluate);
     for row in [
@@ -423,6 +429,7 @@ fn gallery() {
     let group = |name: &str, seeds: std::ops::Range<u64>, hellaswag: bool| PlotGroup {
         name: name.to_owned(),
         runs: seeds.map(|seed| synthetic(name, seed, 2_000, &[], hellaswag)).collect(),
+        failed: 0,
     };
     let groups = [
         group("schedule.learning_rate = 0.0003", 0..3, true),
