@@ -54,7 +54,7 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     let found: Vec<Vec<Vec<f64>>> = kinds
         .iter()
         .map(|kind| {
-            let of = |run: &ComparedRun, value| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
+            let of = |run: &ComparedRun, value: &str| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
             values.iter().map(|value| losses(runs, |run| of(run, value))).collect()
         })
         .collect();
