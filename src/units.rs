@@ -93,6 +93,18 @@ pub fn printable_lines(text: &str) -> String {
     text.chars().map(|c| if stays(c) { c } else { '\u{fffd}' }).collect()
 }
 
+/// Text of at most `width` characters: in the middle of a longer one `…` stands for what is left out.
+pub fn shortened_middle(text: &str, width: usize) -> String {
+    let length = text.chars().count();
+    if length <= width {
+        return text.to_owned();
+    }
+    let Some(kept) = width.checked_sub(1) else { return String::new() };
+    let end = kept.div_ceil(2);
+    let begin = text.chars().take(kept - end);
+    begin.chain(['…']).chain(text.chars().skip(length - end)).collect()
+}
+
 /// A path as text, for JSON: where it is not UTF-8, `\u{fffd}` stands in it.
 pub fn path_text(path: &Path) -> String {
     path.display().to_string()

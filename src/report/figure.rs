@@ -13,7 +13,7 @@ use super::curves::{Curves, Horizontal, Moment};
 use super::legend::{self, LegendEntry, LegendSample, shortened};
 use super::panel::{Dash, TEXT_SIZE};
 use super::run_data::{Reference, RunData, references};
-use super::scene::{Align, Color, Scene};
+use super::scene::{Align, Color, Scene, text_width};
 use super::theme::Colors;
 use super::{Baselines, PlotGroup, PlotOptions, ReportError};
 use crate::store::metrics::MetricsRow;
@@ -96,11 +96,8 @@ impl<'a> FigurePage<'a> {
         let across = Horizontal::new(options.x, runs);
         let curves: Vec<Curves> =
             runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
-        let lines = runs.iter().map(|run| NamedLine {
-            name: &run.name,
-            runs: std::slice::from_ref(run),
-            failed: 0,
-        });
+        let lines =
+            runs.iter().map(|run| NamedLine { name: &run.name, runs: std::slice::from_ref(run), failed: 0 });
         FigurePage::of(lines.collect(), across, curves, Vec::new(), options)
     }
 
@@ -195,6 +192,9 @@ impl<'a> FigurePage<'a> {
         let on = |kinds: &[PanelKind]| only.is_none_or(|only| kinds.contains(&only));
         let mut names = Vec::new();
         if !self.single() {
+            let (mut rooms, mut tails) = (Vec::new(), Vec::new());
+            // Two pixels less than a row has, for the rounding of widths.
+            let row = f64::from(WIDTH) - 2.0 * MARGIN - legend::SAMPLE - 14.0;
             for (index, (line, curves)) in self.lines.iter().zip(&self.curves).enumerate() {
                 let band = self.bands.get(index);
                 let cut = band.and_then(|band| band.cut);
@@ -216,11 +216,15 @@ impl<'a> FigurePage<'a> {
                     0 => String::new(),
                     failed => format!(", {failed} failed"),
                 };
-                let room = if self.bands.is_empty() { 520.0 } else { 1100.0 };
-                let name = shortened(line.name, room, TEXT_SIZE, false)?;
-                let text = format!("{name}{n}{until}{failed}{last}");
-                names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });
+                let tail = format!("{n}{until}{failed}{last}");
+                rooms.push((line.name, row - text_width(&tail, TEXT_SIZE, false)?));
+                tails.push(tail);
             }
+            let lines = legend::shortened_names(&rooms)?.into_iter().zip(tails).enumerate();
+            names.extend(lines.map(|(index, (name, tail))| LegendEntry {
+                sample: LegendSample::Plain(self.colors.run(index)),
+                text: name + &tail,
+            }));
         }
         let mut kinds = Vec::new();
         if on(&[PanelKind::Loss, PanelKind::GradNorm, PanelKind::Throughput])

@@ -285,12 +285,10 @@ pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<(Vec<PlotGroup>, Vec
     let of = |members: &[usize]| members.iter().map(|member| &keys[*member]).collect::<Vec<_>>();
     let lost = group_by(by, failed.iter());
     let lost = lost.iter().filter(|(values, _)| groups.iter().all(|(drawn, _)| drawn != values));
-    let lost = lost.map(|(values, _)| {
-        format!("every run of {} has failed, so it is no group here", label(by, values))
-    });
-    let of_samples = groups
-        .iter()
-        .flat_map(|(values, members)| notes_on_sample(by, &others, values, &of(members)));
+    let lost = lost
+        .map(|(values, _)| format!("every run of {} has failed, so it is no group here", label(by, values)));
+    let of_samples =
+        groups.iter().flat_map(|(values, members)| notes_on_sample(by, &others, values, &of(members)));
     let notes = left_out.into_iter().chain(lost).chain(of_samples).chain(drifted).collect();
     let groups = groups.into_iter().map(|(values, members)| PlotGroup {
         name: label(by, &values),

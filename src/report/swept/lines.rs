@@ -54,14 +54,14 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
     let found: Vec<Vec<Vec<f64>>> = kinds
         .iter()
         .map(|kind| {
-            let of = |run: &ComparedRun, value: &str| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
+            let of =
+                |run: &ComparedRun, value: &str| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
             values.iter().map(|value| losses(runs, |run| of(run, value))).collect()
         })
         .collect();
     let at = |value: &String| panel.at((places.of_value(value, &values), panel.y.low)).0;
     let pixels: Vec<f64> = values.iter().map(at).collect();
-    let sizes: Vec<Vec<usize>> =
-        found.iter().map(|kind| kind.iter().map(Vec::len).collect()).collect();
+    let sizes: Vec<Vec<usize>> = found.iter().map(|kind| kind.iter().map(Vec::len).collect()).collect();
     let shifts = shifts(&sizes, &pixels);
     let apart = shifts.iter().flatten().any(|shift| *shift != 0.0);
     let apart = if apart { "; kinds of one value side by side" } else { "" };
@@ -72,11 +72,8 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
             shift,
             losses,
         });
-        let kind = KindOfRuns {
-            found: found.collect(),
-            color: colors.run(index),
-            is_joined: places.is_number,
-        };
+        let kind =
+            KindOfRuns { found: found.collect(), color: colors.run(index), is_joined: places.is_number };
         kind.draw(&mut scene, &panel);
     }
     for keys in failed(runs) {
@@ -147,10 +144,8 @@ impl KindOfRuns {
             let (x, y) = panel.at((place.x, loss));
             (x + place.shift, y)
         };
-        let means = self
-            .found
-            .iter()
-            .filter_map(|place| Some((at(place, mean(&place.losses)?), place.losses.len())));
+        let means =
+            self.found.iter().filter_map(|place| Some((at(place, mean(&place.losses)?), place.losses.len())));
         let means: Vec<((f64, f64), usize)> = means.collect();
         if self.is_joined {
             scene.line(means.iter().map(|(mean, _)| *mean).collect(), 2.0, color);
