@@ -47,8 +47,8 @@ pub struct Args {
     /// size, where the text is comparable]
     #[arg(long, value_enum, value_name = "SIZE")]
     baseline: Vec<Baseline>,
-    /// Keys of the experiment that make groups: a line for the mean of each, and a band over its runs, but for
-    /// those that failed
+    /// Keys of the experiment that make groups: a line for the mean of each, and a band over its runs;
+    /// failed runs are left out
     #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
     by: Vec<String>,
     /// The final validation loss over this key, or over two as a heat map

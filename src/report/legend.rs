@@ -102,7 +102,8 @@ impl LegendSample {
     }
 }
 
-/// A text with an ellipsis in its middle that makes it fit a width in pixels: names often differ at their end.
+/// A text with an ellipsis in its middle where it does not fit a width in pixels: names often differ at the
+/// end.
 pub fn shortened(text: &str, room: f64, size: f64, bold: bool) -> Result<String, ReportError> {
     let mut shown = text.to_owned();
     let mut length = text.chars().count();

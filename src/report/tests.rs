@@ -223,7 +223,7 @@ fn a_failed_run_does_not_decide_how_high_the_axes_of_others_reach() {
     for log_y in [false, true] {
         let options = PlotOptions { log_y, ..PlotOptions::default() };
         let both = svg(&[whole.clone(), failed.clone()], &options);
-        assert!(both.contains(" steps above, max 1T"), "of the loss: {both}");
+        assert!(both.contains("above, max 1T"), "of the loss: {both}");
         assert!(both.contains("60 steps above, max 600k"), "of the learning rate: {both}");
         let is_large = |line: &str| line.len() < 6 && line.ends_with(['k', 'B', 'T']);
         assert!(!both.lines().any(is_large), "no tick is so large: {both}");
