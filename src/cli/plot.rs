@@ -32,8 +32,9 @@ pub struct Args {
     /// The horizontal axis
     #[arg(long, value_enum, default_value = "step")]
     x: X,
-    /// Steps that a straight line is fitted to for each point of the strong line: an odd number, an even
-    /// one takes one more; 1 smooths nothing [default: a fortieth of the run]
+    /// The most steps that a straight line is fitted to for each point of the strong line: an odd number, an
+    /// even one takes one more; 1 smooths nothing. Fewer near both ends: after n steps those at most n / 4
+    /// away, and none beyond the last [default: a fortieth of the run]
     #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..))]
     smooth: Option<u32>,
     /// Logarithmic axes; y is that of loss and gradient norm
@@ -46,7 +47,8 @@ pub struct Args {
     /// size, where the text is comparable]
     #[arg(long, value_enum, value_name = "SIZE")]
     baseline: Vec<Baseline>,
-    /// Keys of the experiment that make groups: a line for the mean of each, and a band over its runs
+    /// Keys of the experiment that make groups: a line for the mean of each, and a band over its runs;
+    /// failed runs are left out
     #[arg(long, value_name = "KEY,…", value_delimiter = ',')]
     by: Vec<String>,
     /// The final validation loss over this key, or over two as a heat map

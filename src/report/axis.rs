@@ -21,8 +21,13 @@ pub struct Axis {
 impl Axis {
     /// An axis from `low` to `high` with about `wanted` ticks or fewer.
     pub fn new(low: f64, high: f64, scale: Scale, wanted: usize) -> Axis {
-        // A range without width has no positions.
-        let high = if high > low { high } else { low + if low == 0.0 { 1.0 } else { low.abs() * 0.1 } };
+        // A range without width has no positions: its value is put in the middle, and zero at the edge.
+        let (low, high) = match scale {
+            _ if high > low => (low, high),
+            _ if low == 0.0 => (0.0, 1.0),
+            Scale::Log if low > 0.0 => (low / 1.1, low * 1.1),
+            _ => (low - 0.1 * low.abs(), low + 0.1 * low.abs()),
+        };
         let values = match scale {
             Scale::Linear => linear_ticks(low, high, wanted),
             Scale::Log => log_ticks(low, high, wanted),
@@ -179,7 +184,11 @@ mod tests {
         assert_eq!([2.0, 3.0, 4.0, 5.0].map(|value| linear.position(value)), [0.0, 0.5, 1.0, 1.5]);
         let log = Axis::new(1.0, 100.0, Scale::Log, 4);
         assert_eq!([1.0, 10.0, 100.0].map(|value| log.position(value)), [0.0, 0.5, 1.0]);
-        assert!(Axis::new(3.0, 3.0, Scale::Linear, 4).position(3.0).is_finite());
+        for scale in [Scale::Linear, Scale::Log] {
+            let position = Axis::new(3.0, 3.0, scale, 4).position(3.0);
+            assert!((position - 0.5).abs() < 1e-9, "a lone value stands in the middle: {position}");
+        }
+        assert_eq!(Axis::new(0.0, 0.0, Scale::Linear, 4).position(0.0), 0.0);
     }
 
     #[test]

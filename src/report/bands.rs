@@ -15,8 +15,9 @@ pub struct Bands {
     pub hellaswag: Vec<BandPoint>,
     pub grad_norm: Vec<BandPoint>,
     pub tokens_per_s: Vec<BandPoint>,
-    /// Whether runs go on after the shortest has ended, and the mean does not.
-    pub is_cut: bool,
+    /// Where the shortest run has ended, and with it the mean, while others go on; none where all end at one
+    /// place.
+    pub cut: Option<f64>,
     /// The mean of the runs' last validation losses; none where the mean line is cut. Over hours, where no
     /// two runs end at one place, the line itself ends a little before.
     pub last_val_loss: Option<f64>,
@@ -31,8 +32,9 @@ pub fn spread(values: &[f64]) -> Option<[f64; 2]> {
     }
 }
 
-/// The mean of runs as one run's lines, with their bands. Skipped steps and events of all stay.
-pub fn of_group(runs: &[Curves]) -> (Curves, Bands) {
+/// The mean of runs as one run's lines, with their bands. Skipped steps and events of all stay. Ends that
+/// differ by up to a share of `slack` are one place.
+pub fn of_group(runs: &[Curves], slack: f64) -> (Curves, Bands) {
     let line = |of: fn(&Curves) -> &Vec<Point>| {
         mean_line(&runs.iter().map(|run| of(run).as_slice()).collect::<Vec<_>>())
     };
@@ -57,19 +59,21 @@ pub fn of_group(runs: &[Curves]) -> (Curves, Bands) {
         window: runs.iter().map(|run| run.window).max().unwrap_or(1),
         end: runs.iter().map(|run| run.end).fold(0.0, f64::max),
         left_out: runs.iter().any(|run| run.left_out),
+        failed: false,
     };
+    let end = runs.iter().map(|run| run.end).fold(f64::INFINITY, f64::min);
     let bands = Bands {
         loss: loss_band,
         val_loss: val_loss_band,
         hellaswag: hellaswag_band,
         grad_norm: grad_norm_band,
         tokens_per_s: tokens_per_s_band,
-        is_cut: runs.iter().any(|run| run.end < 0.99 * curves.end),
+        cut: Some(end).filter(|end| *end < (1.0 - slack) * curves.end),
         last_val_loss: None,
     };
     let last: Vec<f64> = runs.iter().filter_map(|run| Some(run.val_loss.last()?.1)).collect();
     let mean = SampleStatistics::of(&last).map(|statistics| statistics.mean);
-    let bands = Bands { last_val_loss: mean.filter(|_| !bands.is_cut), ..bands };
+    let bands = Bands { last_val_loss: mean.filter(|_| bands.cut.is_none()), ..bands };
     (curves, bands)
 }
 
@@ -118,8 +122,13 @@ mod tests {
             end,
             ..Curves::default()
         };
-        let of = |ends: [f64; 2]| of_group(&[run(ends[0], 5.0), run(ends[1], 4.0)]).1.last_val_loss;
-        assert_eq!((of([100.0, 100.5]), of([100.0, 150.0])), (Some(4.5), None));
+        let of = |ends: [f64; 2], slack| {
+            let bands = of_group(&[run(ends[0], 5.0), run(ends[1], 4.0)], slack).1;
+            (bands.last_val_loss, bands.cut)
+        };
+        assert_eq!(of([100.0, 100.5], 0.01), (Some(4.5), None));
+        assert_eq!(of([100.0, 150.0], 0.01), (None, Some(100.0)));
+        assert_eq!(of([199.0, 200.0], 0.0), (None, Some(199.0)), "steps are counted exactly");
     }
 
     #[test]

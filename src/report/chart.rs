@@ -138,6 +138,12 @@ impl FigurePage<'_> {
     fn range(&self, kind: PanelKind) -> (f64, f64, Scale) {
         let values =
             |of: &dyn Fn(&Curves) -> Vec<f64>| -> Vec<f64> { self.curves.iter().flat_map(of).collect() };
+        // How high an axis reaches is for those that did not fail to say.
+        let all_failed = self.curves.iter().all(|run| run.failed);
+        let whole = || self.curves.iter().filter(move |run| all_failed || !run.failed);
+        let top = |of: &dyn Fn(&Curves) -> Vec<f64>| -> f64 {
+            quantile(&whole().flat_map(of).collect::<Vec<f64>>(), 1.0).unwrap_or(1.0)
+        };
         // What follows divergence is above the frame where it would flatten what a range test is made for.
         let y = |run: &Curves, points: &[Point]| {
             let end = self.range_test_end(run);
@@ -147,9 +153,13 @@ impl FigurePage<'_> {
             |values: &[f64]| (quantile(values, 0.0).unwrap_or(0.0), quantile(values, 1.0).unwrap_or(1.0));
         match kind {
             PanelKind::Loss => {
-                let mut all = values(&|run| [y(run, &run.loss), y(run, &run.val_loss)].concat());
-                all.extend(self.level_values(kind).iter().map(|level| level.0));
-                let (low, high) = limits(&all);
+                let losses = |run: &Curves| [y(run, &run.loss), y(run, &run.val_loss)].concat();
+                let levels = self.level_values(kind);
+                let mut all = values(&losses);
+                all.extend(levels.iter().map(|level| level.0));
+                let level = levels.iter().map(|level| level.0).fold(f64::NEG_INFINITY, f64::max);
+                let low = limits(&all).0;
+                let high = top(&losses).max(level).max(low);
                 // A wide band does not flatten the lines: it is cut at the frame.
                 let edges = self.bands_of(kind).flat_map(|(_, band)| band).map(|(_, edge, _)| *edge);
                 let edge = edges.fold(f64::INFINITY, f64::min);
@@ -163,9 +173,7 @@ impl FigurePage<'_> {
                         low,
                     )
                 };
-                let level =
-                    self.level_values(kind).iter().map(|level| level.0).fold(f64::NEG_INFINITY, f64::max);
-                let top = self.curves.iter().filter_map(shown).fold(level, f64::max);
+                let top = whole().filter_map(shown).fold(level, f64::max);
                 let top = if top.is_finite() { top } else { high };
                 let space = 0.04 * (top - low);
                 let low = edge.clamp(low - 4.0 * space.max(0.0), low);
@@ -182,19 +190,17 @@ impl FigurePage<'_> {
             }
             PanelKind::LearningRate => (
                 0.0,
-                limits(&values(&|run| run.learning_rate.iter().map(|point| point.1).collect())).1 * 1.06,
+                top(&|run| run.learning_rate.iter().map(|point| point.1).collect()) * 1.06,
                 Scale::Linear,
             ),
             PanelKind::GradNorm => {
-                let positive: Vec<f64> =
-                    values(&|run| y(run, &run.grad_norm)).into_iter().filter(|norm| *norm > 0.0).collect();
-                if self.options.log_y && !positive.is_empty() {
-                    let (low, high) = limits(&positive);
-                    return (low * 0.9, high * 1.1, Scale::Log);
+                let positive = |run: &Curves| -> Vec<f64> {
+                    y(run, &run.grad_norm).into_iter().filter(|norm| *norm > 0.0).collect()
+                };
+                if let Some(low) = quantile(&values(&positive), 0.0).filter(|_| self.options.log_y) {
+                    return (low * 0.9, top(&positive).max(low) * 1.1, Scale::Log);
                 }
-                let top = self
-                    .curves
-                    .iter()
+                let top = whole()
                     .filter_map(|run| robust_top(&y(run, &run.grad_norm), USUAL_NORMS, 0.0))
                     .fold(0.0, f64::max);
                 (0.0, top * 1.06, Scale::Linear)
@@ -208,16 +214,17 @@ impl FigurePage<'_> {
     }
 
     /// The learning rate at which the loss of a range test has risen above its first value by as much as it
-    /// had fallen below; without end on other axes.
+    /// had fallen below; without end on other axes, and where fewer than a tenth of the steps come before.
     fn range_test_end(&self, run: &Curves) -> f64 {
         let first = run.loss.first().filter(|_| self.options.x == XAxis::LearningRate && !self.options.log_y);
         let Some((_, first)) = first else { return f64::INFINITY };
         let mut lowest = *first;
-        let risen = run.loss.iter().find(|(_, loss)| {
+        let risen = run.loss.iter().position(|(_, loss)| {
             lowest = lowest.min(*loss);
             loss - first > (first - lowest).max(0.1 * first)
         });
-        risen.map_or(f64::INFINITY, |(rate, _)| *rate)
+        let risen = risen.filter(|steps| 10 * steps >= run.loss.len());
+        risen.map_or(f64::INFINITY, |steps| run.loss[steps].0)
     }
 
     /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
@@ -225,7 +232,8 @@ impl FigurePage<'_> {
         let points = |run: &Curves| match kind {
             PanelKind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
             PanelKind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
-            PanelKind::Hellaswag | PanelKind::LearningRate | PanelKind::Throughput => Vec::new(),
+            PanelKind::LearningRate => run.learning_rate.clone(),
+            PanelKind::Hellaswag | PanelKind::Throughput => Vec::new(),
         };
         let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
         let above: Vec<f64> =

@@ -1,9 +1,11 @@
 //! A run's lines: its rows as points over the horizontal axis that was asked for.
 
+use super::axis::label;
 use super::run_data::RunData;
 use super::series::{Point, smooth};
 use super::{PlotOptions, ReportError, XAxis};
 use crate::store::metrics::{Action, MetricsRow};
+use crate::units::thousands;
 
 /// An event between two steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +53,8 @@ pub struct Curves {
     pub end: f64,
     /// Whether a point was left out because a logarithmic axis cannot show it.
     pub left_out: bool,
+    /// Whether training failed, so that these lines say nothing about what axes should show.
+    pub failed: bool,
 }
 
 impl Curves {
@@ -107,6 +111,7 @@ impl Curves {
             window: 2 * half + 1,
             end: positions.last().map_or(0.0, |at| at.update),
             left_out: positions.iter().any(|at| !has_place(at.update) || !has_place(at.evaluation)),
+            failed: run.failed.is_some(),
         })
     }
 }
@@ -139,6 +144,23 @@ impl Horizontal {
             _ => (3600.0, "hours"),
         };
         Horizontal { x, unit }
+    }
+
+    /// A place on it: `step 19`, `2.5M tokens`.
+    pub fn place(&self, at: f64) -> String {
+        let text = label(at, at / 100.0);
+        match self.x {
+            XAxis::Step => format!("step {}", thousands(at as u64)),
+            XAxis::Tokens => format!("{text} tokens"),
+            XAxis::Flops => format!("{text} FLOPs"),
+            XAxis::Hours => format!("{text} {}", self.unit.1),
+            XAxis::LearningRate => format!("a rate of {text}"),
+        }
+    }
+
+    /// By which share the ends of runs of equally many steps may differ on it.
+    pub fn slack(&self) -> f64 {
+        if self.x == XAxis::Hours { 0.01 } else { 1e-9 }
     }
 
     /// The text under it.

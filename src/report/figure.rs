@@ -6,14 +6,14 @@
 //! (training, validation); several runs have a colour each, the same in every panel, and kinds differ by
 //! stroke. [`charts`] draws the panels one by one, small, for a page that arranges them itself.
 
-use super::axis::{label, trimmed};
+use super::axis::label;
 use super::bands::{self, Bands};
 use super::chart::{PanelKind, Span};
 use super::curves::{Curves, Horizontal, Moment};
 use super::legend::{self, LegendEntry, LegendSample, shortened};
 use super::panel::{Dash, TEXT_SIZE};
 use super::run_data::{Reference, RunData, references};
-use super::scene::{Align, Color, Scene};
+use super::scene::{Align, Color, Scene, text_width};
 use super::theme::Colors;
 use super::{Baselines, PlotGroup, PlotOptions, ReportError};
 use crate::store::metrics::MetricsRow;
@@ -44,6 +44,8 @@ pub struct FigurePage<'a> {
 struct NamedLine<'a> {
     name: &'a str,
     runs: &'a [RunData],
+    /// How many more failed, and are not drawn.
+    failed: usize,
 }
 
 /// Lays the page of runs out and draws it.
@@ -94,7 +96,8 @@ impl<'a> FigurePage<'a> {
         let across = Horizontal::new(options.x, runs);
         let curves: Vec<Curves> =
             runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
-        let lines = runs.iter().map(|run| NamedLine { name: &run.name, runs: std::slice::from_ref(run) });
+        let lines =
+            runs.iter().map(|run| NamedLine { name: &run.name, runs: std::slice::from_ref(run), failed: 0 });
         FigurePage::of(lines.collect(), across, curves, Vec::new(), options)
     }
 
@@ -104,11 +107,15 @@ impl<'a> FigurePage<'a> {
         for group in groups {
             let of_runs: Vec<Curves> =
                 group.runs.iter().map(|run| Curves::new(run, options, &across)).collect::<Result<_, _>>()?;
-            let (mean, band) = bands::of_group(&of_runs);
+            let (mean, band) = bands::of_group(&of_runs, across.slack());
             curves.push(mean);
             bands.push(band);
         }
-        let lines = groups.iter().map(|group| NamedLine { name: &group.name, runs: &group.runs });
+        let lines = groups.iter().map(|group| NamedLine {
+            name: &group.name,
+            runs: &group.runs,
+            failed: group.failed,
+        });
         FigurePage::of(lines.collect(), across, curves, bands, options)
     }
 
@@ -185,24 +192,39 @@ impl<'a> FigurePage<'a> {
         let on = |kinds: &[PanelKind]| only.is_none_or(|only| kinds.contains(&only));
         let mut names = Vec::new();
         if !self.single() {
+            let (mut rooms, mut tails) = (Vec::new(), Vec::new());
+            // Two pixels less than a row has, for the rounding of widths.
+            let row = f64::from(WIDTH) - 2.0 * MARGIN - legend::SAMPLE - 14.0;
             for (index, (line, curves)) in self.lines.iter().zip(&self.curves).enumerate() {
-                let of_group = self.bands.get(index).and_then(|band| band.last_val_loss);
-                let last = match of_group.or(curves.val_loss.last().map(|point| point.1)) {
+                let band = self.bands.get(index);
+                let cut = band.and_then(|band| band.cut);
+                let last = match (band.and_then(|band| band.last_val_loss), curves.val_loss.last()) {
                     _ if line.runs.iter().any(RunData::has_lost_validation) => {
                         "  (validation NaN)".to_owned()
                     }
-                    Some(loss) => format!("  (validation {})", trimmed(loss, 4)),
-                    None => String::new(),
+                    (None, Some((x, loss))) if cut.is_some() => {
+                        format!("  (validation {loss:.4} at {})", self.across.place(*x))
+                    }
+                    (of_group, of_line) => of_group
+                        .or(of_line.map(|point| point.1))
+                        .map_or(String::new(), |loss| format!("  (validation {loss:.4})")),
                 };
-                let n = match self.bands.get(index) {
-                    None => String::new(),
-                    Some(band) if band.is_cut => format!(", n = {} until one ends", line.runs.len()),
-                    Some(_) => format!(", n = {}", line.runs.len()),
+                let n = band.map_or(String::new(), |_| format!(", n = {}", line.runs.len()));
+                let until =
+                    cut.map_or(String::new(), |x| format!(" until one ends at {}", self.across.place(x)));
+                let failed = match line.failed {
+                    0 => String::new(),
+                    failed => format!(", {failed} failed"),
                 };
-                let room = if self.bands.is_empty() { 520.0 } else { 1100.0 };
-                let text = format!("{}{n}{last}", shortened(line.name, room, TEXT_SIZE, false)?);
-                names.push(LegendEntry { sample: LegendSample::Plain(self.colors.run(index)), text });
+                let tail = format!("{n}{until}{failed}{last}");
+                rooms.push((line.name, row - text_width(&tail, TEXT_SIZE, false)?));
+                tails.push(tail);
             }
+            let lines = legend::shortened_names(&rooms)?.into_iter().zip(tails).enumerate();
+            names.extend(lines.map(|(index, (name, tail))| LegendEntry {
+                sample: LegendSample::Plain(self.colors.run(index)),
+                text: name + &tail,
+            }));
         }
         let mut kinds = Vec::new();
         if on(&[PanelKind::Loss, PanelKind::GradNorm, PanelKind::Throughput])
@@ -290,14 +312,14 @@ impl<'a> FigurePage<'a> {
             (Some(low), Some(high)) if !self.bands.is_empty() => {
                 let (low, high) = (thousands(*low as u64), thousands(*high as u64));
                 let steps = if low == high { low } else { format!("{low} to {high}") };
-                format!(" (smoothed over {steps} steps)")
+                format!(" (smoothed over up to {steps} steps)")
             }
             (Some(low), Some(high)) if low == high => {
-                format!(" (strong: smoothed over {} steps)", thousands(*low as u64))
+                format!(" (strong: smoothed over up to {} steps)", thousands(*low as u64))
             }
             (Some(low), Some(high)) => {
                 format!(
-                    " (strong: smoothed over {} to {} steps)",
+                    " (strong: smoothed over up to {} to {} steps)",
                     thousands(*low as u64),
                     thousands(*high as u64)
                 )

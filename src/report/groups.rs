@@ -12,6 +12,7 @@ use crate::experiment;
 use crate::proof::Hash;
 use crate::proof::lock::Lock;
 use crate::store::RunPaths;
+use crate::units;
 
 /// The key whose values make runs of one kind a sample.
 pub const SEED: &str = "seed";
@@ -254,6 +255,22 @@ pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<(Vec<PlotGroup>, Vec
     };
     let keys: Vec<RunKeys> = runs.iter().map(read).collect::<Result<_, _>>()?;
     let by = &named_keys(by, keys.iter())?;
+    let (failed, runs): (Vec<_>, Vec<_>) =
+        runs.into_iter().zip(keys).partition(|(run, _)| run.failed.is_some());
+    let left_out = failed.iter().filter_map(|(run, _)| {
+        let steps = units::counted(run.trained().count() as u64, "step");
+        Some(format!("{} is left out: {}, after {steps}", run.name, run.failed.as_ref()?))
+    });
+    let left_out: Vec<String> = left_out.collect();
+    if runs.is_empty() && !failed.is_empty() {
+        let message = format!(
+            "nothing to plot: all of these runs have failed\n  hint: without `--by` each is drawn\n  {}",
+            left_out.join("\n  ")
+        );
+        return Err(ReportError::Table { message });
+    }
+    let (runs, keys): (Vec<RunData>, Vec<RunKeys>) = runs.into_iter().unzip();
+    let failed: Vec<RunKeys> = failed.into_iter().map(|(_, keys)| keys).collect();
     let drifted = runs.iter().filter_map(|run| {
         let row = run.rows.iter().find(|row| row.events.iter().any(|event| event == DRIFT))?;
         Some(format!(
@@ -266,13 +283,16 @@ pub fn to_draw(runs: Vec<RunData>, by: &[String]) -> Result<(Vec<PlotGroup>, Vec
     let others: Vec<String> = differing(keys.iter()).into_iter().filter(|key| !by.contains(key)).collect();
     let groups = group_by(by, keys.iter());
     let of = |members: &[usize]| members.iter().map(|member| &keys[*member]).collect::<Vec<_>>();
-    let notes = groups
-        .iter()
-        .flat_map(|(values, members)| notes_on_sample(by, &others, values, &of(members)))
-        .chain(drifted)
-        .collect();
+    let lost = group_by(by, failed.iter());
+    let lost = lost.iter().filter(|(values, _)| groups.iter().all(|(drawn, _)| drawn != values));
+    let lost = lost
+        .map(|(values, _)| format!("every run of {} has failed, so it is no group here", label(by, values)));
+    let of_samples =
+        groups.iter().flat_map(|(values, members)| notes_on_sample(by, &others, values, &of(members)));
+    let notes = left_out.into_iter().chain(lost).chain(of_samples).chain(drifted).collect();
     let groups = groups.into_iter().map(|(values, members)| PlotGroup {
         name: label(by, &values),
+        failed: failed.iter().filter(|keys| keys.values(by) == values).count(),
         runs: members.into_iter().filter_map(|member| runs[member].take()).collect(),
     });
     Ok((groups.collect(), notes))

@@ -1,12 +1,15 @@
 //! The legend: a strip above the panels, where it cannot cover data.
 
+use std::collections::BTreeSet;
+
 use super::ReportError;
 use super::panel::{BAND_OPACITY, Dash, TEXT_SIZE, cross, dashed};
 use super::scene::{Align, Color, Scene, text_width};
+use crate::units::shortened_middle;
 
 const ROW: f64 = 36.0;
 /// Width of the sample before the text, and the room between two entries.
-const SAMPLE: f64 = 46.0;
+pub const SAMPLE: f64 = 46.0;
 const GAP: f64 = 36.0;
 
 /// A sample of a line or sign, and what it means.
@@ -99,13 +102,59 @@ impl LegendSample {
     }
 }
 
-/// A text cut with an ellipsis to a width in pixels.
+/// A text with an ellipsis in its middle where it does not fit a width in pixels: names often differ at the
+/// end.
 pub fn shortened(text: &str, room: f64, size: f64, bold: bool) -> Result<String, ReportError> {
-    let mut kept: Vec<char> = text.chars().collect();
     let mut shown = text.to_owned();
-    while text_width(&shown, size, bold)? > room && !kept.is_empty() {
-        kept.pop();
-        shown = format!("{}…", kept.iter().collect::<String>());
+    let mut length = text.chars().count();
+    while text_width(&shown, size, bold)? > room && length > 0 {
+        length -= 1;
+        shown = shortened_middle(text, length);
     }
     Ok(shown)
+}
+
+/// Names that fit, each into its own room. Where names that differ would look alike, the beginning that all
+/// of them share is left out of each.
+pub fn shortened_names(names: &[(&str, f64)]) -> Result<Vec<String>, ReportError> {
+    let fit = |skipped: usize| -> Result<Vec<String>, ReportError> {
+        let fitted = names.iter().map(|(name, room)| {
+            let rest: String = name.chars().skip(skipped).collect();
+            shortened(&if skipped > 0 { format!("…{rest}") } else { rest }, *room, TEXT_SIZE, false)
+        });
+        fitted.collect()
+    };
+    let whole = fit(0)?;
+    let distinct: BTreeSet<&str> = names.iter().map(|(name, _)| *name).collect();
+    if whole.iter().collect::<BTreeSet<_>>().len() == distinct.len() {
+        return Ok(whole);
+    }
+    let shared = |a: &str, b: &str| a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let first = names.first().map_or("", |(name, _)| *name);
+    fit(names.iter().map(|(name, _)| shared(first, name)).min().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_cut_keeps_its_end() {
+        let long = format!("{}_seed1/001", "a_long_name_".repeat(10));
+        let shown = shortened(&long, 300.0, TEXT_SIZE, false).unwrap();
+        assert!(
+            shown.starts_with("a_long") && shown.contains('…') && shown.ends_with("_seed1/001"),
+            "{shown}"
+        );
+        assert!(text_width(&shown, TEXT_SIZE, false).unwrap() <= 300.0);
+        assert_eq!(shortened("short", 300.0, TEXT_SIZE, false).unwrap(), "short");
+    }
+
+    #[test]
+    fn names_that_differ_look_different() {
+        let names = ["1", "2"].map(|seed| format!("{0}_seed{seed}_{0}", "the_same_".repeat(20)));
+        let shown = shortened_names(&[(&names[0], 300.0), (&names[1], 300.0)]).unwrap();
+        assert!(shown[0].starts_with("…1_the") && shown[1].starts_with("…2_the"), "{shown:?}");
+        assert_eq!(shortened_names(&[("a", 300.0), ("a", 300.0)]).unwrap(), ["a", "a"]);
+    }
 }

@@ -141,6 +141,8 @@ struct PlotGroup {
     /// As shown in the legend.
     name: String,
     runs: Vec<RunData>,
+    /// How many more there are whose training failed: they are in no number.
+    failed: usize,
 }
 
 /// Draws runs into one figure. `out` is a file that ends in `.png` or `.svg`, or a folder for `loss.png`

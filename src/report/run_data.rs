@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ReportError, groups};
+use super::{ReportError, groups, summary};
 use crate::experiment::{self, BatchKeys, Experiment, Model, Sizes};
 use crate::model::flops::{attention_flops, flops_per_token};
 use crate::model::weights::Weights;
@@ -29,6 +29,8 @@ pub struct RunData {
     pub folder: Option<PathBuf>,
     /// Where the rows disagree with the run's ledger; `None` if they agree.
     pub unverified: Option<String>,
+    /// Why its training failed; `None` where it did not, and while it runs.
+    pub failed: Option<String>,
 }
 
 /// The facts that decide with which published numbers a run may be compared.
@@ -100,8 +102,10 @@ impl RunData {
             if let Some(Ok((log, _))) = &ledger {
                 mark_resumes(&mut rows, log);
             }
-            let name = String::new();
-            (RunData { name, rows, has_tokens: true, model: None, folder: None, unverified }, lock)
+            let log = ledger.and_then(Result::ok).map(|(log, _)| log);
+            let failed = if running { None } else { why_failed(folder, &rows, log.as_ref()) };
+            let (name, model) = (String::new(), None);
+            (RunData { name, rows, has_tokens: true, model, folder: None, unverified, failed }, lock)
         };
         run.name = name_of(folder);
         run.model = ModelFacts::read(folder, lock.as_ref())?;
@@ -116,7 +120,8 @@ impl RunData {
             path.parent().filter(|parent| path.ends_with(MAIN_LOG) && !parent.as_os_str().is_empty());
         let name = parent.map_or_else(|| name_of(path), name_of);
         let unverified = Some("a log alone has no ledger".to_owned());
-        RunData { name, rows, has_tokens: false, model: None, folder: None, unverified }.refuse_empty(path)
+        let (model, folder, failed) = (None, None, None);
+        RunData { name, rows, has_tokens: false, model, folder, unverified, failed }.refuse_empty(path)
     }
 
     fn refuse_empty(self, path: &Path) -> Result<RunData, ReportError> {
@@ -132,6 +137,19 @@ impl RunData {
     pub fn has_lost_validation(&self) -> bool {
         self.rows.iter().rev().find_map(|row| row.val_loss).is_some_and(|loss| !loss.is_finite())
     }
+}
+
+/// Why the training of a run ended early, or in numbers that are not finite.
+fn why_failed(folder: &Path, rows: &[MetricsRow], log: Option<&Log>) -> Option<String> {
+    let notes = log.into_iter().flat_map(|log| log.notes().iter().filter(|note| note.after == log.size()));
+    summary::failed(rows, &notes.collect::<Vec<_>>(), patience(folder))
+}
+
+/// `guards.patience` of a run, by itself, so that a run of another program has it too.
+fn patience(folder: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(RunPaths::new(folder).experiment()).ok()?;
+    let table: toml::Table = text.parse().ok()?;
+    u64::try_from(table.get("guards")?.get("patience")?.as_integer()?).ok()
 }
 
 impl ModelFacts {

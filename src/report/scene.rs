@@ -6,6 +6,8 @@
 //! text in the SVG; the PNG, and every measurement, uses the embedded font, so the bytes do not depend on the
 //! machine's fonts.
 
+use std::borrow::Cow;
+use std::convert::Infallible;
 use std::sync::OnceLock;
 
 use plotters::backend::{BitMapBackend, DrawingBackend, SVGBackend};
@@ -197,7 +199,9 @@ impl Scene {
                     // From the top of the text as each backend sees it down to the baseline.
                     let ascent = if by_segments { size * size_per_em / 2.0 } else { size * 0.76 };
                     let top = at((anchor.0, anchor.1 - ascent));
-                    backend.draw_text(text, &style, top).map_err(ReportError::draw)?;
+                    // An SVG is shown with a font that has more.
+                    let text = if by_segments { drawable(text, *bold) } else { Cow::from(text) };
+                    backend.draw_text(&text, &style, top).map_err(ReportError::draw)?;
                 }
             }
         }
@@ -211,9 +215,31 @@ pub fn text_width(text: &str, size: f64, bold: bool) -> Result<f64, ReportError>
     // Measured large, because plotters gives whole pixels.
     let ((left, _), (right, _)) = font(100.0 * PNG_SIZE_PER_EM, bold)
         .font
-        .layout_box(text)
+        .layout_box(&drawable(text, bold))
         .map_err(|error| ReportError::Draw { message: error.to_string() })?;
     Ok(f64::from(right - left) * size / 100.0)
+}
+
+/// The text with `?` for every character that the embedded font does not have.
+fn drawable(text: &str, bold: bool) -> Cow<'_, str> {
+    if text.chars().all(|c| has_glyph(c, bold)) {
+        return Cow::from(text);
+    }
+    text.chars().map(|c| if has_glyph(c, bold) { c } else { '?' }).collect()
+}
+
+/// Whether a character leaves any mark where it should: the font draws nothing for one that it does not have.
+fn has_glyph(c: char, bold: bool) -> bool {
+    if c.is_ascii() || c.is_whitespace() {
+        return true;
+    }
+    let mut marks = false;
+    let mark = |_, _, _| -> Result<(), Infallible> {
+        marks = true;
+        Ok(())
+    };
+    let drawn = font(20.0, bold).font.draw(&c.to_string(), (0, 0), mark);
+    drawn.is_err() || marks
 }
 
 fn rgb((red, green, blue): Color) -> RGBColor {
@@ -291,5 +317,18 @@ mod tests {
         let narrow = text_width("loss", 22.0, false).unwrap();
         assert!(narrow > 30.0 && narrow < 60.0, "{narrow}");
         assert!(text_width("loss, smoothed", 22.0, false).unwrap() > 2.0 * narrow);
+    }
+
+    #[test]
+    fn a_character_that_the_font_has_not_is_a_sign_in_the_png_and_itself_in_the_svg() {
+        let drawn = |text: &str| {
+            let mut scene = Scene::new(200, 50, Theme::Light.colors());
+            scene.text(text, (10.0, 30.0), 22.0, false, Align::Left, (0, 0, 0));
+            (scene.to_png().unwrap(), scene.to_svg().unwrap())
+        };
+        let ((foreign, svg), (known, _)) = (drawn("日本 é э"), drawn("?? é э"));
+        assert!(foreign == known && svg.contains("日本 é э"));
+        let width = |text| text_width(text, 22.0, true).unwrap();
+        assert_eq!((width("日本"), drawable("▲ … × ·", false)), (width("??"), "▲ … × ·".into()));
     }
 }

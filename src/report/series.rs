@@ -11,8 +11,8 @@ pub type Point = (f64, f64);
 /// squares to the neighbours, `half` on either side.
 ///
 /// A fit follows a slope up to both ends, where a plain mean would lag. Near the first point fewer
-/// neighbours count, a quarter of the points before, because a loss falls steeply there and a
-/// logarithmic axis shows it large. Points must be finite.
+/// neighbours count, a quarter of the points before on either side, because a loss falls steeply there and a
+/// logarithmic axis shows it large; near the last those behind it are not there. Points must be finite.
 pub fn smooth(points: &[Point], half: usize) -> Vec<Point> {
     // Prefix sums of x, y, x², xy around the middle of the x-range, for digits.
     let middle = points.first().zip(points.last()).map_or(0.0, |(first, last)| (first.0 + last.0) / 2.0);
@@ -64,12 +64,21 @@ pub fn thin(points: &[Point], width: usize) -> Vec<Point> {
     kept
 }
 
-/// The value below which a share of the values lies; `None` of none.
+/// The value below which a share of the values lies, between two of them on the straight line from one to the
+/// other, as NumPy has it; `None` of none.
 pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
+    let sorted = ascending(values);
+    let place = share * sorted.len().checked_sub(1)? as f64;
+    let index = place as usize;
+    let (below, part) = (*sorted.get(index)?, place - index as f64);
+    let above = sorted.get(index + 1).filter(|_| part > 0.0);
+    Some(above.map_or(below, |above| below + part * (above - below)))
+}
+
+fn ascending(values: &[f64]) -> Vec<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
-    let index = (share * (sorted.len().max(1) - 1) as f64) as usize;
-    sorted.get(index).copied()
+    sorted
 }
 
 /// The top of a range that shows the run rather than its first steps: the largest value, unless the highest
@@ -77,8 +86,10 @@ pub fn quantile(values: &[f64], share: f64) -> Option<f64> {
 ///
 /// `floor` is the bottom of the range. Values must be finite.
 pub fn robust_top(values: &[f64], share: f64, floor: f64) -> Option<f64> {
-    let largest = quantile(values, 1.0)?;
-    let usual = quantile(values, share)?;
+    let sorted = ascending(values);
+    let largest = *sorted.last()?;
+    // One of the values: between two, a few steps would let a spike reach into what is usual.
+    let usual = sorted[(share * (sorted.len() - 1) as f64) as usize];
     let height = usual - floor;
     Some(if largest - floor <= 1.6 * height { largest } else { usual + 0.12 * height })
 }
@@ -117,6 +128,18 @@ mod tests {
         assert!(thinned.contains(&line[4_321]) && thinned.contains(&line[7_777]));
         assert!(thinned.is_sorted_by(|a, b| a.0 < b.0));
         assert_eq!((thinned[0], thinned[thinned.len() - 1]), (line[0], line[9_999]));
+    }
+
+    #[test]
+    fn a_quantile_lies_between_values_as_numpy_has_it() {
+        let of = |values: &[f64], share| quantile(values, share).unwrap();
+        // Places 0.2 and 3.8 of 0 to 4.
+        let five = [130.0, 90.0, 110.0, 120.0, 100.0];
+        assert!((of(&five, 0.05) - 92.0).abs() < 1e-9 && (of(&five, 0.95) - 128.0).abs() < 1e-9);
+        assert_eq!((of(&five, 0.0), of(&five, 0.5), of(&five, 1.0)), (90.0, 110.0, 130.0));
+        assert_eq!((of(&[1.0, 2.0], 0.5), of(&[7.0], 0.95)), (1.5, 7.0));
+        assert_eq!(of(&[1.0, f64::INFINITY], 0.0), 1.0);
+        assert_eq!(quantile(&[], 0.5), None);
     }
 
     #[test]

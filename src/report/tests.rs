@@ -72,6 +72,7 @@ fn synthetic(name: &str, seed: u64, steps: u64, skips: &[u64], hellaswag: bool) 
         model: Some(model),
         folder: None,
         unverified: None,
+        failed: None,
     }
 }
 
@@ -126,7 +127,7 @@ fn every_kind_of_picture_is_the_committed_one_to_the_byte() {
 /// Runs of several seeds under one name.
 fn small_group(name: &str, runs: u64) -> PlotGroup {
     let of = |seed| synthetic(name, seed, 40, &[], false);
-    PlotGroup { name: name.to_owned(), runs: (1..=runs).map(of).collect() }
+    PlotGroup { name: name.to_owned(), runs: (1..=runs).map(of).collect(), failed: 0 }
 }
 
 fn svg_of_groups(groups: &[PlotGroup]) -> String {
@@ -143,7 +144,11 @@ fn a_group_is_one_line_and_its_legend_says_what_the_band_is() {
     assert!(drawn(&[3, 2]).contains("95 % interval of the mean; of two runs their range"));
     let mut group = small_group("uneven", 3);
     group.runs[1].rows.truncate(20);
-    assert!(svg_of_groups(&[group.clone()]).contains("n = 3 until one ends"));
+    let uneven = svg_of_groups(&[group.clone()]);
+    assert!(uneven.contains("uneven, n = 3 until one ends at step 19  (validation "), "{uneven}");
+    assert!(uneven.contains(" at step 18)"), "where the mean of validations was taken");
+    let failed = svg_of_groups(&[PlotGroup { failed: 2, ..small_group("of a kind", 3) }]);
+    assert!(failed.contains("of a kind, n = 3, 2 failed  (validation "), "{failed}");
     // An interval that reaches far below all runs does not set the range.
     for row in group.runs[2].rows.iter_mut().filter(|row| row.step == 18) {
         row.val_loss = Some(90.0);
@@ -160,10 +165,10 @@ fn the_legend_says_over_how_many_steps_a_line_is_smoothed() {
     let drawn = |steps, smooth| {
         svg(&[synthetic("a", 1, steps, &[], false)], &PlotOptions { smooth, ..PlotOptions::default() })
     };
-    assert!(drawn(100, None).contains("smoothed over 3 steps"));
-    assert!(drawn(100, Some(2)).contains("smoothed over 3 steps"));
+    assert!(drawn(100, None).contains("smoothed over up to 3 steps"));
+    assert!(drawn(100, Some(2)).contains("smoothed over up to 3 steps"));
     assert_eq!(drawn(100, Some(2)), drawn(100, Some(3)));
-    assert!(drawn(12, Some(99_999)).contains("smoothed over 11 steps"));
+    assert!(drawn(12, Some(99_999)).contains("smoothed over up to 11 steps"));
     assert!(!drawn(100, Some(1)).contains("smoothed over"));
 }
 
@@ -204,6 +209,27 @@ fn what_the_frame_leaves_out_is_counted() {
     assert!(drawn.contains("update skipped (3)"));
     assert!(drawn.contains("61, 1 not finite"), "the skipped gradient norm of 61 is off the scale");
     assert!(drawn.contains("steps above, max"), "the skipped loss is off the scale");
+}
+
+#[test]
+fn a_failed_run_does_not_decide_how_high_the_axes_of_others_reach() {
+    let mut failed = synthetic("failed", 2, 60, &[], false);
+    failed.failed = Some("diverged: 3 steps in a row were skipped".to_owned());
+    for row in failed.rows.iter_mut() {
+        row.loss = row.loss.map(|loss| if row.step < 5 { loss } else { 1e12 });
+        row.learning_rate = row.learning_rate.map(|rate| rate * 1e9);
+    }
+    let whole = synthetic("whole", 1, 60, &[], false);
+    for log_y in [false, true] {
+        let options = PlotOptions { log_y, ..PlotOptions::default() };
+        let both = svg(&[whole.clone(), failed.clone()], &options);
+        assert!(both.contains("above, max 1T"), "of the loss: {both}");
+        assert!(both.contains("60 steps above, max 600k"), "of the learning rate: {both}");
+        let is_large = |line: &str| line.len() < 6 && line.ends_with(['k', 'B', 'T']);
+        assert!(!both.lines().any(is_large), "no tick is so large: {both}");
+        let alone = svg(&[failed.clone()], &options);
+        assert!(!alone.contains("above, max 1T"), "it decides where there is no other: {alone}");
+    }
 }
 
 #[test]
@@ -262,9 +288,16 @@ fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
     let drawn = svg(&[diverged.clone()], &options);
     assert!(drawn.contains("steps above, max ") && !drawn.contains("e17\n"), "{drawn}");
     assert!(
-        svg(&[diverged], &PlotOptions::default()).contains("e18\n"),
+        svg(&[diverged.clone()], &PlotOptions::default()).contains("e18\n"),
         "over the steps all is in the frame"
     );
+    // A loss that rises at once would leave nothing to see.
+    let mut at_once = diverged;
+    for row in at_once.rows.iter_mut() {
+        row.loss = row.loss.map(|_| 3.0 + row.step as f64);
+    }
+    let drawn = svg(&[at_once], &options);
+    assert!(drawn.contains("\n60\n") && !drawn.contains("max 62"), "{drawn}");
     let mut lost = synthetic("lost", 1, 60, &[], false);
     assert!(!lost.has_lost_validation());
     lost.rows.iter_mut().rev().find(|row| row.val_loss.is_some()).expect("it is validated").val_loss =
@@ -309,6 +342,7 @@ fn runs_with_next_to_nothing_in_them_still_draw() {
         model: None,
         folder: None,
         unverified: None,
+        failed: None,
     };
     let empty = MetricsRow::new(0, 0, Action::Evaluate);
     for row in [
@@ -423,6 +457,7 @@ fn gallery() {
     let group = |name: &str, seeds: std::ops::Range<u64>, hellaswag: bool| PlotGroup {
         name: name.to_owned(),
         runs: seeds.map(|seed| synthetic(name, seed, 2_000, &[], hellaswag)).collect(),
+        failed: 0,
     };
     let groups = [
         group("schedule.learning_rate = 0.0003", 0..3, true),

@@ -12,7 +12,7 @@ pub fn unchecked(folder: &Path) -> Vec<Check> {
     let check = |name: &str, command: &str| Check {
         status: Status::NotChecked,
         name: name.into(),
-        detail: format!("runner {command} {}", folder.display()),
+        detail: format!("runner {command} {}", shell_word(folder)),
     };
     vec![check("files against checkpoints, ledger, lock, metrics and data", "verify")]
 }
@@ -75,13 +75,32 @@ fn promise(check: &str) -> String {
     sentence.to_owned()
 }
 
+/// A path as a word of a shell's command line.
+fn shell_word(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        return text;
+    }
+    format!("'{}'", text.replace('\'', r"'\''"))
+}
+
+/// What trains the steps so far again, and that fewer may be asked for.
+fn replay(folder: &Path, steps: u64) -> String {
+    let command = format!("runner verify {} --replay 0..", shell_word(folder));
+    match steps {
+        0 => format!("{command}STEP, once it has made a STEP"),
+        _ => format!("{command}{steps}, or fewer of its steps in less time"),
+    }
+}
+
 /// The guarantees that no file can show, each with the command that checks it.
 fn beyond_files(folder: &Path) -> [Check; 2] {
     let open = |name: &str, detail: String| Check { status: Status::NotChecked, name: name.into(), detail };
     [
         open(
             "trained again, it gives the same bits",
-            format!("runner verify {} --replay 0..STEP", folder.display()),
+            replay(folder, resume::steps_made(&RunPaths::new(folder))),
         ),
         open(
             "killed and resumed, it ends in the same bits",
@@ -135,6 +154,17 @@ mod tests {
             ["every byte of 2 checkpoints is what it was", "every byte of checkpoint 10 is what it was"]
         );
         assert_eq!(condensed(vec![check(whole, "checkpoint 5")])[0].detail, "root");
+    }
+
+    #[test]
+    fn a_command_that_is_shown_can_be_pasted_into_a_shell() {
+        let of = |folder: &str, steps| replay(Path::new(folder), steps);
+        let rest = "or fewer of its steps in less time";
+        assert_eq!(of("runs/ci", 20), format!("runner verify runs/ci --replay 0..20, {rest}"));
+        assert_eq!(of("runs/a b", 20), format!("runner verify 'runs/a b' --replay 0..20, {rest}"));
+        assert_eq!(shell_word(Path::new("it's")), r"'it'\''s'");
+        assert_eq!(shell_word(Path::new("日本/1.0")), "日本/1.0");
+        assert_eq!(unchecked(Path::new("a b"))[0].detail, "runner verify 'a b'");
     }
 
     #[test]

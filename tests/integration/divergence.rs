@@ -113,3 +113,25 @@ fn a_run_without_one_finite_loss_is_not_done_however_short_it_is() {
     assert!(show("val").contains("val, stopped"), "{}", show("val"));
     assert_eq!(lab.verify("val", &[]).code, Some(0));
 }
+
+/// As in `compare` and `show --group-by`.
+#[test]
+fn a_run_that_diverged_is_in_no_mean_of_a_picture() {
+    let lab = Lab::new();
+    lab.run(CI, &["--name", "bad"].into_iter().chain(BREAKING).collect::<Vec<_>>())
+        .assert_fails(4, &["diverged at step"]);
+    lab.run(CI, &["--name", "good"]);
+    let (runs, out) = (lab.path("").display().to_string(), lab.path("by.svg").display().to_string());
+    let plot = |arguments: &[&str]| {
+        lab.finish(&[&["plot", "--runs", runs.as_str(), "--out", out.as_str()][..], arguments].concat())
+    };
+    let drawn = plot(&["good", "bad", "--by", "batch.tokens"]);
+    drawn.assert_says(&[]);
+    assert!(drawn.stderr.contains("bad is left out: diverged: 3 steps in a row"), "{}", drawn.stderr);
+    let svg = std::fs::read_to_string(&out).expect("a picture");
+    assert!(svg.contains(", n = 1, 1 failed  (validation ") && !svg.contains("NaN"));
+    let apart = plot(&["good", "bad", "--by", "schedule.learning_rate"]);
+    assert!(apart.stderr.contains("has failed, so it is no group here"), "{}", apart.stderr);
+    let alone = plot(&["bad", "--by", "seed"]);
+    assert!(alone.code != Some(0) && alone.stderr.contains("all of these runs have failed"));
+}

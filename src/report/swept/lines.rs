@@ -51,20 +51,29 @@ pub fn draw(runs: &ComparedRuns, key: &str, theme: Theme) -> Result<Scene, Repor
         y,
     };
     let log = if places.axis.scale == Scale::Log { ", log scale" } else { "" };
-    panel.frame(&mut scene, Some(&format!("{key}{log}")), &[left_out(runs)])?;
-    let has_bars = sizes(runs, &kind_by, &kinds).iter().any(|n| *n > 1);
-    for (index, kind) in kinds.iter().enumerate() {
-        let found: Vec<(f64, Vec<f64>)> = values
-            .iter()
-            .map(|value| {
-                let of = |run: &ComparedRun| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
-                (places.of_value(value, &values), losses(runs, of))
-            })
-            .collect();
-        // Bars of several kinds stand beside each other, within a few pixels.
-        let apart = if has_bars { (60.0 / kinds.len() as f64).min(16.0) } else { 0.0 };
-        let shift = apart * (index as f64 - (kinds.len() - 1) as f64 / 2.0);
-        let kind = KindOfRuns { found, color: colors.run(index), shift, is_joined: places.is_number };
+    let found: Vec<Vec<Vec<f64>>> = kinds
+        .iter()
+        .map(|kind| {
+            let of =
+                |run: &ComparedRun, value: &str| is_of(run, &kind_by, kind) && run.keys.get(key) == value;
+            values.iter().map(|value| losses(runs, |run| of(run, value))).collect()
+        })
+        .collect();
+    let at = |value: &String| panel.at((places.of_value(value, &values), panel.y.low)).0;
+    let pixels: Vec<f64> = values.iter().map(at).collect();
+    let sizes: Vec<Vec<usize>> = found.iter().map(|kind| kind.iter().map(Vec::len).collect()).collect();
+    let shifts = shifts(&sizes, &pixels);
+    let apart = shifts.iter().flatten().any(|shift| *shift != 0.0);
+    let apart = if apart { "; kinds of one value side by side" } else { "" };
+    panel.frame(&mut scene, Some(&format!("{key}{log}{apart}")), &[left_out(runs)])?;
+    for (index, (found, shifts)) in found.into_iter().zip(shifts).enumerate() {
+        let found = values.iter().zip(found).zip(shifts).map(|((value, losses), shift)| PlaceOfRuns {
+            x: places.of_value(value, &values),
+            shift,
+            losses,
+        });
+        let kind =
+            KindOfRuns { found: found.collect(), color: colors.run(index), is_joined: places.is_number };
         kind.draw(&mut scene, &panel);
     }
     for keys in failed(runs) {
@@ -90,12 +99,39 @@ fn capitalised(text: String) -> String {
     }
 }
 
-/// Runs of one kind: the losses at each place.
-struct KindOfRuns {
-    found: Vec<(f64, Vec<f64>)>,
-    color: Color,
+/// Pixels to the right for each kind at each place, by how many runs it has there: kinds that share a place,
+/// one of them with a bar, stand side by side, within two fifths of the way to the nearest other place.
+/// `pixels` are the places, ascending.
+pub(super) fn shifts(sizes: &[Vec<usize>], pixels: &[f64]) -> Vec<Vec<f64>> {
+    let mut shifts = vec![vec![0.0; pixels.len()]; sizes.len()];
+    for (place, x) in pixels.iter().enumerate() {
+        let here: Vec<usize> = (0..sizes.len()).filter(|kind| sizes[*kind][place] > 0).collect();
+        if here.len() < 2 || here.iter().all(|kind| sizes[*kind][place] < 2) {
+            continue;
+        }
+        let others = pixels.iter().enumerate().filter(|(other, _)| *other != place);
+        let room = others.map(|(_, other)| (other - x).abs()).fold(f64::INFINITY, f64::min);
+        let middle = (here.len() - 1) as f64 / 2.0;
+        let apart = (60.0 / here.len() as f64).min(16.0).min(0.4 * room / middle);
+        for (at, kind) in here.into_iter().enumerate() {
+            shifts[kind][place] = apart * (at as f64 - middle);
+        }
+    }
+    shifts
+}
+
+/// The losses of runs of one kind at one place.
+struct PlaceOfRuns {
+    x: f64,
     /// Pixels to the right.
     shift: f64,
+    losses: Vec<f64>,
+}
+
+/// Runs of one kind, place by place.
+struct KindOfRuns {
+    found: Vec<PlaceOfRuns>,
+    color: Color,
     /// Whether a line joins the means.
     is_joined: bool,
 }
@@ -104,26 +140,27 @@ impl KindOfRuns {
     /// Draws the line of means, then intervals, runs, and means of several runs.
     fn draw(&self, scene: &mut Scene, panel: &Panel) {
         let (strong, color) = (scene.colors.strong(self.color), self.color);
-        let at = |x: f64, loss: f64| {
-            let (x, y) = panel.at((x, loss));
-            (x + self.shift, y)
+        let at = |place: &PlaceOfRuns, loss: f64| {
+            let (x, y) = panel.at((place.x, loss));
+            (x + place.shift, y)
         };
-        let means = self.found.iter().filter_map(|(x, losses)| Some((at(*x, mean(losses)?), losses.len())));
+        let means =
+            self.found.iter().filter_map(|place| Some((at(place, mean(&place.losses)?), place.losses.len())));
         let means: Vec<((f64, f64), usize)> = means.collect();
         if self.is_joined {
             scene.line(means.iter().map(|(mean, _)| *mean).collect(), 2.0, color);
         }
-        for (x, losses) in &self.found {
-            if let Some([low, high]) = spread(losses) {
-                let ((x, low), (_, high)) = (at(*x, low), at(*x, high));
+        for place in &self.found {
+            if let Some([low, high]) = spread(&place.losses) {
+                let ((x, low), (_, high)) = (at(place, low), at(place, high));
                 scene.line(vec![(x, low), (x, high)], 2.5, strong);
                 for end in [low, high] {
                     scene.line(vec![(x - 11.0, end), (x + 11.0, end)], 2.5, strong);
                 }
             }
-            for loss in losses {
-                scene.circle(at(*x, *loss), 5.5, scene.colors.background);
-                scene.circle(at(*x, *loss), 4.5, color);
+            for loss in &place.losses {
+                scene.circle(at(place, *loss), 5.5, scene.colors.background);
+                scene.circle(at(place, *loss), 4.5, color);
             }
         }
         for ((x, y), _) in means.into_iter().filter(|(_, n)| *n > 1) {

@@ -71,6 +71,22 @@ fn what_a_bar_means_is_said_and_failed_runs_are_marked_where_they_were() {
 }
 
 #[test]
+fn points_stand_at_their_value_and_kinds_that_share_one_within_half_the_way_to_the_next() {
+    let alone = [vec![2, 0, 0], vec![0, 2, 0], vec![0, 0, 2]];
+    assert_eq!(lines::shifts(&alone, &[100.0, 400.0, 1000.0]), vec![vec![0.0; 3]; 3]);
+    let one_run_each = [vec![1, 1], vec![1, 1]];
+    assert_eq!(lines::shifts(&one_run_each, &[100.0, 400.0]), vec![vec![0.0; 2]; 2]);
+    let both = [vec![3, 1, 0], vec![2, 0, 1], vec![0, 0, 1]];
+    let expected = vec![vec![-8.0, 0.0, 0.0], vec![8.0, 0.0, 0.0], vec![0.0; 3]];
+    assert_eq!(lines::shifts(&both, &[100.0, 400.0, 1000.0]), expected);
+    let near = lines::shifts(&[vec![2, 2], vec![2, 2]], &[100.0, 110.0]);
+    assert_eq!(near, [[-4.0; 2], [4.0; 2]], "of ten pixels, less than five");
+    let said = "schedule.learning_rate, log scale; kinds of one value side by side";
+    let of_kinds = |up: &[&str]| svg(&of(sweep(&RATES, up, 2), Vec::new(), &[RATE]));
+    assert!(of_kinds(&["0.0", "0.1"]).contains(said) && !of_kinds(&["0.1"]).contains("side by side"));
+}
+
+#[test]
 fn a_heat_map_has_the_mean_in_every_cell() {
     let runs = of(sweep(&RATES, &["0.0", "0.1"], 2), vec![failed("0.1", "0.1")], &[RATE, DECAY]);
     let drawn = svg(&runs);
