@@ -30,8 +30,16 @@ impl Rules {
         let no_gpu = format!("`device.kind` is \"{device}\"");
         nothing("kernels.gelu_fusion", fuses && device == "cpu", no_gpu.clone());
         nothing("memory.partial_sums", on_host && (device == "cpu" || device == "mirror"), no_gpu);
-        let never_falls = self.text("schedule.kind").as_deref() == Some("wsd")
-            && self.number("schedule.decay_fraction") == Some(0.0);
+        let decays = self.number("schedule.decay_fraction");
+        let decays = decays.filter(|_| self.text("schedule.kind").as_deref() == Some("wsd"));
+        // 0 where epochs say how long.
+        let steps = self.int("schedule.steps").filter(|steps| *steps > 0);
+        nothing(
+            "schedule.decay_fraction",
+            decays.zip(steps).is_some_and(|(share, steps)| share > 0.0 && share * (steps as f64) < 0.5),
+            "it is less than half a step of the run".into(),
+        );
+        let never_falls = decays == Some(0.0);
         nothing(
             "schedule.final_fraction",
             never_falls && self.number("schedule.final_fraction").is_some_and(|share| share != 0.1),

@@ -95,6 +95,16 @@ fn every_rule_between_keys_is_kept() {
             "a range test that begins at a learning rate of 0 stays there",
         ),
         (
+            &["schedule.kind=range", "schedule.final_fraction=1e-46"],
+            "the first learning rate, `schedule.final_fraction` = 1e-46 of the peak, becomes 0.0 in the 32 \
+             bits that are computed with",
+        ),
+        (
+            &["schedule.final_fraction=1e-46"],
+            "the last learning rate, `schedule.final_fraction` = 1e-46 of the peak, becomes 0.0 in the 32 \
+             bits that are computed with",
+        ),
+        (
             &["schedule.kind=range", "schedule.warmup_steps=2"],
             "a range test has no warm-up: it begins with the smallest rate",
         ),
@@ -271,13 +281,26 @@ fn a_number_that_no_32_bit_float_holds_is_refused() {
         ("schedule.learning_rate=1e-320", "is 1e-320, which becomes 0.0 in"),
         ("optimizer.epsilon=1e-50", "becomes 0.0 in"),
         ("optimizer.beta1=0.99999999999", "becomes 1.0 in"),
+        ("optimizer.beta1=1e-46", "becomes 0.0 in"),
+        ("optimizer.weight_decay=1e-46", "`optimizer.weight_decay` is 1e-46, which becomes 0.0 in"),
+        ("optimizer.rate_vectors=1e-46", "becomes 0.0 in"),
+        ("optimizer.z_loss=1e-46", "becomes 0.0 in"),
+        ("model.logit_softcap=1e-46", "becomes 0.0 in"),
         ("optimizer.weight_decay=1e308", "becomes inf in"),
         ("optimizer.beta2=1.5", "`optimizer.beta2` is 1.5, which is out of range"),
     ] {
         let found = messages(small_with(&[set]));
         assert!(found.len() == 1 && found[0].contains(says), "{set}: {found:?}");
     }
-    for set in ["schedule.learning_rate=3e38", "schedule.learning_rate=2e-38", "optimizer.beta2=0.9999999"] {
+    for set in [
+        "schedule.learning_rate=3e38",
+        "schedule.learning_rate=2e-38",
+        "optimizer.beta2=0.9999999",
+        "optimizer.weight_decay=0",
+        "guards.loss_z=1e-46",
+        "sample.temperature=1e-46",
+        "plan.dollars_per_gpu_hour=1e39",
+    ] {
         small_with(&[set]).unwrap();
     }
 }
@@ -332,5 +355,10 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
     fs::write(folder.path().join("base.toml"), format!("{SMALL}[proof]\naudit_pieces = 7\n")).unwrap();
     let on = folder.path().join("on.toml");
     fs::write(&on, "extends = \"base.toml\"\n").unwrap();
+        (
+            &["schedule.kind=wsd", "schedule.decay_fraction=1e-46"],
+            "`schedule.decay_fraction` does nothing: it is less than half a step of the run",
+        ),
     assert_eq!(file_with(&on).unwrap().remarks, [""; 0], "what a base gives");
 }
+        &["schedule.kind=wsd", "schedule.decay_fraction=0.05"],
