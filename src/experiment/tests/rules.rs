@@ -333,8 +333,31 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
             "`memory.partial_sums` does nothing: `device.kind` is \"cpu\"",
         ),
         (
+            &["kernels.gelu_fusion=1", "precision.compute=tf32"],
+            "`kernels.gelu_fusion` does nothing: `precision.compute` is \"tf32\"",
+        ),
+        (
+            &["kernels.cuda_graph=false", "device.kind=mirror"],
+            "`kernels.cuda_graph` does nothing: `device.kind` is \"mirror\"",
+        ),
+        (
+            &["device.threads=2", "device.kind=cuda"],
+            "`device.threads` does nothing: `device.kind` is \"cuda\"",
+        ),
+        (&["device.simd=avx2", "device.kind=cuda"], "`device.simd` does nothing: `device.kind` is \"cuda\""),
+        (&["memory.partial_sums=host"], "`memory.partial_sums` does nothing: `parallel.workers` is 1"),
+        (&["parallel.zero=0"], "`parallel.zero` does nothing: `parallel.workers` is 1"),
+        (
+            &["parallel.timeout_s=60", "parallel.workers=2", "device.kind=cpu"],
+            "`parallel.timeout_s` does nothing: one rank does all, unless `--ranks` or a launcher",
+        ),
+        (
             &["schedule.kind=wsd", "schedule.decay_fraction=0.0", "schedule.final_fraction=0.5"],
             "`schedule.final_fraction` does nothing: `schedule.decay_fraction` is 0",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.decay_fraction=1e-46"],
+            "`schedule.decay_fraction` does nothing: it is less than half a step of the run",
         ),
         (&["eval.hellaswag=h.jsonl", "eval.every=0"], "`eval.hellaswag` is for `runner eval` alone"),
     ] {
@@ -346,7 +369,15 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
         &["proof.audit_pieces=32"],
         &["kernels.gelu_fusion=1"],
         &["memory.partial_sums=device", "device.kind=cpu"],
+        &["memory.partial_sums=host", "parallel.workers=2", "device.kind=cuda"],
+        &["kernels.cuda_graph=false"],
+        &["device.threads=2", "device.simd=avx2", "device.kind=cpu"],
+        &["memory.recompute=1", "device.kind=cpu"],
+        &["parallel.zero=0", "parallel.timeout_s=60", "parallel.workers=2"],
+        &["parallel.zero=0", "parallel.workers=2", "parallel.ranks=2", "device.kind=cpu"],
+        &["parallel.zero=1", "device.kind=cpu"],
         &["schedule.kind=wsd", "schedule.decay_fraction=0.0"],
+        &["schedule.kind=wsd", "schedule.decay_fraction=0.05"],
         &["eval.hellaswag=h.jsonl"],
     ] {
         assert_eq!(small_with(sets).unwrap().remarks, [""; 0], "{sets:?}");
@@ -355,10 +386,5 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
     fs::write(folder.path().join("base.toml"), format!("{SMALL}[proof]\naudit_pieces = 7\n")).unwrap();
     let on = folder.path().join("on.toml");
     fs::write(&on, "extends = \"base.toml\"\n").unwrap();
-        (
-            &["schedule.kind=wsd", "schedule.decay_fraction=1e-46"],
-            "`schedule.decay_fraction` does nothing: it is less than half a step of the run",
-        ),
     assert_eq!(file_with(&on).unwrap().remarks, [""; 0], "what a base gives");
 }
-        &["schedule.kind=wsd", "schedule.decay_fraction=0.05"],
