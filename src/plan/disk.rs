@@ -2,11 +2,16 @@
 
 use serde::Serialize;
 
+use super::memory::{Storage, state_bytes, state_tensors};
 use crate::experiment::{CheckpointKeys, Experiment};
 use crate::units;
 
 /// Metrics in both forms, ledger, main.log and TensorBoard's events of a step.
 const RECORD_BYTES: u64 = 1_600;
+/// Name, shape and digest of a tensor, in the header and in the manifest.
+const TENSOR_BYTES: u64 = 256;
+/// The rest of a manifest.
+const MANIFEST_BYTES: u64 = 2 << 10;
 
 /// Bytes on the disk at the worst moment.
 #[derive(Debug, Serialize)]
@@ -20,12 +25,12 @@ pub struct Disk {
 }
 
 impl Disk {
-    /// The disk of an experiment whose training state takes `state_bytes`.
-    pub fn of(experiment: &Experiment, state_bytes: u64) -> Disk {
+    /// The disk of an experiment on a device that stores its state so.
+    pub fn of(experiment: &Experiment, storage: &Storage) -> Disk {
         let steps = experiment.schedule.steps;
         let kept = kept(&experiment.checkpoint, steps, experiment.rewind_every() > 0);
-        // Names, shapes and digests of a few hundred tensors.
-        let checkpoint_bytes = state_bytes + (256 << 10);
+        let about = state_tensors(experiment, storage) * TENSOR_BYTES + MANIFEST_BYTES;
+        let checkpoint_bytes = state_bytes(experiment, storage) + about;
         let records_bytes = steps.saturating_mul(RECORD_BYTES);
         Disk {
             checkpoint_bytes,
@@ -78,6 +83,18 @@ fn gcd(a: u64, b: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::experiment;
+
+    #[test]
+    fn a_small_checkpoint_is_counted_as_what_lies_on_the_disk() {
+        let text = "[model]\nlayers = 1\nheads = 1\nchannels = 16\ncontext = 32\n[batch]\nmicro = 1\n\
+                    [schedule]\nsteps = 2\n[data]\ncorpus = \"kjv_nt\"\ntokenizer = \"byte\"\n[eval]\nevery = 0\n\
+                    [device]\nkind = \"cpu\"\n";
+        let experiment = experiment::load_text("t", text, &[]).unwrap().experiment;
+        let disk = Disk::of(&experiment, &Storage::cpu(&experiment, 1));
+        // `runner run` wrote 106,841.
+        assert!((106_841..115_000).contains(&disk.checkpoint_bytes), "{}", disk.checkpoint_bytes);
+    }
 
     #[test]
     fn retention_decides_what_lies_on_the_disk() {
