@@ -180,7 +180,7 @@ impl Opened {
                     find::require_root(&folder.paths, manifest, report)?;
                     resume::require_events(&folder.paths, manifest)?;
                 }
-                None => resume::require_not_done(&folder.paths)?,
+                None => resume::require_not_done(&folder.paths, &broken)?,
             }
             resume::require_lock(&folder.paths, found.is_some(), how.allow_drift)?;
             (Destination::Open(folder), found)
