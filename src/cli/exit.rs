@@ -26,7 +26,7 @@ pub const USAGE: u8 = 2;
 pub const NO_DEVICE: u8 = 3;
 /// Training diverged, or ended in numbers that are not finite; the last good checkpoint is kept.
 pub const DIVERGED: u8 = Ending::Diverged.code();
-/// Bits differ from the required ones.
+/// Bits differ from the required ones, or a checkpoint is damaged.
 pub const PROOF: u8 = 5;
 /// Stopped on request; a checkpoint was saved.
 pub const INTERRUPTED: u8 = Ending::Interrupted.code();
@@ -114,6 +114,7 @@ fn code(error: &anyhow::Error) -> u8 {
     } else if is_usage(error) {
         USAGE
     } else if error.is::<ProofRefusal>()
+        || is_damage(error)
         || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. }))
         || matches!(train, Some(TrainError::RanksDiffer { .. }))
     {
@@ -125,6 +126,15 @@ fn code(error: &anyhow::Error) -> u8 {
     } else {
         FAILED
     }
+}
+
+/// Whether a checkpoint is not what was written.
+fn is_damage(error: &anyhow::Error) -> bool {
+    let of_run = match error.downcast_ref() {
+        Some(RunError::Store(store)) => Some(store),
+        _ => None,
+    };
+    error.downcast_ref().or(of_run).is_some_and(StoreError::is_damage)
 }
 
 /// Whether an error is one of usage.
@@ -188,6 +198,14 @@ mod tests {
         assert_eq!(code(&usage), USAGE);
         assert_eq!(code(&StoreError::NoSuchRun { path: "a".into() }.into()), USAGE);
         assert_eq!(code(&StoreError::RunExists { path: "a".into() }.into()), FAILED);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_a_mismatch_in_every_verb() {
+        let short = || StoreError::WrongLength { path: "a".into(), expected: 2, found: 1 };
+        assert_eq!(code(&anyhow::Error::from(short()).context("rank 1 on `b`")), PROOF);
+        assert_eq!(code(&RunError::Store(short()).into()), PROOF);
+        assert_eq!(code(&StoreError::NotOnLedger { step: 3 }.into()), FAILED);
     }
 
     #[test]

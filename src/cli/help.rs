@@ -109,7 +109,7 @@ const FACTS: [(&str, &[(&str, &str)]); 2] = [
             ("2", "usage or configuration"),
             ("3", "no usable device"),
             ("4", "diverged; the last good checkpoint stands"),
-            ("5", "proof mismatch: bits are not what they must be"),
+            ("5", "proof mismatch or damage: bits are not what they must be"),
             ("130", "interrupted, after a checkpoint"),
         ],
     ),

@@ -11,7 +11,7 @@ use toml::de::DeValue;
 use super::copy_place::{CopyPlace, NoPlace};
 use super::declare::Word;
 use super::diagnostics::nearest;
-use super::schema::{KeyRow, Open, ValueKind};
+use super::schema::{Computed, KeyRow, Open, ValueKind};
 use crate::units::thousands;
 
 /// What a model's name begins with that is a checkpoint of a run: `run:NAME@STEP`.
@@ -131,13 +131,28 @@ fn number(key: &KeyRow, raw: &DeValue<'_>) -> Result<f64, Refusal> {
     let refused = |why: &str| {
         refusal(key, &format!("is {}, which {why}", shortened(&digits)), format!("expected {range}"))
     };
-    let computed = x as f32;
-    match (inside(x), inside(computed.into())) {
-        // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
-        (true, true) => Ok(x + 0.0),
-        (false, _) => Err(refused("is out of range")),
-        (true, false) => Err(refused(&format!("becomes {computed:?} in the 32 bits that are computed with"))),
+    if !inside(x) {
+        return Err(refused("is out of range"));
     }
+    let computed = x as f32;
+    match key.computed {
+        Computed::Bits32 if !inside(computed.into()) || (computed == 0.0 && x != 0.0) => {
+            Err(refused(&format!("becomes {computed:?} in the 32 bits that are computed with")))
+        }
+        Computed::Decimals if significant(&digits) != significant(&format!("{x:e}")) => Err(Refusal {
+            hint: Some("write at most 15 digits".into()),
+            ..refused("has more digits than count")
+        }),
+        // Minus zero equals zero but prints otherwise; the resolved file must not depend on it.
+        _ => Ok(x + 0.0),
+    }
+}
+
+/// The digits of a decimal without the zeros around them.
+fn significant(decimal: &str) -> String {
+    let mantissa = decimal.split(['e', 'E']).next().unwrap_or_default();
+    let digits: String = mantissa.chars().filter(char::is_ascii_digit).collect();
+    digits.trim_matches('0').to_owned()
 }
 
 fn text<'a>(key: &KeyRow, raw: &'a DeValue<'_>) -> Result<&'a str, Refusal> {

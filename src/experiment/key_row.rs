@@ -108,6 +108,16 @@ pub(super) enum Bits {
     ReachedWhenSet,
 }
 
+/// What a number is computed with in.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) enum Computed {
+    /// In the end in 32 bits, also where it is multiplied by another before.
+    Bits32,
+    Bits64,
+    /// As the decimals that are written.
+    Decimals,
+}
+
 /// A row of the table.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct KeyRow {
@@ -116,6 +126,8 @@ pub(super) struct KeyRow {
     pub kind: ValueKind,
     pub default: Default,
     pub bits: Bits,
+    /// Of a number that is no integer.
+    pub computed: Computed,
     /// Of its number; empty for a pure number, and for what is none.
     pub unit: &'static str,
     /// A value in TOML, other than the default.
@@ -124,7 +136,8 @@ pub(super) struct KeyRow {
 
 impl KeyRow {
     pub const fn new(name: &'static str, kind: ValueKind, default: Default) -> KeyRow {
-        KeyRow { name, kind, default, bits: Bits::Untouched, unit: "", example: "" }
+        let (bits, computed) = (Bits::Untouched, Computed::Bits32);
+        KeyRow { name, kind, default, bits, computed, unit: "", example: "" }
     }
 
     pub const fn bits(mut self) -> KeyRow {
@@ -134,6 +147,11 @@ impl KeyRow {
 
     pub const fn touching(mut self, bits: Bits) -> KeyRow {
         self.bits = bits;
+        self
+    }
+
+    pub const fn computed(mut self, computed: Computed) -> KeyRow {
+        self.computed = computed;
         self
     }
 

@@ -30,7 +30,7 @@ mod variables;
 
 use files::{folder_of, identity, read_file};
 use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
-use variables::{PREFIX, misspelt, sounds_like};
+use variables::{PREFIX, misspelt, sounds_like, table_of};
 pub(super) use variables::{is_setting, key_of, says_where};
 
 /// Where a layer came from.
@@ -448,7 +448,7 @@ impl Layers {
     ///
     /// Only names with two underscores, and `RUNNER_SEED`, set keys. CI services use the same prefix
     /// for variables of their own (`RUNNER_NAME`, `RUNNER_OS`, `RUNNER_TEMP`), which must not name a run.
-    /// `RUNNER_SCHEDULE_STEPS`, which can only be a mistake, is refused.
+    /// `RUNNER_SCHEDULE_STEPS` and `RUNNER_SCHEDULE`, which can only be mistakes, are refused.
     fn read_environment(&mut self, variables: &[(OsString, OsString)], order: usize) {
         let mut ours: Vec<(String, String)> = Vec::new();
         for (name, text) in variables {
@@ -492,6 +492,13 @@ impl Layers {
                         .label("a section and two underscores stand before the key")
                         .hint(format!("did you mean `{}`?", as_variable(key.name))),
                 );
+            } else if let Some(table) = table_of(&word) {
+                let hint = match is_table("", table) {
+                    true => table_hint(table, as_variable),
+                    false => format!("`{table}` belongs in a file"),
+                };
+                let fault = Fault::new(format!("`{name}` sets nothing")).at(layer.place(NAME_SPAN));
+                self.faults.push(fault.label("takes no value from the environment").hint(hint));
             } else if let Some(meant) = misspelt(&name) {
                 self.faults.push(
                     Fault::new(format!("`{name}` does nothing"))

@@ -319,9 +319,10 @@ is made from the definitions that parse the file, and a test holds it to them. `
 An experiment is a TOML file. Its layers, weakest first: the defaults, the files that it extends,
 the file, variables of the environment (`RUNNER_SCHEDULE__STEPS=100`, two underscores between
 section and key), `--set schedule.steps=100`, each key once. `--set eval.hellaswag=` clears a key
-that may be left out. `runner config FILE` prints the result with the origin of every key. Paths
-start from the folder of the file that names them; in `--set` and the environment from the working
-folder.
+that may be left out. Of the keys above the first section the environment sets `seed` alone
+(`RUNNER_SEED=7`): `RUNNER_NAME` is a variable of CI services. `runner config FILE` prints the
+result with the origin of every key. Paths start from the folder of the file that names them; in
+`--set` and the environment from the working folder.
 
 Editors complete and check these files with [runner.schema.json](runner.schema.json), which `runner
 config --json-schema` prints: Taplo (Even Better TOML) and Tombi find it by the files `.taplo.toml`

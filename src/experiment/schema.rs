@@ -14,7 +14,9 @@ use super::diagnostics::nearest;
 use super::key_row::{
     ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, TO_A_MILLION, TO_A_THOUSAND, boolean, choice, ranged,
 };
-pub(super) use super::key_row::{Bits, Default, KeyRow, Open, TOML_MAX, ValueKind, int, leaf_of, section_of};
+pub(super) use super::key_row::{
+    Bits, Computed, Default, KeyRow, Open, TOML_MAX, ValueKind, int, leaf_of, section_of,
+};
 use super::model_keys::{ActivationKind, NormKind, PositionKind};
 use super::resolved::{
     Compute, DeviceKind, OnDiverge, OptimizerKind, Order, PartialSums, ScheduleKind, Simd, Tokenizer,
@@ -94,8 +96,16 @@ pub(super) const KEYS: &[KeyRow] = &[
         .example("2"),
     ranged("schedule.learning_rate", ABOVE_ZERO, 6e-4).bits().example("3e-3"),
     int("schedule.warmup_steps", 0, MANY, Default::Integer(0)).bits().unit("steps").example("700"),
-    ranged("schedule.final_fraction", FRACTION, 0.1).bits().unit("share of the peak").example("0.0"),
-    ranged("schedule.decay_fraction", FRACTION, 0.2).bits().unit("share of the steps").example("0.1"),
+    ranged("schedule.final_fraction", FRACTION, 0.1)
+        .bits()
+        .computed(Computed::Bits64)
+        .unit("share of the peak")
+        .example("0.0"),
+    ranged("schedule.decay_fraction", FRACTION, 0.2)
+        .bits()
+        .computed(Computed::Bits64)
+        .unit("share of the steps")
+        .example("0.1"),
     //
     choice("optimizer.kind", OptimizerKind::WORDS, "adamw")
         .touching(Bits::ReachedWhenSet)
@@ -119,8 +129,16 @@ pub(super) const KEYS: &[KeyRow] = &[
     ranged("optimizer.ema_decay", DECAY, 0.0).touching(Bits::ReachedWhenSet).example("0.999"),
     boolean("optimizer.from_init", false).touching(Bits::ReachedWhenSet).example("true"),
     //
-    ranged("guards.loss_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
-    ranged("guards.grad_z", FROM_ZERO, 0.0).bits().unit("standard deviations").example("5.0"),
+    ranged("guards.loss_z", FROM_ZERO, 0.0)
+        .bits()
+        .computed(Computed::Bits64)
+        .unit("standard deviations")
+        .example("5.0"),
+    ranged("guards.grad_z", FROM_ZERO, 0.0)
+        .bits()
+        .computed(Computed::Bits64)
+        .unit("standard deviations")
+        .example("5.0"),
     int("guards.window", 2, 1 << 20, Default::Integer(128)).bits().unit("steps").example("64"),
     int("guards.patience", 1, MANY, Default::Integer(16)).bits().unit("steps").example("8"),
     choice("guards.on_diverge", OnDiverge::WORDS, "stop").bits().example(r#""rewind""#),
@@ -148,7 +166,7 @@ pub(super) const KEYS: &[KeyRow] = &[
     int("sample.every", 0, MANY, Default::Integer(0)).unit("steps").example("500"),
     int("sample.tokens", 1, 1 << 20, Default::Integer(64)).unit("tokens").example("200"),
     KeyRow::new("sample.prompt", ValueKind::Text, Default::Text("")).example(r#""And God said""#),
-    ranged("sample.temperature", FROM_ZERO, 1.0).example("0.8"),
+    ranged("sample.temperature", FROM_ZERO, 1.0).computed(Computed::Bits64).example("0.8"),
     int("sample.top_k", 0, 1 << 16, Default::Integer(0)).unit("tokens").example("50"),
     //
     int("checkpoint.every", 0, MANY, Default::Integer(2000))
@@ -184,7 +202,10 @@ pub(super) const KEYS: &[KeyRow] = &[
     int("log.gpu_every", 0, MANY, Default::Integer(10)).unit("seconds").example("60"),
     boolean("log.tensorboard", true).example("false"),
     //
-    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5).unit("dollars").example("2.5"),
+    ranged("plan.dollars_per_gpu_hour", FROM_ZERO, 3.5)
+        .computed(Computed::Bits64)
+        .unit("dollars")
+        .example("2.5"),
     //
     choice("device.kind", DeviceKind::WORDS, "auto").bits().example(r#""cpu""#),
     int("device.threads", 0, 4096, Default::Integer(0)).unit("threads").example("4"),
@@ -210,6 +231,7 @@ pub(super) const SOURCE_KEYS: &[KeyRow] = &[
         Default::Ruled,
     )
     .bits()
+    .computed(Computed::Decimals)
     .unit("parts of the sum of all weights")
     .example("0.7"),
     KeyRow::new("data.mix.NAME.val", ValueKind::Patterns, Default::Absent)

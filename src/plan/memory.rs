@@ -145,6 +145,11 @@ pub fn state_bytes(experiment: &Experiment, storage: &Storage) -> u64 {
         .sum()
 }
 
+/// Tensors of the training state.
+pub fn state_tensors(experiment: &Experiment, storage: &Storage) -> u64 {
+    table(experiment, &Weights::of(&experiment.model), storage.param, false).len() as u64
+}
+
 /// How a run is spread over devices, as far as memory and work depend on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {

@@ -109,7 +109,7 @@ impl RunPlan {
             memory: DeviceBytes::of(experiment, target, share)?,
             work: TrainingWork::of(experiment, share, &data),
             time: Time::of(experiment, target, share, &cost, &data, state_bytes),
-            disk: Disk::of(experiment, state_bytes),
+            disk: Disk::of(experiment, &storage),
             notes: notes(experiment, share, &data),
             data,
         })

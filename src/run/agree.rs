@@ -21,7 +21,7 @@ use crate::model::weights::Weights;
 use crate::ops::Ops;
 use crate::parallel::{Exchange, Solo};
 use crate::plan::disk::Disk;
-use crate::plan::memory::{Storage, state_bytes};
+use crate::plan::memory::Storage;
 use crate::proof::Lock;
 use crate::store::{self, RunPaths};
 use crate::train::Trainer;
@@ -102,7 +102,7 @@ impl<O: Locked> Agreed<O> {
         past.require_same_measure(&lock)?;
         let lock = past.keep_config(lock);
         if let Some(path) = destination.path() {
-            let disk = Disk::of(&experiment, state_bytes(&experiment, storage));
+            let disk = Disk::of(&experiment, storage);
             let reused = match past.resumed {
                 true => reused_bytes(&path, &experiment)?,
                 // An overwritten run is deleted.

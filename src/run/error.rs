@@ -1,7 +1,7 @@
 //! Refusals: the bits differ, or would differ, from the required ones.
 
 use crate::proof::{LedgerError, LockError};
-use crate::store::StoreError;
+use crate::store::Broken;
 use crate::train::{RunError, TrainError};
 
 /// What a hint begins with.
@@ -60,9 +60,12 @@ pub fn refuse_lock(error: LockError) -> anyhow::Error {
     }
 }
 
-/// A damaged checkpoint is a mismatch, not a failure of the system.
-pub fn refuse_checkpoint(error: StoreError) -> anyhow::Error {
-    if error.is_damage() { ProofRefusal(error.to_string()).into() } else { error.into() }
+/// The refusal for want of a whole checkpoint: where one of those there is damaged a mismatch, else of usage.
+pub fn refuse_without_checkpoint(broken: &Broken, message: String) -> anyhow::Error {
+    match broken.iter().any(|(_, why)| why.is_damage()) {
+        true => ProofRefusal(message).into(),
+        false => UsageError(message).into(),
+    }
 }
 
 /// A ledger that disagrees with the checkpoint is a mismatch, not a failure of the system.

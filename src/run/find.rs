@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::copies;
-use super::error::{HINT, ProofRefusal, UsageError, require_usage};
+use super::error::{HINT, ProofRefusal, UsageError, refuse_without_checkpoint, require_usage};
 use super::messages::{Message, Report};
 use crate::eval::parameters;
 use crate::experiment::nearest;
@@ -207,7 +207,8 @@ fn load_some(
                     false => format!("`runner verify {}` says what is wrong with those there", paths.name()),
                 };
                 let checkpoints = checkpoints.display();
-                UsageError(format!("there is no whole checkpoint in `{checkpoints}`\n  hint: {hint}"))
+                let message = format!("there is no whole checkpoint in `{checkpoints}`\n  hint: {hint}");
+                refuse_without_checkpoint(&broken, message)
             })?
         }
     };

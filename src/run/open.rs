@@ -19,7 +19,6 @@ use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
 use crate::proof::Hash;
 use crate::store::contents::{self, beside_checkpoints};
-use crate::store::sweep_folder::is_sweep;
 use crate::store::{self, Manifest, RunFolder, RunPaths, StoreError, newest_whole};
 
 /// A run that can be trained, or one that is finished.
@@ -92,10 +91,8 @@ impl Opened {
         }
         match existing {
             Existing::Refuse if team.is_first() => {
-                // A sweep trains a member again of which a kill left no more than a beginning.
-                if is_sweep(&runs) {
-                    RunFolder::clear_unbegun(&runs, &name)?;
-                }
+                // What a kill left of a run that had not begun is in nobody's way.
+                RunFolder::clear_unbegun(&runs, &name)?;
                 RunFolder::check_new(&runs, &name)?;
             }
             Existing::Replace if team.is_first() => {
@@ -183,7 +180,7 @@ impl Opened {
                     find::require_root(&folder.paths, manifest, report)?;
                     resume::require_events(&folder.paths, manifest)?;
                 }
-                None => resume::require_not_done(&folder.paths)?,
+                None => resume::require_not_done(&folder.paths, &broken)?,
             }
             resume::require_lock(&folder.paths, found.is_some(), how.allow_drift)?;
             (Destination::Open(folder), found)

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
-use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, require_usage};
+use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, refuse_without_checkpoint};
 use super::events;
 use super::expected::Expected;
 use super::find::state_file;
@@ -19,7 +19,7 @@ use crate::proof::ledger::{self, Log, Note, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
 use crate::proof::{Entry, Hash, Head, LockError, entry};
 use crate::store::checkpoint;
-use crate::store::{self, Info, Manifest, RunPaths};
+use crate::store::{self, Broken, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Recorder, RunError};
 use crate::units::noun;
@@ -377,18 +377,21 @@ fn require_lock_of(
     )))
 }
 
-/// Refuses to train a run that was done from its start again: its ledger would be deleted for that.
-pub fn require_not_done(paths: &RunPaths) -> Result<(), UsageError> {
+/// Refuses to train a run that was done from its start again: its ledger would be deleted for that. Its
+/// checkpoints are `broken`.
+pub fn require_not_done(paths: &RunPaths, broken: &Broken) -> anyhow::Result<()> {
     // What is wrong with a lock is said when the run goes on.
     let done = Lock::read(&paths.lock_file()).is_ok_and(|lock| !lock.outputs.is_empty());
-    require_usage(!done, || {
-        format!(
-            "`{}` was done, and has no whole checkpoint to go on from: a resume would delete its ledger and \
-             train it again from its start\n  hint: bring a checkpoint back, or train the experiment under \
-             another `--name`; `runner run … --overwrite` begins it anew",
-            paths.folder().display()
-        )
-    })
+    if !done {
+        return Ok(());
+    }
+    let message = format!(
+        "`{}` was done, and has no whole checkpoint to go on from: a resume would delete its ledger and \
+         train it again from its start\n  hint: bring a checkpoint back, or train the experiment under \
+         another `--name`; `runner run … --overwrite` begins it anew",
+        paths.folder().display()
+    );
+    Err(refuse_without_checkpoint(broken, message))
 }
 
 /// Whether a run has made steps, by its ledger; `saved` is whether a checkpoint was found. That a ledger is

@@ -215,10 +215,15 @@ impl RunFolder {
         check_name(name)?;
         let folder = root.join(name);
         let paths = RunPaths::new(&folder);
-        if !folder.is_dir() || paths.experiment().exists() {
+        // Where nothing is, no lock file is left.
+        if !folder.is_dir() || paths.experiment().exists() || !is_used(&folder)? {
             return Ok(());
         }
-        contents::require_unbegun(&folder)?;
+        match contents::require_unbegun(&folder) {
+            // Another process has begun it since.
+            Err(_) if paths.experiment().exists() => return Ok(()),
+            judged => judged?,
+        }
         let _held = lock(&folder)?;
         // Another process may have begun it before this one had the lock.
         if !paths.experiment().exists() {

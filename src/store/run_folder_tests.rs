@@ -100,6 +100,9 @@ fn what_a_kill_left_of_a_run_that_had_not_begun_is_cleared_and_nothing_else() {
     fs::write(paths.experiment(), "# q.toml, resolved: keys").unwrap();
     clear().unwrap();
     assert!(paths.lock_file().exists(), "of a run that has begun nothing is removed");
+    fs::create_dir(root.path().join("empty")).unwrap();
+    RunFolder::clear_unbegun(root.path(), "empty").unwrap();
+    assert!(fs::read_dir(root.path().join("empty")).unwrap().next().is_none(), "no lock file is left");
 }
 
 /// In llm.c a used folder keeps its old `DONE` markers, and a later resume takes the old run.

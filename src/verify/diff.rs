@@ -9,7 +9,7 @@ use std::path::Path;
 use crate::proof::lock::{self, Lock, differences};
 use crate::proof::{Entry, FieldDifference, entry, ledger};
 use crate::run::UsageError;
-use crate::run::error::{refuse_checkpoint, refuse_ledger, refuse_lock};
+use crate::run::error::{refuse_ledger, refuse_lock};
 use crate::run::lock::list;
 use crate::store::compare::{self, StateDifference};
 use crate::store::{self, RunPaths, checkpoint};
@@ -40,8 +40,8 @@ impl Diff {
         match (is_checkpoint(a), is_checkpoint(b)) {
             (true, true) => {
                 let step_of = |folder: &Path| checkpoint::inspect(folder).map(|manifest| manifest.step);
-                let step = step_of(a).map_err(refuse_checkpoint)?;
-                let other = step_of(b).map_err(refuse_checkpoint)?;
+                let step = step_of(a)?;
+                let other = step_of(b)?;
                 if step != other {
                     return Err(UsageError(format!(
                         "one checkpoint is of step {step} and the other of step {other}\n  hint: compare \
@@ -49,7 +49,7 @@ impl Diff {
                     ))
                     .into());
                 }
-                let state = compare::checkpoints(a, b).map_err(refuse_checkpoint)?.map(|state| (step, state));
+                let state = compare::checkpoints(a, b)?.map(|state| (step, state));
                 Ok(Diff { compared: vec![step], state, ..Diff::default() })
             }
             (false, false) => Diff::of_runs(a, b),
@@ -81,7 +81,7 @@ impl Diff {
         for (step, folder) in store::list(&a.checkpoints())? {
             let Some((_, other)) = in_b.iter().find(|(other, _)| *other == step) else { continue };
             diff.compared.push(step);
-            if let Some(state) = compare::checkpoints(&folder, other).map_err(refuse_checkpoint)? {
+            if let Some(state) = compare::checkpoints(&folder, other)? {
                 diff.state = Some((step, state));
                 break;
             }

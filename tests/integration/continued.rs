@@ -217,7 +217,7 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
     let whole = std::fs::read(&state).expect("a state");
     flip_bit(&state, 0.7);
     let over = ["--name", "done", "--overwrite", "--set", base, "--set", "optimizer.from_init=true"];
-    lab.run(CI, &over).assert_fails(1, &["is damaged"]);
+    lab.run(CI, &over).assert_fails(5, &["is damaged"]);
     lab.verify("done", &[]).assert_says(&["ok"]);
     std::fs::write(&state, whole).expect("writable");
     let exported = lab.verb("export", "base", &["--format", "llmc"]);
@@ -225,7 +225,7 @@ fn what_cannot_go_on_is_refused_before_anything_is_written() {
     refused(&[&init], &["is a model without an optimizer"]);
     flip_bit(&lab.path("base/checkpoints/step_00000005/manifest.json"), 0.5);
     run(&lab, CI, "bad", &[base, "optimizer.from_init=true"])
-        .assert_fails(1, &["manifest.json", "was edited or damaged"]);
+        .assert_fails(5, &["manifest.json", "was edited or damaged"]);
 }
 
 /// A trunk of 13 steps with checkpoints every 4.

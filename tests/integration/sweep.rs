@@ -242,6 +242,18 @@ fn a_member_that_was_killed_before_it_had_an_experiment_is_trained_all_the_same(
     lab.verify("lr", &[]).assert_says(&["2 members"]);
 }
 
+/// The same of a run that is no member.
+#[test]
+fn a_run_that_was_killed_before_it_had_an_experiment_is_not_in_the_way() {
+    let lab = Lab::new();
+    std::fs::create_dir_all(lab.path("ci/checkpoints")).expect("a folder");
+    for (file, text) in [(".lock", "1\n"), ("lock.toml", "half a lo")] {
+        std::fs::write(lab.path("ci").join(file), text).expect("writable");
+    }
+    lab.run("experiments/ci.toml", &[]).root();
+    lab.verify("ci", &[]).assert_says(&["ok"]);
+}
+
 #[test]
 fn sweeps_are_equal_by_members_that_were_trained_and_a_lost_declaration_is_named() {
     let lab = Lab::new();

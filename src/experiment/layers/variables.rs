@@ -16,6 +16,13 @@ pub(super) fn sounds_like(key: &schema::KeyRow, word: &str) -> bool {
     key.name.replace('.', "_") == word || key.leaf() == word
 }
 
+/// The section, or what else stands in files alone, that a variable's word is the name of. `RUNNER_LOG` is
+/// others' too, as `RUNNER_NAME` is.
+pub(super) fn table_of(word: &str) -> Option<&'static str> {
+    let tables = schema::sections().into_iter().chain(["extends", "sweep"]);
+    tables.filter(|table| *table != "log").find(|table| *table == word)
+}
+
 /// The key that a variable of this name would set, if there is one.
 pub(in super::super) fn key_of(name: &str) -> Option<String> {
     name.strip_prefix(PREFIX).map(|word| word.to_ascii_lowercase().replace("__", "."))

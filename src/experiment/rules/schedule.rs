@@ -22,6 +22,7 @@ impl Rules {
         if self.text("schedule.kind").as_deref() == Some("range") {
             self.range_test();
         }
+        self.smallest_rate();
         self.shares_without_effect();
         if steps.is_none() && epochs.is_some() {
             self.derive("schedule.steps", 0u64, "from schedule.epochs");
@@ -42,6 +43,31 @@ impl Rules {
                 self.layers.remarks.push(remark);
             }
         }
+    }
+
+    /// The rate that a schedule comes down to, or that a range test begins at, is a number that is computed
+    /// with.
+    fn smallest_rate(&mut self) {
+        const SHARE: &str = "schedule.final_fraction";
+        const PEAK: &str = "schedule.learning_rate";
+        let (Some(kind), Some(share), Some(peak)) =
+            (self.text("schedule.kind"), self.number(SHARE), self.number(PEAK))
+        else {
+            return;
+        };
+        if kind == "constant" || share == 0.0 || (peak * share) as f32 != 0.0 {
+            return;
+        }
+        let which = if kind == "range" { "first" } else { "last" };
+        let message = format!(
+            "the {which} learning rate, `{SHARE}` = {share:?} of the peak, becomes 0.0 in the 32 bits that \
+             are computed with"
+        );
+        let fault = self.clash(message, &[SHARE, PEAK]);
+        self.refuse(fault.hint(match which {
+            "first" => format!("set `{SHARE}` to the first share of the peak: 1e-4"),
+            _ => format!("set `{SHARE}` to 0.0, or so that the rate is at least 1.5e-45"),
+        }));
     }
 
     /// A range test has a first rate, and begins there.

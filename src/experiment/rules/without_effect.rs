@@ -25,13 +25,45 @@ impl Rules {
             "`proof.audit_every` is 0".into(),
         );
         let device = self.text("device.kind").unwrap_or_default();
+        let compute = self.text("precision.compute").unwrap_or_default();
+        let (is_cpu, is_gpu) = (device == "cpu" || device == "mirror", device == "cuda");
+        let by_device = format!("`device.kind` is \"{device}\"");
         let fuses = self.int("kernels.gelu_fusion").is_some_and(|fusion| fusion > 0);
+        nothing("kernels.gelu_fusion", fuses && is_cpu, by_device.clone());
+        nothing(
+            "kernels.gelu_fusion",
+            fuses && !is_cpu && (compute == "fp32" || compute == "tf32"),
+            format!("`precision.compute` is \"{compute}\""),
+        );
+        let no_graph = self.boolean("kernels.cuda_graph") == Some(false);
+        nothing("kernels.cuda_graph", no_graph && is_cpu, by_device.clone());
+        let threads = self.int("device.threads").is_some_and(|threads| threads > 0);
+        nothing("device.threads", threads && is_gpu, by_device.clone());
+        let narrow = self.text("device.simd").is_some_and(|simd| simd != "auto");
+        nothing("device.simd", narrow && is_gpu, by_device.clone());
         let on_host = self.text("memory.partial_sums").as_deref() == Some("host");
-        let no_gpu = format!("`device.kind` is \"{device}\"");
-        nothing("kernels.gelu_fusion", fuses && device == "cpu", no_gpu.clone());
-        nothing("memory.partial_sums", on_host && (device == "cpu" || device == "mirror"), no_gpu);
-        let never_falls = self.text("schedule.kind").as_deref() == Some("wsd")
-            && self.number("schedule.decay_fraction") == Some(0.0);
+        let one_worker = is("parallel.workers", 1);
+        let by_worker = "`parallel.workers` is 1";
+        nothing("memory.partial_sums", on_host && is_cpu, by_device);
+        nothing("memory.partial_sums", on_host && !is_cpu && one_worker, by_worker.into());
+        let one_rank = is("parallel.ranks", 1) || (is("parallel.ranks", 0) && is_cpu);
+        let by_rank = match one_worker {
+            true => by_worker,
+            false => "one rank does all, unless `--ranks` or a launcher starts more",
+        };
+        for (key, default) in [("parallel.zero", 1), ("parallel.timeout_s", 600)] {
+            nothing(key, (one_worker || one_rank) && !is(key, default), by_rank.into());
+        }
+        let decays = self.number("schedule.decay_fraction");
+        let decays = decays.filter(|_| self.text("schedule.kind").as_deref() == Some("wsd"));
+        // 0 where epochs say how long.
+        let steps = self.int("schedule.steps").filter(|steps| *steps > 0);
+        nothing(
+            "schedule.decay_fraction",
+            decays.zip(steps).is_some_and(|(share, steps)| share > 0.0 && share * (steps as f64) < 0.5),
+            "it is less than half a step of the run".into(),
+        );
+        let never_falls = decays == Some(0.0);
         nothing(
             "schedule.final_fraction",
             never_falls && self.number("schedule.final_fraction").is_some_and(|share| share != 0.1),

@@ -190,8 +190,21 @@ fn variables_of_ci_services_set_nothing_and_slips_are_refused() {
     assert_eq!(slip.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__WARMUP_STEPS`?"));
     let alert = text_with(SMALL, &[("RUNNER_ALERTS_COMAND", "mail me")], &[]).unwrap_err();
     assert_eq!(alert.faults[0].hint.as_deref(), Some("did you mean `RUNNER_ALERTS_COMMAND`?"));
+    for (name, hint) in [
+        ("RUNNER_SCHEDULE", "set a key of it, such as `RUNNER_SCHEDULE__KIND`"),
+        ("RUNNER_MODEL", "set a key of it, such as `RUNNER_MODEL__INIT`"),
+        ("RUNNER_EXTENDS", "`extends` belongs in a file"),
+        ("RUNNER_SWEEP", "`sweep` belongs in a file"),
+    ] {
+        let table = text_with(SMALL, &[(name, "x")], &[]).unwrap_err();
+        assert_eq!(table.faults[0].message, format!("`{name}` sets nothing"));
+        assert_eq!(table.faults[0].hint.as_deref(), Some(hint), "{name}");
+    }
     let ours = [("RUNNER_ALERTS_COMMAND", "mail me"), ("RUNNER_RUN_ID", "7"), ("RUNNER_RUN", "/runs/a")];
     assert_eq!(text_with(SMALL, &ours, &[]).unwrap(), small_with(&[]).unwrap());
+    let told = ["RUNNER_EVENT", "RUNNER_STEP", "RUNNER_ROOT", "RUNNER_MESSAGE", "RUNNER_JOBS"];
+    let told = told.map(|name| (name, "1"));
+    assert_eq!(text_with(SMALL, &told, &[]).unwrap(), small_with(&[]).unwrap());
     let unknown = text_with(SMALL, &[("RUNNER_SCHEDULE__STEP", "7")], &[]).unwrap_err();
     assert_eq!(unknown.faults[0].hint.as_deref(), Some("did you mean `RUNNER_SCHEDULE__STEPS`?"));
 }

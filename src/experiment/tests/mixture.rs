@@ -63,12 +63,27 @@ fn only_what_reaches_the_bits_of_a_mixture_is_locked_by_name() {
 }
 
 #[test]
+fn a_weight_whose_decimals_all_count_is_taken() {
+    for exact in ["9007199254740992", "0.30000000000000004", "2.50", "1e3", "1000.0"] {
+        mix_with(&[&format!("data.mix.web.weight={exact}")]).unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
 fn every_fault_of_a_mixture_is_named() {
     let cases: &[(&[&str], &str)] = &[
         (&["data.mix.web.weight=0"], "`data.mix.web.weight` is 0, which is out of range"),
         (&["data.mix.web.weight=-1"], "`data.mix.web.weight` is -1, which is out of range"),
         (&["data.mix.web.weight=nan"], "`data.mix.web.weight` is nan, which is out of range"),
         (&["data.mix.web.weight=inf"], "`data.mix.web.weight` is inf, which is out of range"),
+        (
+            &["data.mix.web.weight=9007199254740993"],
+            "`data.mix.web.weight` is 9007199254740993, which has more digits than count",
+        ),
+        (
+            &["data.mix.web.weight=0.10000000000000001"],
+            "`data.mix.web.weight` is 0.10000000000000001, which has more digits than count",
+        ),
         (&["data.mix.web.weight=x"], "`data.mix.web.weight` must be a number, not the string \"x\""),
         (&["data.mix.web.max_epochs=0"], "`data.mix.web.max_epochs` is 0, but at least 1 is needed"),
         (

@@ -95,6 +95,16 @@ fn every_rule_between_keys_is_kept() {
             "a range test that begins at a learning rate of 0 stays there",
         ),
         (
+            &["schedule.kind=range", "schedule.final_fraction=1e-46"],
+            "the first learning rate, `schedule.final_fraction` = 1e-46 of the peak, becomes 0.0 in the 32 \
+             bits that are computed with",
+        ),
+        (
+            &["schedule.final_fraction=1e-46"],
+            "the last learning rate, `schedule.final_fraction` = 1e-46 of the peak, becomes 0.0 in the 32 \
+             bits that are computed with",
+        ),
+        (
             &["schedule.kind=range", "schedule.warmup_steps=2"],
             "a range test has no warm-up: it begins with the smallest rate",
         ),
@@ -271,13 +281,26 @@ fn a_number_that_no_32_bit_float_holds_is_refused() {
         ("schedule.learning_rate=1e-320", "is 1e-320, which becomes 0.0 in"),
         ("optimizer.epsilon=1e-50", "becomes 0.0 in"),
         ("optimizer.beta1=0.99999999999", "becomes 1.0 in"),
+        ("optimizer.beta1=1e-46", "becomes 0.0 in"),
+        ("optimizer.weight_decay=1e-46", "`optimizer.weight_decay` is 1e-46, which becomes 0.0 in"),
+        ("optimizer.rate_vectors=1e-46", "becomes 0.0 in"),
+        ("optimizer.z_loss=1e-46", "becomes 0.0 in"),
+        ("model.logit_softcap=1e-46", "becomes 0.0 in"),
         ("optimizer.weight_decay=1e308", "becomes inf in"),
         ("optimizer.beta2=1.5", "`optimizer.beta2` is 1.5, which is out of range"),
     ] {
         let found = messages(small_with(&[set]));
         assert!(found.len() == 1 && found[0].contains(says), "{set}: {found:?}");
     }
-    for set in ["schedule.learning_rate=3e38", "schedule.learning_rate=2e-38", "optimizer.beta2=0.9999999"] {
+    for set in [
+        "schedule.learning_rate=3e38",
+        "schedule.learning_rate=2e-38",
+        "optimizer.beta2=0.9999999",
+        "optimizer.weight_decay=0",
+        "guards.loss_z=1e-46",
+        "sample.temperature=1e-46",
+        "plan.dollars_per_gpu_hour=1e39",
+    ] {
         small_with(&[set]).unwrap();
     }
 }
@@ -310,8 +333,31 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
             "`memory.partial_sums` does nothing: `device.kind` is \"cpu\"",
         ),
         (
+            &["kernels.gelu_fusion=1", "precision.compute=tf32"],
+            "`kernels.gelu_fusion` does nothing: `precision.compute` is \"tf32\"",
+        ),
+        (
+            &["kernels.cuda_graph=false", "device.kind=mirror"],
+            "`kernels.cuda_graph` does nothing: `device.kind` is \"mirror\"",
+        ),
+        (
+            &["device.threads=2", "device.kind=cuda"],
+            "`device.threads` does nothing: `device.kind` is \"cuda\"",
+        ),
+        (&["device.simd=avx2", "device.kind=cuda"], "`device.simd` does nothing: `device.kind` is \"cuda\""),
+        (&["memory.partial_sums=host"], "`memory.partial_sums` does nothing: `parallel.workers` is 1"),
+        (&["parallel.zero=0"], "`parallel.zero` does nothing: `parallel.workers` is 1"),
+        (
+            &["parallel.timeout_s=60", "parallel.workers=2", "device.kind=cpu"],
+            "`parallel.timeout_s` does nothing: one rank does all, unless `--ranks` or a launcher",
+        ),
+        (
             &["schedule.kind=wsd", "schedule.decay_fraction=0.0", "schedule.final_fraction=0.5"],
             "`schedule.final_fraction` does nothing: `schedule.decay_fraction` is 0",
+        ),
+        (
+            &["schedule.kind=wsd", "schedule.decay_fraction=1e-46"],
+            "`schedule.decay_fraction` does nothing: it is less than half a step of the run",
         ),
         (&["eval.hellaswag=h.jsonl", "eval.every=0"], "`eval.hellaswag` is for `runner eval` alone"),
     ] {
@@ -323,7 +369,15 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
         &["proof.audit_pieces=32"],
         &["kernels.gelu_fusion=1"],
         &["memory.partial_sums=device", "device.kind=cpu"],
+        &["memory.partial_sums=host", "parallel.workers=2", "device.kind=cuda"],
+        &["kernels.cuda_graph=false"],
+        &["device.threads=2", "device.simd=avx2", "device.kind=cpu"],
+        &["memory.recompute=1", "device.kind=cpu"],
+        &["parallel.zero=0", "parallel.timeout_s=60", "parallel.workers=2"],
+        &["parallel.zero=0", "parallel.workers=2", "parallel.ranks=2", "device.kind=cpu"],
+        &["parallel.zero=1", "device.kind=cpu"],
         &["schedule.kind=wsd", "schedule.decay_fraction=0.0"],
+        &["schedule.kind=wsd", "schedule.decay_fraction=0.05"],
         &["eval.hellaswag=h.jsonl"],
     ] {
         assert_eq!(small_with(sets).unwrap().remarks, [""; 0], "{sets:?}");
