@@ -141,18 +141,12 @@ fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
 /// Shards whose tokens do not look like the tokenizer's. A shard that records its tokenizer was compared when
 /// it was opened.
 fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tokenizer) -> Option<String> {
-    let vocab = tokenizer.vocab();
-    let doubt = |largest: u16| match tokenizer {
-        _ if usize::from(largest) >= vocab => Some("more than it has"),
-        Tokenizer::Gpt2(_) if usize::from(largest) < Tokenizer::Byte.vocab() => Some("as with `byte`"),
-        _ => None,
-    };
     let found: Vec<String> = data
         .shards()
         .zip(digests)
         .filter(|(shard, _)| !shard.recorded)
         .filter_map(|(shard, digest)| {
-            let why = doubt(digest.largest_token)?;
+            let why = tokenizer.doubt(digest.largest_token)?;
             Some(format!("`{}` (largest token {}, {why})", shard.name, digest.largest_token))
         })
         .collect();
@@ -161,7 +155,7 @@ fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tok
             "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; \
              they record none: {}",
             tokenizer.name(),
-            units::thousands(vocab as u64),
+            units::thousands(tokenizer.vocab() as u64),
             list(&found)
         )
     })

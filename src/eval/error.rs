@@ -34,8 +34,9 @@ pub enum EvalError {
 
     // ---- any file, against the model ----
     #[error(
-        "`{}` {place} holds token {token}, expected less than {vocab}, the model's vocabulary\n  \
-         hint: llm.c's files hold GPT-2 tokens; a model of another tokenizer needs the jsonl",
+        "`{}` {place} holds token {token}, expected less than {vocab}, which the model's \
+         vocabulary and the file's tokenizer have\n  hint: llm.c's files hold GPT-2 tokens; a model of \
+         another tokenizer needs the jsonl",
         path.display()
     )]
     OutOfVocabulary { path: PathBuf, place: String, token: u16, vocab: usize },
