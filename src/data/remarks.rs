@@ -38,6 +38,7 @@ impl DataManifest {
         remarks.extend(shared_passages(&self.train, &of, &self.val));
         let sets = [("training", Some(train), &self.train), ("validation", val, &self.val)];
         for (what, data, digests) in sets.into_iter().filter_map(|(what, data, d)| Some((what, data?, d))) {
+            remarks.extend(matched_again(what, data));
             remarks.extend(short(what, data, seq_len));
             remarks.extend(doubtful(what, data, digests, tokenizer));
         }
@@ -118,6 +119,14 @@ fn shared_passages(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) ->
             units::thousands(found as u64),
             list(&places)
         )
+    })
+}
+
+/// Shards that are named more than once.
+fn matched_again(what: &str, data: &Dataset) -> Option<String> {
+    let again = data.matched_again();
+    (!again.is_empty()).then(|| {
+        format!("{what} shards are named twice, by equal or overlapping patterns, and read once: {}", list(again))
     })
 }
 
@@ -221,6 +230,26 @@ mod tests {
             "{}",
             found[3]
         );
+    }
+
+    #[test]
+    fn shards_that_are_named_twice_are_read_once_and_said() {
+        let (dir, byte) = (tempfile::tempdir().unwrap(), Tokenizer::Byte);
+        write(dir.path(), "a.bin", &[1, 2, 3, 4, 5], Some(&byte));
+        write(dir.path(), "b.bin", &[1, 2, 3, 4, 6], Some(&byte));
+        let said = |names: &[&str]| {
+            let names: Vec<String> =
+                names.iter().map(|name| dir.path().join(name).display().to_string()).collect();
+            let train = Dataset::open(&names, 257, &byte).unwrap();
+            let digests = DigestCache::none().manifest(&train, |_| ()).unwrap();
+            let manifest = DataManifest { train: digests, val: vec![], hellaswag: None };
+            manifest.remarks(&train, None, &byte, 4)
+        };
+        let twice = "training shards are named twice, by equal or overlapping patterns, and read once: `a.bin`";
+        for names in [["a.bin", "a.bin"], ["*.bin", "a.bin"]] {
+            assert_eq!(said(&names), [twice]);
+        }
+        assert_eq!(said(&["a.bin", "b.bin"]), [""; 0]);
     }
 
     /// As when somebody cuts validation data off a shard and leaves them in it.
