@@ -71,7 +71,8 @@ impl Dataset {
         let (paths, again) = find(patterns)?;
         let open = |path: &PathBuf| Shard::open(path, tokenizer);
         let shards: Vec<Shard> = paths.iter().map(open).collect::<Result<_, _>>()?;
-        let again = shards.iter().filter(|shard| shard.path.as_ref().is_some_and(|path| again.contains(path)));
+        let again =
+            shards.iter().filter(|shard| shard.path.as_ref().is_some_and(|path| again.contains(path)));
         let matched_again = again.map(|shard| shard.name.clone()).collect();
         Ok(Dataset { matched_again, ..Dataset::new(shards, vocab) })
     }

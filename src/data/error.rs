@@ -216,6 +216,12 @@ pub enum DataError {
     /// A table without the column.
     #[error("`{path}` has no column `{column}`, but {has}\n  hint: name one with `--column`")]
     NoColumn { path: PathBuf, column: String, has: String },
+    /// A table with more than one column of the name.
+    #[error(
+        "`{path}` has the column `{column}` {times} times: expected it once\n  hint: write the table again \
+         with a name for each"
+    )]
+    ColumnTwice { path: PathBuf, column: String, times: usize },
     /// A column of something else than text.
     #[error(
         "the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with \

@@ -126,7 +126,10 @@ fn shared_passages(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) ->
 fn matched_again(what: &str, data: &Dataset) -> Option<String> {
     let again = data.matched_again();
     (!again.is_empty()).then(|| {
-        format!("{what} shards are named twice, by equal or overlapping patterns, and read once: {}", list(again))
+        format!(
+            "{what} shards are named twice, by equal or overlapping patterns, and read once: {}",
+            list(again)
+        )
     })
 }
 
@@ -245,7 +248,8 @@ mod tests {
             let manifest = DataManifest { train: digests, val: vec![], hellaswag: None };
             manifest.remarks(&train, None, &byte, 4)
         };
-        let twice = "training shards are named twice, by equal or overlapping patterns, and read once: `a.bin`";
+        let twice =
+            "training shards are named twice, by equal or overlapping patterns, and read once: `a.bin`";
         for names in [["a.bin", "a.bin"], ["*.bin", "a.bin"]] {
             assert_eq!(said(&names), [twice]);
         }
