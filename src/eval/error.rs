@@ -46,7 +46,11 @@ pub enum EvalError {
         path.display()
     )]
     TooLong { path: PathBuf, place: String, tokens: usize, limit: usize },
-    #[error("`{}` {place} has no context", path.display())]
+    #[error(
+        "`{}` {place} has no context: nothing but white space stands before what is scored\n  hint: white \
+         space belongs to the word behind it; remove it or the task, or put text before it",
+        path.display()
+    )]
     NoContext { path: PathBuf, place: String },
     #[error("the model has room for {capacity} tokens a sequence, the tasks need {limit}")]
     Capacity { capacity: usize, limit: usize },
