@@ -369,6 +369,21 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_bracket_is_written_as_a_pattern_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        write_shard(dir.path(), "a[1].bin", &[1, 2]);
+        let open = |names: &[String]| Dataset::open(names, 10, &Tokenizer::Byte);
+        let text = open(&pattern(&dir, "a[1].bin")).unwrap_err().to_string();
+        assert!(text.contains("is there, but `[` begins a set: write `"), "{text}");
+        assert!(text.ends_with("/a[[]1[]].bin`"), "{text}");
+        assert!(open(&pattern(&dir, "a[[]1[]].bin")).is_ok());
+        let text = open(&["a[1.bin".to_owned()]).unwrap_err().to_string();
+        assert!(text.contains("`[[]`"), "{text}");
+        let text = open(&["$HOME/a.bin".to_owned()]).unwrap_err().to_string();
+        assert!(text.contains("by a shell alone"), "{text}");
+    }
+
+    #[test]
     fn one_pattern_without_match_among_good_ones_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         write_shard(dir.path(), "val.bin", &[1, 2]);
