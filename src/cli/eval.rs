@@ -399,7 +399,7 @@ fn to_json(results: &Evaluated, data: &EvalData, model: &str, manifest: Option<&
     if let Some(HeldOutLoss { tokens, bytes, from, .. }) = &results.validation {
         json["val_tokens"] = (*tokens).into();
         json["val_data"] = from.as_str().into();
-        json["val_bytes"] = (*bytes).into();
+        json["val_bytes"] = json!(bytes);
         json["val_bits_per_byte"] = Value::Null;
     }
     if let Some((scores, _)) = &results.hellaswag {

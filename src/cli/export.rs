@@ -38,7 +38,7 @@ pub struct Args {
     /// The folder to create, which must not exist. By default below `export/` in the run's folder. With
     /// `slsa`, a file; stdout by default. With `mlflow` and `wandb` a folder of many runs, to which this one
     /// is added, or in which it is replaced; `mlruns` or `wandb` by default.
-    #[arg(long, value_name = "PATH")]
+    #[arg(short, long, value_name = "PATH")]
     out: Option<PathBuf>,
     /// With `slsa`: the builder of the run, as a URI.
     #[arg(long, value_name = "URI", value_parser = NonEmptyStringValueParser::new())]

@@ -268,6 +268,20 @@ mod tests {
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
     }
 
+    /// Options `--out` of a verb and of those below it, each of which has the short form `-o`.
+    fn outs(verb: &Command) -> usize {
+        let out = verb.get_arguments().find(|argument| argument.get_long() == Some("out"));
+        if let Some(out) = out {
+            assert_eq!(out.get_short(), Some('o'), "of `{}`", verb.get_name());
+        }
+        usize::from(out.is_some()) + verb.get_subcommands().map(outs).sum::<usize>()
+    }
+
+    #[test]
+    fn every_verb_that_writes_where_it_is_told_takes_the_short_form_too() {
+        assert!(outs(&bare()) >= 6);
+    }
+
     /// The words of a command line, single quotes honoured, up to a pipe, a redirection or a comment.
     fn words(line: &str) -> Vec<String> {
         let (mut words, mut word, mut quoted) = (Vec::new(), String::new(), false);

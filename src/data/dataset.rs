@@ -9,7 +9,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::num::NonZeroU64;
 use std::ops::Range;
@@ -28,6 +28,8 @@ pub struct Dataset {
     tokens: u64,
     /// The sources of a mixture in order, each with the number of its shards; none of data without.
     sources: Vec<(String, usize)>,
+    /// Names of shards that more than one pattern matches; each is there once.
+    matched_again: Vec<String>,
 }
 
 /// The facts about a shard that need no reading of its tokens.
@@ -66,9 +68,13 @@ impl Dataset {
     /// A pattern that matches nothing, a wrong header or length, and a shard that records another tokenizer;
     /// see [`DataError`].
     pub fn open(patterns: &[String], vocab: usize, tokenizer: &Tokenizer) -> Result<Dataset, DataError> {
+        let (paths, again) = find(patterns)?;
         let open = |path: &PathBuf| Shard::open(path, tokenizer);
-        let shards = find(patterns)?.iter().map(open).collect::<Result<_, _>>()?;
-        Ok(Dataset::new(shards, vocab))
+        let shards: Vec<Shard> = paths.iter().map(open).collect::<Result<_, _>>()?;
+        let again =
+            shards.iter().filter(|shard| shard.path.as_ref().is_some_and(|path| again.contains(path)));
+        let matched_again = again.map(|shard| shard.name.clone()).collect();
+        Ok(Dataset { matched_again, ..Dataset::new(shards, vocab) })
     }
 
     /// A dataset of tokens that are in memory, as one shard called `name`.
@@ -87,13 +93,19 @@ impl Dataset {
     /// The shards of several sources, in their order, for a vocabulary of `vocab` tokens.
     pub fn mixed(sources: Vec<(String, Dataset)>, vocab: usize) -> Dataset {
         let names = sources.iter().map(|(name, data)| (name.clone(), data.shards.len())).collect();
+        let matched_again = sources.iter().flat_map(|(_, data)| data.matched_again.clone()).collect();
         let shards = sources.into_iter().flat_map(|(_, data)| data.shards).collect();
-        Dataset { sources: names, ..Dataset::new(shards, vocab) }
+        Dataset { sources: names, matched_again, ..Dataset::new(shards, vocab) }
     }
 
     fn new(shards: Vec<Shard>, vocab: usize) -> Dataset {
         let tokens = shards.iter().map(|shard| shard.tokens).sum();
-        Dataset { shards, vocab, tokens, sources: Vec::new() }
+        Dataset { shards, vocab, tokens, sources: Vec::new(), matched_again: Vec::new() }
+    }
+
+    /// Names of shards that more than one pattern of the data, or of a source, matches.
+    pub fn matched_again(&self) -> &[String] {
+        &self.matched_again
     }
 
     /// The places of each source's shards in [`Dataset::shards`], by its name; none of data without sources.
@@ -198,13 +210,15 @@ fn sequences_in(tokens: u64, seq_len: usize) -> u64 {
     tokens.saturating_sub(1).checked_div(seq_len as u64).unwrap_or(0)
 }
 
-/// Files that the patterns match, each once, by file name, then pattern, then path.
-fn find(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
+/// Files that the patterns match, each once, by file name, then pattern, then path; and those among them that
+/// more than one pattern matches.
+fn find(patterns: &[String]) -> Result<(Vec<PathBuf>, BTreeSet<PathBuf>), DataError> {
     if patterns.is_empty() {
         return Err(DataError::NoPatterns);
     }
     let mut found: BTreeMap<(OsString, usize, PathBuf), ()> = BTreeMap::new();
     let mut first_pattern: BTreeMap<PathBuf, usize> = BTreeMap::new();
+    let mut again = BTreeSet::new();
     for (at, pattern) in patterns.iter().enumerate() {
         let matches = glob::glob(pattern).map_err(|e| DataError::BadPattern {
             pattern: pattern.clone(),
@@ -220,6 +234,9 @@ fn find(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
             any = true;
             let name = path.file_name().unwrap_or(path.as_os_str()).to_owned();
             let first = *first_pattern.entry(path.clone()).or_insert(at);
+            if first != at {
+                again.insert(path.clone());
+            }
             found.insert((name, first, path), ());
         }
         if !any {
@@ -227,7 +244,7 @@ fn find(patterns: &[String]) -> Result<Vec<PathBuf>, DataError> {
             return Err(DataError::NoMatch { pattern: pattern.clone(), found: describe(&folder), folder });
         }
     }
-    Ok(found.into_keys().map(|(_, _, path)| path).collect())
+    Ok((found.into_keys().map(|(_, _, path)| path).collect(), again))
 }
 
 /// The part of a pattern before its first wildcard, up to a folder.
@@ -314,6 +331,11 @@ mod tests {
         let paths: Vec<_> =
             data.shards().map(|s| s.path.unwrap().strip_prefix(dir.path()).unwrap().to_owned()).collect();
         assert_eq!(paths, [Path::new("b/t_1.bin"), Path::new("a/t_1.bin"), Path::new("a/t_2.bin")]);
+        assert_eq!(data.matched_again(), ["t_1.bin"], "that of `b`");
+        let mixed = Dataset::mixed(vec![("source".to_owned(), data)], 10);
+        assert_eq!(mixed.matched_again(), ["t_1.bin"]);
+        let once = Dataset::open(&pattern(&dir, "?/*.bin"), 10, &Tokenizer::Byte).unwrap();
+        assert!(once.matched_again().is_empty());
     }
 
     #[test]
@@ -344,6 +366,21 @@ mod tests {
             "{}",
             message("x*/y/*.bin")
         );
+    }
+
+    #[test]
+    fn a_name_with_a_bracket_is_written_as_a_pattern_of_itself() {
+        let dir = tempfile::tempdir().unwrap();
+        write_shard(dir.path(), "a[1].bin", &[1, 2]);
+        let open = |names: &[String]| Dataset::open(names, 10, &Tokenizer::Byte);
+        let text = open(&pattern(&dir, "a[1].bin")).unwrap_err().to_string();
+        assert!(text.contains("is there, but `[` begins a set: write `"), "{text}");
+        assert!(text.ends_with("/a[[]1[]].bin`"), "{text}");
+        assert!(open(&pattern(&dir, "a[[]1[]].bin")).is_ok());
+        let text = open(&["a[1.bin".to_owned()]).unwrap_err().to_string();
+        assert!(text.contains("`[[]`"), "{text}");
+        let text = open(&["$HOME/a.bin".to_owned()]).unwrap_err().to_string();
+        assert!(text.contains("by a shell alone"), "{text}");
     }
 
     #[test]

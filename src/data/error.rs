@@ -27,13 +27,15 @@ pub enum DataError {
     )]
     NoPatterns,
     /// The pattern itself is malformed.
-    #[error("`{pattern}` is not a glob pattern: {message} at character {at}")]
+    #[error(
+        "`{pattern}` is not a glob pattern: {message} at character {at}\n  hint: {}",
+        crate::experiment::THEMSELVES
+    )]
     BadPattern { pattern: String, at: usize, message: &'static str },
     /// A pattern that matches nothing.
     #[error(
-        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: in a file relative \
-         patterns start at its folder, on the command line and in variables where the program was started; \
-         `runner data prepare` writes shards"
+        "no file matches `{pattern}`: looked in `{folder}`, which {found}\n  hint: {}",
+        no_match_hint(pattern)
     )]
     NoMatch { pattern: String, folder: PathBuf, found: String },
     /// A folder, pipe or device where a file is read more than once, and not from its start to its end.
@@ -216,6 +218,12 @@ pub enum DataError {
     /// A table without the column.
     #[error("`{path}` has no column `{column}`, but {has}\n  hint: name one with `--column`")]
     NoColumn { path: PathBuf, column: String, has: String },
+    /// A table with more than one column of the name.
+    #[error(
+        "`{path}` has the column `{column}` {times} times: expected it once\n  hint: write the table again \
+         with a name for each"
+    )]
+    ColumnTwice { path: PathBuf, column: String, times: usize },
     /// A column of something else than text.
     #[error(
         "the column `{column}` of `{path}` holds {got}: expected strings\n  hint: name another with \
@@ -279,6 +287,22 @@ impl DataError {
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> DataError {
         move |reason| DataError::Io { action, path: path.to_owned(), reason }
     }
+}
+
+/// What to do where no file matches a pattern.
+fn no_match_hint(pattern: &str) -> String {
+    if Path::new(pattern).exists() {
+        let escaped = glob::Pattern::escape(pattern);
+        return format!("a file of this very name is there, but `[` begins a set: write `{escaped}`");
+    }
+    crate::experiment::not_expanded(pattern).map_or_else(
+        || {
+            "in a file relative patterns start at its folder, on the command line and in variables where the \
+             program was started; `runner data prepare` writes shards"
+                .to_owned()
+        },
+        str::to_owned,
+    )
 }
 
 /// How a file is not what it was when it was opened.

@@ -38,6 +38,7 @@ impl DataManifest {
         remarks.extend(shared_passages(&self.train, &of, &self.val));
         let sets = [("training", Some(train), &self.train), ("validation", val, &self.val)];
         for (what, data, digests) in sets.into_iter().filter_map(|(what, data, d)| Some((what, data?, d))) {
+            remarks.extend(matched_again(what, data));
             remarks.extend(short(what, data, seq_len));
             remarks.extend(doubtful(what, data, digests, tokenizer));
         }
@@ -121,6 +122,17 @@ fn shared_passages(train: &[ShardDigest], of: &[String], val: &[ShardDigest]) ->
     })
 }
 
+/// Shards that are named more than once.
+fn matched_again(what: &str, data: &Dataset) -> Option<String> {
+    let again = data.matched_again();
+    (!again.is_empty()).then(|| {
+        format!(
+            "{what} shards are named twice, by equal or overlapping patterns, and read once: {}",
+            list(again)
+        )
+    })
+}
+
 /// Shards too short for a sequence.
 fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
     let short: Vec<String> = data
@@ -141,18 +153,12 @@ fn short(what: &str, data: &Dataset, seq_len: usize) -> Option<String> {
 /// Shards whose tokens do not look like the tokenizer's. A shard that records its tokenizer was compared when
 /// it was opened.
 fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tokenizer) -> Option<String> {
-    let vocab = tokenizer.vocab();
-    let doubt = |largest: u16| match tokenizer {
-        _ if usize::from(largest) >= vocab => Some("more than it has"),
-        Tokenizer::Gpt2(_) if usize::from(largest) < Tokenizer::Byte.vocab() => Some("as with `byte`"),
-        _ => None,
-    };
     let found: Vec<String> = data
         .shards()
         .zip(digests)
         .filter(|(shard, _)| !shard.recorded)
         .filter_map(|(shard, digest)| {
-            let why = doubt(digest.largest_token)?;
+            let why = tokenizer.doubt(digest.largest_token)?;
             Some(format!("`{}` (largest token {}, {why})", shard.name, digest.largest_token))
         })
         .collect();
@@ -161,7 +167,7 @@ fn doubtful(what: &str, data: &Dataset, digests: &[ShardDigest], tokenizer: &Tok
             "{what} shards may be of another tokenizer than `data.tokenizer` = `{}`, which has {} tokens; \
              they record none: {}",
             tokenizer.name(),
-            units::thousands(vocab as u64),
+            units::thousands(tokenizer.vocab() as u64),
             list(&found)
         )
     })
@@ -227,6 +233,27 @@ mod tests {
             "{}",
             found[3]
         );
+    }
+
+    #[test]
+    fn shards_that_are_named_twice_are_read_once_and_said() {
+        let (dir, byte) = (tempfile::tempdir().unwrap(), Tokenizer::Byte);
+        write(dir.path(), "a.bin", &[1, 2, 3, 4, 5], Some(&byte));
+        write(dir.path(), "b.bin", &[1, 2, 3, 4, 6], Some(&byte));
+        let said = |names: &[&str]| {
+            let names: Vec<String> =
+                names.iter().map(|name| dir.path().join(name).display().to_string()).collect();
+            let train = Dataset::open(&names, 257, &byte).unwrap();
+            let digests = DigestCache::none().manifest(&train, |_| ()).unwrap();
+            let manifest = DataManifest { train: digests, val: vec![], hellaswag: None };
+            manifest.remarks(&train, None, &byte, 4)
+        };
+        let twice =
+            "training shards are named twice, by equal or overlapping patterns, and read once: `a.bin`";
+        for names in [["a.bin", "a.bin"], ["*.bin", "a.bin"]] {
+            assert_eq!(said(&names), [twice]);
+        }
+        assert_eq!(said(&["a.bin", "b.bin"]), [""; 0]);
     }
 
     /// As when somebody cuts validation data off a shard and leaves them in it.

@@ -81,9 +81,26 @@ impl ValidationSet {
         self.inputs.len() as u64
     }
 
-    /// Bytes of the text that is predicted.
-    pub fn text_bytes(&self, tokenizer: &Tokenizer) -> u64 {
+    /// Bytes of the text that is predicted; none where the tokenizer does not have all of its tokens.
+    pub fn text_bytes(&self, tokenizer: &Tokenizer) -> Option<u64> {
         tokenizer.text_bytes(&self.targets)
+    }
+
+    /// The warning when the tokens do not look like the tokenizer's. Shards that record it are believed, as
+    /// far as it has their tokens.
+    pub fn doubtful(&self, data: &Dataset, tokenizer: &Tokenizer) -> Option<String> {
+        let largest = *self.targets.iter().max()?;
+        let why = tokenizer.doubt(largest)?;
+        let uncounted = self.text_bytes(tokenizer).is_none();
+        (uncounted || data.shards().any(|shard| !shard.recorded)).then(|| {
+            format!(
+                "the validation data may be of another tokenizer than `data.tokenizer` = `{}`, which has {} \
+                 tokens: their largest token is {largest}, {why}{}",
+                tokenizer.name(),
+                units::thousands(tokenizer.vocab() as u64),
+                if uncounted { "; the bytes of their text are not known, nor the bits for each" } else { "" }
+            )
+        })
     }
 
     /// The warning when the data hold fewer tokens than were asked for.
@@ -185,6 +202,20 @@ mod tests {
         let said = set.shortfall(100).expect("ten more than there are");
         assert!(said.contains("asks for 100 tokens") && said.contains("hold 90"), "{said}");
         assert_eq!((set.shortfall(99), set.shortfall(90)), (None, None), "99 tokens are nine sequences too");
+    }
+
+    #[test]
+    fn tokens_that_the_tokenizer_does_not_have_stand_for_no_bytes_and_are_named() {
+        let set_of = |tokens: Vec<u16>| {
+            let data = Dataset::from_tokens("val", tokens, 384).unwrap();
+            let set = ValidationSet::new(&data, 4, 4).unwrap();
+            (set.text_bytes(&Tokenizer::Byte), set.doubtful(&data, &Tokenizer::Byte))
+        };
+        assert_eq!(set_of(vec![65, 66, 256, 67, 68]), (Some(3), None));
+        let (bytes, said) = set_of(vec![65, 66, 280, 67, 68]);
+        let said = said.expect("a warning");
+        assert!(bytes.is_none() && said.contains("may be of another tokenizer"), "{said}");
+        assert!(said.contains("largest token is 280, more than it has; the bytes"), "{said}");
     }
 
     #[test]

@@ -66,7 +66,8 @@ fn a_word_alone_follows_the_end_of_a_text() {
     let Question { context, continuations, .. } = &set.questions[0];
     assert_eq!((&context[..], gpt2().decode(&continuations[0])), (&[50_256][..], " Anna".into()));
     let error = parse(Benchmark::Lambada, r#"{"text": "  Anna"}"#).unwrap_err();
-    assert!(error.contains("`q.jsonl` line 1 has no context"), "{error}");
+    assert!(error.contains("`q.jsonl` line 1 has no context: nothing but white space"), "{error}");
+    assert!(error.contains("hint: white space belongs to the word behind it"), "{error}");
 }
 
 #[test]

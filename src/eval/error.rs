@@ -34,8 +34,9 @@ pub enum EvalError {
 
     // ---- any file, against the model ----
     #[error(
-        "`{}` {place} holds token {token}, expected less than {vocab}, the model's vocabulary\n  \
-         hint: llm.c's files hold GPT-2 tokens; a model of another tokenizer needs the jsonl",
+        "`{}` {place} holds token {token}, expected less than {vocab}, which the model's \
+         vocabulary and the file's tokenizer have\n  hint: llm.c's files hold GPT-2 tokens; a model of \
+         another tokenizer needs the jsonl",
         path.display()
     )]
     OutOfVocabulary { path: PathBuf, place: String, token: u16, vocab: usize },
@@ -45,7 +46,11 @@ pub enum EvalError {
         path.display()
     )]
     TooLong { path: PathBuf, place: String, tokens: usize, limit: usize },
-    #[error("`{}` {place} has no context", path.display())]
+    #[error(
+        "`{}` {place} has no context: nothing but white space stands before what is scored\n  hint: white \
+         space belongs to the word behind it; remove it or the task, or put text before it",
+        path.display()
+    )]
     NoContext { path: PathBuf, place: String },
     #[error("the model has room for {capacity} tokens a sequence, the tasks need {limit}")]
     Capacity { capacity: usize, limit: usize },

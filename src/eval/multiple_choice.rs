@@ -115,11 +115,13 @@ impl TaskSet {
         vocab: usize,
         seq_len: usize,
     ) -> Result<TaskSet, EvalError> {
-        let (tasks, unit) = if eval_bin::is_eval_bin(bytes) {
-            (eval_bin::parse(path, bytes)?, Unit::Example)
+        let (tasks, unit, vocab) = if eval_bin::is_eval_bin(bytes) {
+            // What lies behind GPT-2's tokens has no length.
+            let gpt2 = Tokenizer::new(crate::experiment::Tokenizer::Gpt2).vocab();
+            (eval_bin::parse(path, bytes)?, Unit::Example, vocab.min(gpt2))
         } else {
             let text = prepare::json_lines(path, bytes)?;
-            (super::hellaswag::parse(path, &text, tokenizer)?, Unit::Line)
+            (super::hellaswag::parse(path, &text, tokenizer)?, Unit::Line, vocab)
         };
         if tasks.is_empty() {
             let found = match unit {

@@ -17,6 +17,9 @@ use crate::units::thousands;
 /// What a model's name begins with that is a checkpoint of a run: `run:NAME@STEP`.
 pub const RUN_PREFIX: &str = "run:";
 
+/// The hint on a faulty pattern.
+pub const THEMSELVES: &str = "in a pattern `[[]`, `[*]` and `[?]` stand for the characters themselves";
+
 /// Why a value is refused: a sentence, the text beside the caret, and perhaps a hint. Without a text beside
 /// the caret the value is not shown.
 #[derive(Debug, PartialEq)]
@@ -228,14 +231,19 @@ fn patterns(key: &KeyRow, raw: &DeValue<'_>, folder: &Path) -> Result<Vec<String
             return Err(refusal(key, "must not hold an empty pattern", format!("expected {expected}")));
         }
         if let Err(error) = glob::Pattern::new(pattern) {
-            return Err(refusal(
-                key,
-                &format!("holds {pattern:?}, which is no glob pattern"),
-                format!("{} at character {}", error.msg, error.pos + 1),
-            ));
+            let what = format!("holds {pattern:?}, which is no glob pattern");
+            let label = format!("{} at character {}", error.msg, error.pos + 1);
+            return Err(Refusal { hint: Some(THEMSELVES.into()), ..refusal(key, &what, label) });
         }
     }
     written.into_iter().map(|pattern| join(key, folder, pattern, true)).collect()
+}
+
+/// The hint that a path starts with what a shell would replace, which stands for itself here.
+pub fn not_expanded(path: &str) -> Option<&'static str> {
+    let first = path.split('/').next().unwrap_or_default();
+    let replaced = first == "~" || first.starts_with('$') && !first.contains(['*', '?', '[']);
+    replaced.then_some("`~` and `$HOME` are replaced by a shell alone: write the folder that they stand for")
 }
 
 /// `path` relative to `folder`, without `.` and leading `..` steps. In a pattern, special characters of the
@@ -255,6 +263,17 @@ fn join(key: &KeyRow, folder: &Path, path: &str, as_pattern: bool) -> Result<Str
             }
             other => rest.push(other),
         }
+    }
+    if let Some(hint) = rest.to_str().and_then(not_expanded)
+        && let Some(first) = rest.iter().next()
+        && base.join(first).symlink_metadata().is_err()
+    {
+        let what = format!(
+            "starts with `{}`, and `{}` has no such file",
+            Path::new(first).display(),
+            base.display()
+        );
+        return Err(Refusal { hint: Some(hint.into()), ..refusal(key, &what, "expected a path") });
     }
     let Some(base) = base.to_str() else {
         let what = format!("starts from `{}`, a folder whose path is not UTF-8", base.display());
@@ -346,7 +365,32 @@ mod tests {
         assert_eq!(shards("\"/data/*.bin\""), "/data/*.bin");
         assert_eq!(check("eval.hellaswag", "\"../h.jsonl\"").unwrap().as_str(), Some("/work/[a]/h.jsonl"));
         assert!(check("data.train", "[\"a\", 1]").is_err());
-        assert!(check("data.train", "\"a[\"").is_err());
+        let refused = check("data.train", "\"a[\"").unwrap_err();
+        assert!(refused.hint.unwrap().contains("`[[]`"));
+    }
+
+    #[test]
+    fn what_a_shell_would_replace_is_refused_unless_it_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let of = |name: &str, toml: &str| {
+            value(schema::key(name).unwrap(), DeValue::parse(toml).unwrap().get_ref(), folder.path())
+        };
+        for (name, toml) in [
+            ("data.train", "\"~/x_*.bin\""),
+            ("data.val", "[\"x.bin\", \"$HOME/x.bin\"]"),
+            ("eval.hellaswag", "\"${HOME}/h.jsonl\""),
+            ("model.init", "\"~/model\""),
+            ("checkpoint.copy_to", "\"~/copies\""),
+        ] {
+            let refused = of(name, toml).unwrap_err();
+            assert!(refused.message.starts_with(&format!("`{name}` starts with `")), "{}", refused.message);
+            assert!(refused.hint.unwrap().contains("by a shell alone"), "{name}");
+        }
+        for toml in ["\"a/~/x.bin\"", "\"~x.bin\"", "\"$*.bin\"", "\"./x~.bin\""] {
+            assert!(of("data.train", toml).is_ok(), "{toml}");
+        }
+        std::fs::create_dir(folder.path().join("~")).unwrap();
+        assert!(of("data.train", "\"~/x_*.bin\"").is_ok(), "a folder of this name");
     }
 
     #[cfg(unix)]

@@ -28,7 +28,7 @@ mod files;
 mod tables;
 mod variables;
 
-use files::{folder_of, identity, read_file};
+use files::{folder_of, identity, read_base, read_file};
 use tables::{is_table, put_nested, source_name_fault, table_fault, table_hint};
 use variables::{PREFIX, misspelt, sounds_like, table_of};
 pub(super) use variables::{is_setting, key_of, says_where};
@@ -292,17 +292,19 @@ impl Layers {
             return;
         }
         let shipped = ShippedExperiment::of_file(&base).filter(|_| self.shipped);
-        match shipped.map_or_else(|| read_file(&path), |base| Ok(base.text.into())) {
+        match shipped.map_or_else(|| read_base(&path), |base| Ok(base.text.into())) {
             Ok(bytes) => {
                 let seen = seen.into_iter().chain([id]).collect();
                 self.read_chain(path_shown.display().to_string(), bytes, folder_of(&path), seen, files);
             }
             Err(error) => {
                 self.unreadable = true;
+                let hint = check::not_expanded(&base)
+                    .unwrap_or("the path starts from the folder of the file that extends it");
                 self.faults.push(
                     Fault::new(format!("cannot read `{}`: {error}", path_shown.display()))
                         .at(place)
-                        .hint("the path starts from the folder of the file that extends it".to_string()),
+                        .hint(hint.to_string()),
                 );
             }
         }

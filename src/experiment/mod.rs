@@ -63,7 +63,7 @@ use std::path::{Path, PathBuf};
 use crate::units::noun;
 
 pub use check::RUN_PREFIX;
-pub use check::{LONGEST_NAME, name_problem};
+pub use check::{LONGEST_NAME, THEMSELVES, name_problem, not_expanded};
 pub use copy_place::{CopyPlace, HAS_BUCKETS, NoPlace};
 pub use defaults::{is_default, is_locked, is_recorded};
 pub use descriptor::{Sizes, UnknownDescriptor, descriptors, is_given_by_descriptor, sizes};

@@ -470,7 +470,7 @@ section! {
         /// What computes. A Hopper GPU in bf16 and its mirror have the same bits, and a run may go on from
         /// one to the other. Default: auto.
         pub kind: DeviceKind,
-        /// CPU threads; 0 is all. Default: 0.
+        /// CPU threads; 0 is all. More than 64 are started only up to four for each CPU. Default: 0.
         pub threads: usize,
         /// Widest vector instructions the CPU may use. Default: auto.
         pub simd: Simd,

@@ -74,6 +74,8 @@ pub struct Texts<'a> {
     pub count: usize,
     pub numbers: &'a [u64],
     pub sampling: &'a Sampling,
+    /// Tokens there are. A model may have rows for more, which are never chosen.
+    pub vocab: usize,
     /// How many positions are worth using, at least 1; the decoder has no room for more.
     pub positions: usize,
 }
@@ -93,7 +95,7 @@ pub fn generate<O: Ops>(
     texts: Texts<'_>,
     mut emit: impl FnMut(usize, u16) -> bool,
 ) -> Result<(), GenerateError> {
-    let Texts { prompt, count, numbers, sampling, positions } = texts;
+    let Texts { prompt, count, numbers, sampling, vocab, positions } = texts;
     let window = decoder.room().positions.min(positions);
     let prompt = &prompt[prompt.len().saturating_sub(window)..];
     for (group, numbers) in numbers.chunks(decoder.room().streams).enumerate() {
@@ -130,7 +132,8 @@ pub fn generate<O: Ops>(
             let choose = |(logits, (_, stream)): (&[f32], &mut (usize, &mut TextStream))| {
                 let TextStream { number, written, room, .. } = &mut **stream;
                 require_finite(logits, *number, *written)?;
-                Ok(sampling.choose(logits, *number, *written, room))
+                let there_are = &logits[..vocab.min(logits.len())];
+                Ok(sampling.choose(there_are, *number, *written, room))
             };
             let chosen: Vec<Result<u16, GenerateError>> = rows.zip(&mut live).map(choose).collect();
             let mut ended = Vec::new();
@@ -166,6 +169,7 @@ mod tests {
     struct Writer {
         ops: Cpu,
         params: Weights<<Cpu as Ops>::Buf>,
+        vocab: usize,
     }
 
     impl Writer {
@@ -177,7 +181,7 @@ mod tests {
             for buf in params.iter_mut() {
                 buf.as_mut_slice().iter_mut().for_each(|x| *x *= 8.0);
             }
-            Writer { ops, params }
+            Writer { ops, params, vocab: MODEL.vocab }
         }
 
         /// The texts `numbers`, as many at a time as there is room for; each ends with the token `end`.
@@ -185,8 +189,8 @@ mod tests {
             let mut decoder = Decoder::new(&mut self.ops, &MODEL, room).expect("a decoder");
             let sampling = Sampling { temperature: 1.0, top_k: 20, top_p: 0.95, key: Key::new(1, "test") };
             let mut texts = vec![Vec::new(); numbers.len()];
-            let positions = usize::MAX;
-            let asked = Texts { prompt: &PROMPT, count, numbers, sampling: &sampling, positions };
+            let (vocab, positions) = (self.vocab, usize::MAX);
+            let asked = Texts { prompt: &PROMPT, count, numbers, sampling: &sampling, vocab, positions };
             generate(&mut self.ops, &mut decoder, &self.params, asked, |place, token| {
                 texts[place].push(token);
                 Some(token) != end
@@ -240,6 +244,21 @@ mod tests {
         assert_eq!(tiny[0].len(), 9, "a window of one token is one");
     }
 
+    /// Of a model with more rows than there are tokens.
+    #[test]
+    fn a_token_that_does_not_exist_is_never_chosen() {
+        let mut writer = Writer::new();
+        let room = || Room { streams: 4, positions: 40 };
+        let texts = writer.write(room(), &[0, 1, 2, 3], 30, None);
+        let largest = texts.iter().flatten().copied().max().expect("tokens");
+        assert!(largest > 5, "the prompt's are kept");
+        writer.vocab = 1000;
+        assert_eq!(writer.write(room(), &[0, 1, 2, 3], 30, None), texts, "more than the model has is all");
+        writer.vocab = usize::from(largest);
+        let fewer = writer.write(room(), &[0, 1, 2, 3], 30, None);
+        assert!(fewer.iter().flatten().all(|token| *token < largest) && fewer != texts, "{fewer:?}");
+    }
+
     #[test]
     fn no_token_is_chosen_by_logits_that_are_not_finite() {
         let mut writer = Writer::new();
@@ -248,7 +267,8 @@ mod tests {
             Decoder::new(&mut writer.ops, &MODEL, Room { streams: 1, positions: 40 }).expect("a decoder");
         let sampling = Sampling { temperature: 0.0, top_k: 0, top_p: 1.0, key: Key::new(1, "test") };
         let (params, mut written) = (&writer.params, 0);
-        let texts = Texts { prompt: &PROMPT, count: 3, numbers: &[7], sampling: &sampling, positions: 40 };
+        let (vocab, positions) = (MODEL.vocab, 40);
+        let texts = Texts { prompt: &PROMPT, count: 3, numbers: &[7], sampling: &sampling, vocab, positions };
         let error = generate(&mut writer.ops, &mut decoder, params, texts, |_, _| {
             written += 1;
             true

@@ -4,6 +4,7 @@ use super::PlanError;
 use super::hardware::{GPUS, GpuSpec, H100};
 use super::memory::Storage;
 use crate::experiment::{DeviceKind, Experiment};
+use crate::ops::cpu;
 use crate::ops::cuda::driver;
 
 /// The kind of device that does the work.
@@ -21,11 +22,7 @@ impl Target {
     /// # Errors
     /// No GPU of the table has this name.
     pub fn choose(name: Option<&str>, experiment: &Experiment) -> Result<Target, PlanError> {
-        let cpu = || {
-            let here = std::thread::available_parallelism().map_or(1, usize::from);
-            let threads = experiment.device.threads;
-            Target::Cpu { threads: if threads == 0 { here } else { threads } }
-        };
+        let cpu = || Target::Cpu { threads: cpu::threads(experiment.device.threads) };
         match name {
             Some("cpu") => Ok(cpu()),
             Some(name) => GpuSpec::find(name)

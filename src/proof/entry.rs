@@ -259,7 +259,8 @@ impl Entry {
 
     /// Reads canonical bytes, and refuses every other spelling of the same entry.
     pub fn parse(text: &str) -> Result<Entry, String> {
-        let written: WrittenEntry = serde_json::from_str(text).map_err(|e| json::fault_in_line(&e))?;
+        let written: WrittenEntry =
+            serde_json::from_str(text).map_err(|e| json::fault_in_line(text.as_bytes(), &e))?;
         let entry = Entry {
             step: written.step,
             tokens: written.tokens,

@@ -23,18 +23,36 @@ pub fn parse<T: DeserializeOwned>(bytes: &[u8]) -> serde_json::Result<T> {
 /// # Errors
 /// Those of [`parse`], in the words of [`fault_in_line`].
 pub fn parse_line<T: DeserializeOwned>(line: &[u8]) -> Result<T, String> {
-    parse(line).map_err(|error| fault_in_line(&error))
+    parse(line).map_err(|error| fault_in_line(line, &error))
 }
 
 /// What is wrong with a line that was read alone: serde's number of the line, always 1, is left out, and the
 /// column is said where the text is no JSON.
-pub fn fault_in_line(error: &serde_json::Error) -> String {
+pub fn fault_in_line(line: &[u8], error: &serde_json::Error) -> String {
     let message = error.to_string();
     let problem = message.rsplit_once(" at line ").map_or(message.as_str(), |(problem, _)| problem);
     match error.classify() {
         serde_json::error::Category::Data => problem.to_owned(),
-        _ => format!("{problem} at column {}", error.column()),
+        _ => format!("{} at column {}", not_in_json(line, error).unwrap_or(problem), error.column()),
     }
+}
+
+/// What others write into JSON and JSON does not have, where the fault in this line is that.
+pub fn not_in_json(line: &[u8], error: &serde_json::Error) -> Option<&'static str> {
+    if error.is_data() {
+        return None;
+    }
+    let message = error.to_string();
+    let surrogate = ["unexpected end of hex escape", "lone leading surrogate in hex escape"];
+    if surrogate.iter().any(|fault| message.starts_with(fault)) {
+        return Some("a lone surrogate (half of a pair, which no text has)");
+    }
+    let from = line.get(error.column().saturating_sub(1)..).unwrap_or_default();
+    let words: [(&[u8], _); 2] = [
+        (b"NaN", "`NaN` (which JSON does not have)"),
+        (b"Infinity", "`Infinity` (which JSON does not have)"),
+    ];
+    words.into_iter().find(|(word, _)| from.starts_with(word)).map(|(_, what)| what)
 }
 
 /// What to say of a line that is no JSON and holds the ends of others: a lone CR ends none.
@@ -123,6 +141,11 @@ mod tests {
     fn a_fault_in_a_line_names_its_column_alone() {
         let fault = |text: &str| parse_line::<Vec<u8>>(text.as_bytes()).unwrap_err();
         assert_eq!(fault("[1, x]"), "expected value at column 5");
+        assert_eq!(fault("[1, NaN]"), "`NaN` (which JSON does not have) at column 5");
+        assert_eq!(fault("[-Infinity]"), "`Infinity` (which JSON does not have) at column 3");
+        for half in [r#"["a\ud800b"]"#, r#"["\udc00"]"#, r#"["\ud800\u0041"]"#] {
+            assert!(fault(half).starts_with("a lone surrogate (half of a pair, which"), "{}", fault(half));
+        }
         assert_eq!(fault("[1] 2"), "trailing characters at column 5");
         assert_eq!(fault("[1, \" at line 7\"]"), "invalid type: string \" at line 7\", expected u8");
     }

@@ -65,6 +65,22 @@ impl Device {
         }
     }
 
+    /// The warning where fewer threads work than `device.threads` says.
+    pub fn fewer_threads(&self, experiment: &Experiment) -> Option<String> {
+        let threads = match self {
+            Device::Cpu(cpu) => cpu.threads(),
+            Device::Mirror(mirror) => mirror.threads(),
+            Device::Cuda(_) => return None,
+        };
+        let asked = experiment.device.threads;
+        (threads < asked).then(|| {
+            format!(
+                "`device.threads` is {asked}, far more than there are CPUs here: {threads} threads work, and \
+                 no bit is another"
+            )
+        })
+    }
+
     /// Does `work` for an experiment on this device.
     ///
     /// # Errors

@@ -116,25 +116,25 @@ pub struct MeasuredSubject {
 pub struct HeldOutLoss {
     pub loss: f64,
     pub tokens: u64,
-    /// Bytes of the text that the tokens stand for.
-    pub bytes: u64,
+    /// Bytes of the text that the tokens stand for; none where the tokenizer does not have all of them.
+    pub bytes: Option<u64>,
     pub from: String,
 }
 
 impl HeldOutLoss {
     /// The loss of all tokens, ends of texts included, in bits for each byte of the text: comparable among
-    /// tokenizers. None where there is no text.
+    /// tokenizers. None where there is no text, or its bytes are not known.
     pub fn bits_per_byte(&self) -> Option<f64> {
         let bits = self.loss * self.tokens as f64 / std::f64::consts::LN_2;
-        (self.bytes > 0).then(|| bits / self.bytes as f64)
+        self.bytes.filter(|bytes| *bytes > 0).map(|bytes| bits / bytes as f64)
     }
 
     /// Under these names the loss, and the bits for each byte where there is text.
     fn measurements(&self, [loss, bits]: [String; 2]) -> Vec<Measurement> {
         let HeldOutLoss { tokens, bytes, .. } = *self;
         let loss = Measurement { name: loss, value: self.loss, count: tokens, of: "tokens" };
-        let bits =
-            self.bits_per_byte().map(|value| Measurement { name: bits, value, count: bytes, of: "bytes" });
+        let count = bytes.unwrap_or(0);
+        let bits = self.bits_per_byte().map(|value| Measurement { name: bits, value, count, of: "bytes" });
         std::iter::once(loss).chain(bits).collect()
     }
 }
@@ -186,7 +186,7 @@ impl EvalData {
         for remark in equal.chain(benchmarks.iter().filter_map(QuestionSet::equal_choices)) {
             report.tell(&Message::Remark(&remark));
         }
-        let sources = if by_source { held_out_of_sources(experiment)? } else { Vec::new() };
+        let sources = if by_source { held_out_of_sources(experiment, report)? } else { Vec::new() };
         Ok(EvalData { validation, sources, hellaswag, benchmarks })
     }
 
@@ -210,7 +210,10 @@ fn of_source(name: &str, source: &str) -> String {
 }
 
 /// What the sources of a mixture are measured by.
-fn held_out_of_sources(experiment: &Experiment) -> anyhow::Result<Vec<(String, ValidationSet)>> {
+fn held_out_of_sources(
+    experiment: &Experiment,
+    report: Report,
+) -> anyhow::Result<Vec<(String, ValidationSet)>> {
     let Experiment { data, eval, batch, model, .. } = experiment;
     let held_out = sources::held_out_of_sources(data, model.vocab)?;
     require_usage(!held_out.is_empty(), || match data.mix.is_empty() {
@@ -222,7 +225,11 @@ fn held_out_of_sources(experiment: &Experiment) -> anyhow::Result<Vec<(String, V
         }
     })?;
     let set = |(name, data): (String, Dataset)| {
-        Ok((name, ValidationSet::new(&data, eval.val_tokens, batch.seq_len)?))
+        let set = ValidationSet::new(&data, eval.val_tokens, batch.seq_len)?;
+        if let Some(doubtful) = set.doubtful(&data, &Tokenizer::new(experiment.data.tokenizer)) {
+            report.tell(&Message::Remark(&format!("of the source `{name}`: {doubtful}")));
+        }
+        Ok((name, set))
     };
     held_out.into_iter().map(set).collect()
 }
@@ -271,8 +278,8 @@ impl HeldOut {
         if let Some(shortfall) = set.shortfall(experiment.eval.val_tokens) {
             report.tell(&Message::Remark(&shortfall));
         }
-        if let Some(unreached) = set.unreached(&data) {
-            report.tell(&Message::Remark(&unreached));
+        for remark in set.unreached(&data).into_iter().chain(set.doubtful(&data, &tokenizer)) {
+            report.tell(&Message::Remark(&remark));
         }
         let from = match set.reached(&data) {
             texts if texts.is_empty() => from,

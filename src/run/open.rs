@@ -112,6 +112,7 @@ impl Opened {
             report.tell(&Message::Remark(remark));
         }
         let device = team.open_device(&loaded.experiment)?;
+        loaded.remarks.extend(device.fewer_threads(&loaded.experiment));
         initial.iter().try_for_each(|initial| initial.place(&mut loaded, &data, report))?;
         let destination = match team.is_first() {
             true => Destination::New { runs, name, existing },
@@ -191,6 +192,7 @@ impl Opened {
         let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
         let initial = initial::read(&loaded.experiment, past.as_ref(), past.is_some())?;
         let device = team.open_device(&loaded.experiment)?;
+        loaded.remarks.extend(device.fewer_threads(&loaded.experiment));
         if team.is_first() {
             let from = found.as_ref().map(|(manifest, _)| manifest.step);
             let made = resume::steps_made(&RunPaths::new(path));

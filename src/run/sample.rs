@@ -114,8 +114,8 @@ impl<O: Ops> LoadedDecoder<O> {
         let mut lengths = vec![0; request.samples];
         let started = Instant::now();
         let positions = self.decoder.room().positions;
-        let (count, sampling) = (request.tokens, &request.sampling);
-        let texts = Texts { prompt: &prompt, count, numbers: &numbers, sampling, positions };
+        let (count, sampling, vocab) = (request.tokens, &request.sampling, self.tokenizer.vocab());
+        let texts = Texts { prompt: &prompt, count, numbers: &numbers, sampling, vocab, positions };
         generate(&mut self.ops, &mut self.decoder, &self.params, texts, |text, token| {
             lengths[text] += 1;
             emit(text, token)

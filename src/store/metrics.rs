@@ -96,7 +96,8 @@ impl MetricsRow {
     /// Reads a line of `metrics.jsonl`. Fails on unreadable JSON, on a key that stands twice, and where
     /// decimal and bits disagree.
     pub fn from_line(line: &str) -> Result<MetricsRow, String> {
-        serde_json::from_str(line).map_err(|error: serde_json::Error| json::fault_in_line(&error))
+        serde_json::from_str(line)
+            .map_err(|error: serde_json::Error| json::fault_in_line(line.as_bytes(), &error))
     }
 }
 

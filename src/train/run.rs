@@ -270,11 +270,11 @@ impl<O: Ops> Run<O> {
             key: Key::new(self.experiment.seed, &format!("sample at step {step}")),
         };
         let (mut characters, mut text) = (StreamDecoder::new(self.tokenizer), String::new());
-        let eot = self.tokenizer.eot();
+        let (eot, vocab) = (self.tokenizer.eot(), self.tokenizer.vocab());
         let Some((ops, params, decoder)) = self.trainer.for_sampling() else { return Ok(()) };
         let positions = self.experiment.trained_positions_after(step);
-        let texts =
-            Texts { prompt: &prompt, count: sample.tokens, numbers: &[0], sampling: &sampling, positions };
+        let (count, sampling) = (sample.tokens, &sampling);
+        let texts = Texts { prompt: &prompt, count, numbers: &[0], sampling, vocab, positions };
         let written = generate(ops, decoder, params, texts, |_, token| {
             if token != eot {
                 text.push_str(&characters.push(token));

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::{Finished, Lab};
+use crate::support::{Finished, Lab, sets};
 
 const UNIFORM: &str = "tests/cases/hf_uniform";
 const CI: &str = "experiments/ci.toml";
@@ -166,6 +166,32 @@ fn every_checkpoint_of_a_run_has_its_line_and_the_numbers_it_has_alone() {
     }
     let steps: Vec<&str> = rest.stdout.lines().filter_map(|line| line.split_whitespace().nth(1)).collect();
     assert_eq!(steps, ["step", "5", "20"]);
+}
+
+#[test]
+fn tokens_that_the_tokenizer_does_not_have_give_no_bits_a_byte() {
+    let lab = Lab::new();
+    lab.run(CI, &sets(&["model.vocab=300", "schedule.steps=1", "schedule.warmup_steps=0"])).root();
+    let mut shard = vec![0; 1024];
+    for (at, word) in [20_240_520u32, 1, 500].into_iter().enumerate() {
+        shard[4 * at..4 * at + 4].copy_from_slice(&word.to_le_bytes());
+    }
+    let measure = |largest: u16| {
+        let tokens = (0..500u16).map(|i| if i == 10 { largest } else { 97 + i % 26 });
+        let bytes: Vec<u8> = shard.iter().copied().chain(tokens.flat_map(u16::to_le_bytes)).collect();
+        std::fs::write(lab.path("padded.bin"), bytes).expect("writable");
+        let file = lab.path("padded.bin").display().to_string();
+        let measured = lab.verb("eval", "ci", &["--json", "--task", "val", "--data", &file]);
+        assert_eq!(measured.code, Some(0), "{}", measured.stderr);
+        (json(&measured).remove(0), measured.stderr)
+    };
+    let (whole, said) = measure(256);
+    assert!(whole["val_bits_per_byte"].is_f64() && whole["val_bytes"].is_u64(), "{whole}");
+    assert!(!said.contains("another tokenizer"), "{said}");
+    let (padded, said) = measure(280);
+    assert!(padded["val_loss"].is_f64(), "{padded}");
+    assert!(padded["val_bits_per_byte"].is_null() && padded["val_bytes"].is_null(), "{padded}");
+    assert!(said.contains("may be of another tokenizer") && said.contains("largest token is 280"), "{said}");
 }
 
 /// Needs Python with lm-eval, tokenizers, safetensors and numpy:

@@ -32,7 +32,7 @@ pub struct FetchArgs {
     #[arg(long, value_name = "N", value_parser = from_zero::<usize>)]
     shards: Option<usize>,
     /// Folder for the data; the experiments look in `data`
-    #[arg(long, value_name = "DIR", default_value = "data")]
+    #[arg(short, long, value_name = "DIR", default_value = "data")]
     out: PathBuf,
     /// Commit, branch or tag [default: what was fetched into the folder before, else the set's own]
     #[arg(long, value_name = "REVISION")]

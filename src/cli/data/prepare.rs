@@ -24,7 +24,7 @@ pub struct PrepareArgs {
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Folder to write the shards into
-    #[arg(long, value_name = "DIR")]
+    #[arg(short, long, value_name = "DIR")]
     out: PathBuf,
     /// Shards are named NAME_train_000001.bin … and NAME_val_000000.bin [default: the first file's name]
     #[arg(long)]

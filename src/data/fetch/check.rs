@@ -86,7 +86,9 @@ impl FileKind {
             file.read(file.bytes().saturating_sub(4), &mut end[..file.bytes().min(4) as usize])?;
             return match &end == PARQUET_MAGIC && file.bytes() >= 12 {
                 true => Ok(()),
-                false => Err(wrong("it does not end in `PAR1`: the file was cut off".to_owned())),
+                false => Err(wrong(
+                    "it does not end in `PAR1`: it was cut off, or bytes follow its end".to_owned(),
+                )),
             };
         }
         // The largest of these, HellaSwag's, has 12 MB.

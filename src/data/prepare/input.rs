@@ -4,10 +4,10 @@
 //! time. A pipe cannot be read twice, and so is read whole first.
 
 use std::fs::File;
-use std::io::{BufReader, Cursor, Read, Seek};
+use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 
 use super::super::error::DataError;
 use super::super::read_at::irregular;
@@ -194,7 +194,7 @@ impl<'a> Examined<'a> {
         let (path, raw) = (self.input.path(), self.input.open()?);
         let reader: Box<dyn Read + 'a> = match self.compression {
             None => raw,
-            Some(Compression::Gzip) => Box::new(MultiGzDecoder::new(BufReader::with_capacity(1 << 18, raw))),
+            Some(Compression::Gzip) => Box::new(GzipMembers::new(BufReader::with_capacity(1 << 18, raw))),
             Some(Compression::Zstd) => {
                 Box::new(zstd::Decoder::new(raw).map_err(DataError::io("read", path))?)
             }
@@ -231,6 +231,55 @@ impl<'a> Examined<'a> {
             (_, InputFormat::Parquet) => "it has no row with text".to_owned(),
         };
         DataError::NoText { path: self.input.path.clone(), found }
+    }
+}
+
+/// The content of gzip's members, one behind another. Zeros alone may follow the last, as for gzip itself:
+/// tapes and disks fill blocks with them.
+struct GzipMembers<R> {
+    /// None behind the last.
+    member: Option<GzDecoder<R>>,
+}
+
+impl<R: BufRead> GzipMembers<R> {
+    fn new(packed: R) -> GzipMembers<R> {
+        GzipMembers { member: Some(GzDecoder::new(packed)) }
+    }
+}
+
+impl<R: BufRead> Read for GzipMembers<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.member {
+            let read = member.read(out)?;
+            if read > 0 || out.is_empty() {
+                return Ok(read);
+            }
+            let is_last = only_zeros_follow(member.get_mut())?;
+            let packed = self.member.take().map(GzDecoder::into_inner);
+            self.member = packed.filter(|_| !is_last).map(GzDecoder::new);
+        }
+        Ok(0)
+    }
+}
+
+/// Whether no member follows: zeros, which are read, and nothing else.
+fn only_zeros_follow(packed: &mut impl BufRead) -> io::Result<bool> {
+    let mut padded = false;
+    loop {
+        let bytes = packed.fill_buf()?;
+        if bytes.is_empty() {
+            return Ok(true);
+        }
+        if !padded && bytes[0] != 0 {
+            return Ok(false);
+        }
+        if bytes.iter().any(|byte| *byte != 0) {
+            let why = "zeros follow their end, and other bytes these";
+            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        }
+        let read = bytes.len();
+        packed.consume(read);
+        padded = true;
     }
 }
 

@@ -40,12 +40,14 @@ pub(super) fn text<'a>(path: &Path, line: JsonLine<'a>, column: &str) -> Result<
     let mut json = serde_json::Deserializer::from_slice(line.bytes);
     let read = FieldOf { name: column }.deserialize(&mut json).and_then(|text| json.end().map(|()| text));
     read.map_err(|error| {
-        let problem = json::fault_in_line(&error);
+        let problem = json::fault_in_line(line.bytes, &error);
         match error.classify() {
             serde_json::error::Category::Data => refused(problem),
             _ => {
-                let cr = json::lone_cr(line.bytes).unwrap_or_default();
-                refused(format!("it is no JSON object: {problem}{cr}"))
+                let skip = json::not_in_json(line.bytes, &error)
+                    .map(|_| "\n  hint: `--skip-bad-rows N` leaves out up to N such rows");
+                let hint = json::lone_cr(line.bytes).or(skip).unwrap_or_default();
+                refused(format!("it is no JSON object: {problem}{hint}"))
             }
         }
     })
@@ -161,7 +163,9 @@ mod tests {
             (br#"{"text": "a", "text": "b"}"#, "the column `text` is there twice"),
             (br#"{"id": 1, "text": "a", "id": 2}"#, "the column `id` is there twice"),
             (b"{\"text\": \"caf\xe9\"}", "invalid unicode code point"),
-            (br#"{"text": "\ud800"}"#, "it is no JSON object"),
+            (br#"{"text": "a\ud800b"}"#, "it is no JSON object: a lone surrogate (half of a pair, which"),
+            (br#"{"text": "\udc00"}"#, "such rows"),
+            (br#"{"id": NaN, "text": "a"}"#, "`NaN` (which JSON does not have) at column 8\n  hint: `--skip"),
         ] {
             let error = read(line).unwrap_err();
             assert!(error.contains("`x.jsonl` line 7") && error.contains(says), "{error}\nlacks: {says}");

@@ -119,6 +119,14 @@ mod tests {
             let expected = format!("`a q` is {says}: expected JSON lines, plain or compressed");
             assert!(error.starts_with(&expected) && error.contains(helps), "{error}\nlacks: {helps}");
         }
+        let followed =
+            |bytes: &[u8]| json_lines(Path::new("q"), &[&gzip(ROWS.as_bytes())[..], bytes].concat());
+        assert_eq!(followed(&[0; 1000]).unwrap(), ROWS, "zeros fill a block");
+        assert_eq!(followed(&[gzip(b"{}\n"), vec![0; 300_000]].concat()).unwrap(), format!("{ROWS}{{}}\n"));
+        for other in [&b"x"[..], &[0, 0, 1], &[&[0u8; 512][..], &gzip(b"{}\n")].concat()] {
+            let refused = followed(other).unwrap_err().to_string();
+            assert!(refused.contains("gzip data go wrong or were cut off"), "{refused}");
+        }
         let cut = json_lines(Path::new("q"), &gzip(ROWS.as_bytes())[..30]).unwrap_err().to_string();
         assert!(cut.contains("gzip data go wrong or were cut off"), "{cut}");
     }

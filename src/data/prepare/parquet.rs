@@ -67,7 +67,9 @@ impl<'a> ParquetTable<'a> {
             return Err(damaged("it does not start with `PAR1`".to_owned()));
         }
         if bytes < 12 || &end != b"PAR1" {
-            return Err(damaged("it does not end in `PAR1`: the file was cut off".to_owned()));
+            return Err(damaged(
+                "it does not end in `PAR1`: it was cut off, or bytes follow its end".to_owned(),
+            ));
         }
         let metadata = caught(|| read_metadata(&mut file)).map_err(damaged)?;
         let (leaf, field) = find(&path, &metadata, column)?;
@@ -160,7 +162,12 @@ fn find(path: &Path, metadata: &FileMetadata, column: &str) -> Result<(usize, Fi
     let dotted = |leaf: &[_]| leaf.iter().map(ToString::to_string).collect::<Vec<String>>().join(".");
     let names: Vec<String> = leaves.iter().map(|leaf| dotted(&leaf.path_in_schema)).collect();
     let mut found = names.iter().enumerate().filter(|(_, name)| *name == column);
-    let (Some((leaf, _)), None) = (found.next(), found.next()) else {
+    let (first, again) = (found.next(), found.count());
+    if again > 0 {
+        let (path, column) = (path.to_owned(), column.to_owned());
+        return Err(DataError::ColumnTwice { path, column, times: again + 1 });
+    }
+    let Some((leaf, _)) = first else {
         let has: Vec<String> = names.iter().take(24).map(|name| format!("`{name}`")).collect();
         let (path, column) = (path.to_owned(), column.to_owned());
         return Err(DataError::NoColumn { path, column, has: has.join(", ") });

@@ -363,6 +363,20 @@ fn parquet_without_the_column_or_with_other_types_is_refused() {
         error.contains("`x.parquet` has no column `text`, but `id`, `body`") && error.contains("--column"),
         "{error}"
     );
+    // Of the same length, so that the file is whole with the other name.
+    let mut twice = table(vec![Column::new("text".into(), ["a"]), Column::new("tex_".into(), ["b"])], 9);
+    for at in 0..twice.len() - 4 {
+        if &twice[at..at + 4] == b"tex_" {
+            twice[at + 3] = b't';
+        }
+    }
+    let error =
+        shard(&[Input::bytes("x.parquet", Some(InputFormat::Parquet), twice.clone())], &options(dir.path()));
+    let error = error.unwrap_err();
+    assert!(error.contains("`x.parquet` has the column `text` 2 times: expected it once"), "{error}");
+    let followed = Input::bytes("x.parquet", Some(InputFormat::Parquet), [&twice[..], b"\n"].concat());
+    let error = shard(&[followed], &options(dir.path())).unwrap_err();
+    assert!(error.contains("does not end in `PAR1`: it was cut off, or bytes follow its end"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [1i64, 2])]);
     assert!(error.contains("the column `text` of `x.parquet` holds Int64: expected strings"), "{error}");
     let error = refuse(vec![Column::new("text".into(), [&b"raw"[..], b"\xff"])]);

@@ -95,10 +95,23 @@ impl Tokenizer {
         bytes
     }
 
-    /// The bytes of the text that tokens stand for: `<|endoftext|>` is none of it.
-    pub fn text_bytes(&self, tokens: &[u16]) -> u64 {
+    /// The bytes of the text that tokens stand for: `<|endoftext|>` is none of it. None where a token does not
+    /// exist, which stands for nothing.
+    pub fn text_bytes(&self, tokens: &[u16]) -> Option<u64> {
+        if tokens.iter().any(|token| usize::from(*token) >= self.vocab()) {
+            return None;
+        }
         let of_text = tokens.iter().filter(|token| **token != self.eot());
-        of_text.map(|token| self.decode_bytes(&[*token]).len() as u64).sum()
+        Some(of_text.map(|token| self.decode_bytes(&[*token]).len() as u64).sum())
+    }
+
+    /// Why tokens of which this is the largest do not look like the tokenizer's; none where they do.
+    pub fn doubt(&self, largest: u16) -> Option<&'static str> {
+        match self {
+            _ if usize::from(largest) >= self.vocab() => Some("more than it has"),
+            Tokenizer::Gpt2(_) if usize::from(largest) < Tokenizer::Byte.vocab() => Some("as with `byte`"),
+            _ => None,
+        }
     }
 
     /// The text of tokens; invalid UTF-8 gives replacement characters.
@@ -184,8 +197,9 @@ mod tests {
         let text = "Rye déjà vu; 🌾 is cut in July.\n";
         for tokenizer in [gpt2(), Tokenizer::Byte] {
             let tokens = [tokenizer.encode(text), vec![tokenizer.eot()], tokenizer.encode("a")].concat();
-            assert_eq!(tokenizer.text_bytes(&tokens), text.len() as u64 + 1);
-            assert_eq!(tokenizer.text_bytes(&[tokenizer.eot()]), 0);
+            assert_eq!(tokenizer.text_bytes(&tokens), Some(text.len() as u64 + 1));
+            assert_eq!(tokenizer.text_bytes(&[tokenizer.eot()]), Some(0));
+            assert_eq!(tokenizer.text_bytes(&[65, tokenizer.eot() + 1]), None, "a token that does not exist");
         }
     }
 

@@ -18,6 +18,16 @@ pub(super) fn read_file(path: &Path) -> Result<Vec<u8>, String> {
     }
 }
 
+/// The same of a file that another extends, where nobody writes into a pipe.
+pub(super) fn read_base(path: &Path) -> Result<Vec<u8>, String> {
+    match path.metadata() {
+        Ok(found) if !found.is_file() && !found.is_dir() => {
+            Err("it is a pipe or a device, and no file".into())
+        }
+        _ => read_file(path),
+    }
+}
+
 /// The folder that relative paths in a file start from: absolute, links resolved where it exists.
 pub(super) fn folder_of(path: &Path) -> PathBuf {
     let parent = match path.parent() {

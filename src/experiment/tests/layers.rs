@@ -56,6 +56,20 @@ fn a_missing_file_and_a_missing_base_are_faults() {
     assert!(error.faults[0].message.contains("nowhere.toml"), "{error}");
     assert_eq!(error.faults[0].place.as_ref().unwrap().position, Some((2, 11)));
     assert!(messages(file_with(folder.path()))[0].starts_with("cannot read"));
+    fs::write(&top, "extends = \"~/base.toml\"\n").unwrap();
+    let error = file_with(&top).unwrap_err();
+    assert!(error.faults[0].hint.as_ref().unwrap().contains("by a shell alone"), "{error}");
+}
+
+#[test]
+fn a_base_that_is_a_pipe_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = std::process::Command::new("mkfifo").arg(folder.path().join("pipe")).status().unwrap();
+    assert!(made.success());
+    let top = folder.path().join("top.toml");
+    fs::write(&top, "extends = \"pipe\"\n").unwrap();
+    let found = messages(file_with(&top));
+    assert!(found[0].ends_with("pipe`: it is a pipe or a device, and no file"), "{found:?}");
 }
 
 #[test]

@@ -20,16 +20,25 @@ pub struct Engine {
     scratch: Vec<Mutex<Buffer>>,
 }
 
+/// Threads that work where `device.threads` is `asked`: for 0 as many as the system has CPUs, and never more
+/// than [`most_threads`].
+pub fn threads(asked: usize) -> usize {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    if asked == 0 { cpus } else { asked.min(most_threads(cpus)) }
+}
+
+/// Threads of which more would wait for each other longer than they work.
+fn most_threads(cpus: usize) -> usize {
+    (4 * cpus).max(64)
+}
+
 impl Engine {
-    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
+    /// The threads of [`threads`] and the instruction set of `device.simd`.
     ///
     /// # Errors
     /// [`DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
     pub fn open(device: &DeviceKeys) -> Result<Engine> {
-        let threads = match device.threads {
-            0 => std::thread::available_parallelism().map_or(1, usize::from),
-            threads => threads,
-        };
+        let threads = threads(device.threads);
         Engine::new(Isa::new(device.simd)?, threads).map_err(|e| {
             DeviceError::Unavailable(format!(
                 "cannot start {threads} CPU threads: {e}\n  hint: lower `device.threads`"
@@ -108,4 +117,17 @@ pub fn blocks(
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn far_more_threads_than_cpus_are_not_started() {
+        assert_eq!([1, 2, 16, 17, 128].map(most_threads), [64, 64, 64, 68, 512]);
+        let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+        assert_eq!([0, 1, 64].map(threads), [cpus, 1, 64]);
+        assert_eq!(threads(usize::MAX), most_threads(cpus));
+    }
 }

@@ -43,6 +43,8 @@ use super::{Result, ScratchShape};
 use crate::experiment::DeviceKeys;
 pub use buffer::Buffer;
 pub use device::Ids;
+pub use engine::threads;
+
 use engine::Engine;
 
 /// Names the arithmetic of this device; part of a lock's numerics.
@@ -63,7 +65,7 @@ impl Cpu {
         4 * (self.logits.len() + self.engine.scratch_len()) as u64
     }
 
-    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`.
+    /// The threads of [`threads`] for `device.threads`, and the instruction set of `device.simd`.
     ///
     /// # Errors
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.

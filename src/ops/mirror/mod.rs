@@ -67,8 +67,8 @@ pub struct Mirror {
 }
 
 impl Mirror {
-    /// `device.threads` threads (0: all that the system offers) and the instruction set of `device.simd`; no
-    /// bit depends on either.
+    /// The threads of [`super::cpu::threads`] for `device.threads`, and the instruction set of `device.simd`;
+    /// no bit depends on either.
     ///
     /// # Errors
     /// [`super::DeviceError::Unavailable`] when the CPU lacks the instruction set or threads cannot start.
