@@ -1,11 +1,11 @@
 """Times one optimizer step of GPT-2 on the CPU in PyTorch, fp32: the peer of `runner` there.
 
     pip install torch transformers
-    OMP_NUM_THREADS=2 python tests/pytorch/cpu_step.py [d6|d12|quickstart] [--compile]
+    OMP_NUM_THREADS=2 python tests/pytorch/cpu_step.py [d6|d12|small] [--compile]
 
 d12, the default, has the shapes of llm.c's train_gpt2.c: B 4, T 64, the vocabulary padded to 50304; d6 the
-same but for its sizes; quickstart those of `experiments/quickstart.toml`. With --compile the compiled model
-is timed as well as the plain one.
+same but for its sizes; small those of `experiments/mixture.toml`. With --compile the compiled model is timed
+as well as the plain one.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import transformers
 MODELS = {
     "d6": (6, 6, 384, 50257, 50304, 4, 64),
     "d12": (12, 12, 768, 50257, 50304, 4, 64),
-    "quickstart": (4, 4, 128, 257, 384, 8, 128),
+    "small": (4, 4, 128, 257, 384, 8, 128),
 }
 STEPS = 8
 
