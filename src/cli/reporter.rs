@@ -168,8 +168,8 @@ fn text(message: &Message<'_>) -> String {
             let [of_which, of] = ["checkpoint", "step"].map(|one| noun(steps.len() as u64, one));
             let steps = steps.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
             format!(
-                "{NOT_COPIED}`{place}`: the {of_which} of {of} {steps}: {why}\n  hint: what is not copied is whole \
-                 in `{}`; `runner resume {name}` copies what is missing",
+                "{NOT_COPIED}`{place}`: the {of_which} of {of} {steps}: {why}\n  hint: what is not copied is \
+                 whole in `{}`; `runner resume {name}` copies what is missing",
                 run.checkpoints().display(),
             )
         }

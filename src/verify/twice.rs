@@ -81,10 +81,13 @@ pub fn verify(path: &Path, options: &TwiceOptions, checks: &mut Checks<'_>) -> a
     let request = asked.clone();
     stop::on_requests(move || request.store(true, Ordering::SeqCst))?;
     let steps = loaded.experiment.schedule.steps;
-    let mut set = options.set.clone();
-    set.extend(intervals(&loaded.experiment));
+    let mut own = intervals(&loaded.experiment);
     // The runs are in a folder of their own, and what they start from is not.
-    set.extend(loaded.experiment.model.init.as_ref().map(|init| format!("model.init={init}")));
+    own.extend(loaded.experiment.model.init.as_ref().map(|init| format!("model.init={init}")));
+    // A key is given once, and ours hold.
+    let key = |set: &str| set.split('=').next().unwrap_or_default().trim().to_owned();
+    let is_ours = |set: &&String| own.iter().any(|own| key(own) == key(set));
+    let set = options.set.iter().filter(|set| !is_ours(set)).chain(&own).cloned().collect();
     let trial = TwiceRuns {
         program: std::env::current_exe()?,
         experiment: path,

@@ -228,7 +228,7 @@ fn audits_whose_files_are_gone_are_a_failure_and_named() {
     std::fs::remove_file(file(&lab, 4)).expect("deleted");
     assert_finds(&lab, RUN, &[], &["FAILED  audits: 2 steps with one, 1 of the files here; missing: 4"]);
     std::fs::remove_dir_all(lab.path(RUN).join("audit")).expect("deleted");
-    assert_finds(&lab, RUN, &[], &["0 of their files are here; missing: 2, 4", "ci_cuda/audit` from a copy"]);
+    assert_finds(&lab, RUN, &[], &["0 of the files here; missing: 2, 4", "ci_cuda/audit` from a copy"]);
     assert_finds(&lab, RUN, ALL, &["FAILED  audit: not begun: the files are not whole"]);
 }
 

@@ -113,7 +113,7 @@ fn a_pipe_is_read_as_one() {
     );
     let done = Command::new("bash").args(["-c", &script]).current_dir(lab.path("")).output().expect("bash");
     Finished::from(done).assert_says(&["4 documents, 210 bytes of text, 214 tokens"]);
-    finish(prepare(&lab, &["/dev/zero"])).assert_fails(1, &["/dev/zero", "it is a device"]);
+    finish(prepare(&lab, &["--overwrite", "/dev/zero"])).assert_fails(1, &["/dev/zero", "it is a device"]);
 }
 
 /// The commands in the hints are run as they stand.
