@@ -248,8 +248,7 @@ mod tests {
             let manifest = DataManifest { train: digests, val: vec![], hellaswag: None };
             manifest.remarks(&train, None, &byte, 4)
         };
-        let twice =
-            "training shards are named twice, by equal or overlapping patterns, and read once: `a.bin`";
+        let twice = "training shards are named twice, by equal or overlapping patterns, and read once: a.bin";
         for names in [["a.bin", "a.bin"], ["*.bin", "a.bin"]] {
             assert_eq!(said(&names), [twice]);
         }

@@ -154,7 +154,8 @@ fn what_does_not_go_together_is_refused_by_key() {
     );
     refused(&["model.logit_softcap=1e-40"], &["`model.logit_softcap` = 1e-40 is too small", "0.001"]);
     refused(&["model.logit_softcap=1e300"], &["`model.logit_softcap` is 1e300", "out of range"]);
-    refused(&["optimizer.z_loss=1e-60"], &["`optimizer.z_loss` = 1e-60 is too small"]);
+    refused(&["optimizer.z_loss=1e-60"], &["`optimizer.z_loss`", "becomes 0.0 in the 32 bits"]);
+    refused(&["optimizer.z_loss=1e-40"], &["`optimizer.z_loss` = 1e-40 is too small"]);
     refused(
         &["model.kv_heads=2", "model.heads=3", "model.channels=96"],
         &["`model.kv_heads` = 2 does not divide `model.heads` = 3", "choose 1, or 0"],

@@ -226,23 +226,27 @@ struct BackwardRow<'a> {
 fn backward_row<const RMS: bool>(dx: &mut [f32], write: Write, dout: &[f32], row: BackwardRow<'_>) {
     let BackwardRow { x, weight, mean, rstd } = row;
     let channels = x.len();
-    let mut lanes = [[0.0f32; LANES]; 2];
-    let mut each = |dout: &[f32], x: &[f32], weight: &[f32]| {
-        for (i, ((dout, x), weight)) in dout.iter().zip(x).zip(weight).enumerate() {
-            let g = dout * weight;
-            if !RMS {
-                lanes[0][i] += g;
-            }
-            lanes[1][i] = g.mul_add((x - mean) * rstd, lanes[1][i]);
+    let (mut g_lanes, mut gh_lanes) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let mut each = |i: usize, dout: f32, x: f32, weight: f32| {
+        let g = dout * weight;
+        if !RMS {
+            g_lanes[i] += g;
         }
+        gh_lanes[i] = g.mul_add((x - mean) * rstd, gh_lanes[i]);
     };
-    let whole = channels / LANES * LANES;
-    for at in (0..whole).step_by(LANES) {
-        each(&dout[at..at + LANES], &x[at..at + LANES], &weight[at..at + LANES]);
+    // Loops of a known length: else RMSNorm's becomes scalar code, and takes seven times as long.
+    let ((douts, last_dout), (xs, last_x)) = (dout.as_chunks::<LANES>(), x.as_chunks::<LANES>());
+    let (weights, last_weight) = weight.as_chunks::<LANES>();
+    for ((dout, x), weight) in douts.iter().zip(xs).zip(weights) {
+        for i in 0..LANES {
+            each(i, dout[i], x[i], weight[i]);
+        }
     }
-    each(&dout[whole..], &x[whole..], &weight[whole..]);
-    let mean_g = if RMS { 0.0 } else { simd::sum_lanes(lanes[0]) / channels as f32 };
-    let mean_gh = simd::sum_lanes(lanes[1]) / channels as f32;
+    for (i, ((dout, x), weight)) in last_dout.iter().zip(last_x).zip(last_weight).enumerate() {
+        each(i, *dout, *x, *weight);
+    }
+    let mean_g = if RMS { 0.0 } else { simd::sum_lanes(g_lanes) / channels as f32 };
+    let mean_gh = simd::sum_lanes(gh_lanes) / channels as f32;
     for (((dx, dout), x), weight) in dx.iter_mut().zip(dout).zip(x).zip(weight) {
         let h = (x - mean) * rstd;
         let value = rstd * h.mul_add(-mean_gh, dout * weight - mean_g);
