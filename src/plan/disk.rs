@@ -88,8 +88,8 @@ mod tests {
     #[test]
     fn a_small_checkpoint_is_counted_as_what_lies_on_the_disk() {
         let text = "[model]\nlayers = 1\nheads = 1\nchannels = 16\ncontext = 32\n[batch]\nmicro = 1\n\
-                    [schedule]\nsteps = 2\n[data]\ncorpus = \"kjv_nt\"\ntokenizer = \"byte\"\n[eval]\nevery = 0\n\
-                    [device]\nkind = \"cpu\"\n";
+                    [schedule]\nsteps = 2\n[data]\ncorpus = \"kjv_nt\"\ntokenizer = \"byte\"\n[eval]\n\
+                    every = 0\n[device]\nkind = \"cpu\"\n";
         let experiment = experiment::load_text("t", text, &[]).unwrap().experiment;
         let disk = Disk::of(&experiment, &Storage::cpu(&experiment, 1));
         // `runner run` wrote 106,841.
