@@ -132,7 +132,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let started = Instant::now();
     let mut device = String::new();
-    let mut failed = 0;
+    let (mut failed, mut worst) = (0, exit::FAILED);
     let mut table = ResultTable::of(&candidates);
     let subjects = candidates.iter().map(|candidate| candidate.load(alone, report));
     evaluate(subjects, report, |MeasuredSubject { name, manifest, data, results }| {
@@ -140,6 +140,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Err(error) if alone => return Err(error),
             Err(error) => {
                 failed += 1;
+                if exit::is_damage(&error) {
+                    worst = exit::PROOF;
+                }
                 exit::report(&match &manifest {
                     Some(manifest) => error.context(format!("{name}, step {}", manifest.step)),
                     None => error.context(name),
@@ -176,7 +179,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let (all, took) = (candidates.len(), units::duration(started.elapsed().as_secs_f64()));
     if failed > 0 {
         exit::print(&format!("{failed} of {all} models could not be measured"));
-        return Ok(ExitCode::from(exit::FAILED));
+        return Ok(ExitCode::from(worst));
     }
     say!("measured {all} models on {device} in {took}");
     Ok(ExitCode::SUCCESS)

@@ -129,7 +129,7 @@ fn code(error: &anyhow::Error) -> u8 {
 }
 
 /// Whether a checkpoint is not what was written.
-fn is_damage(error: &anyhow::Error) -> bool {
+pub fn is_damage(error: &anyhow::Error) -> bool {
     let of_run = match error.downcast_ref() {
         Some(RunError::Store(store)) => Some(store),
         _ => None,

@@ -123,6 +123,9 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
         }
         needs.is_none()
     });
+    if args.yes && !steps.is_empty() {
+        keep_one_whole(&checkpoints, &mut steps)?;
+    }
     let bytes = steps.iter().map(|step| contents::bytes_in(&of_step(*step))).sum();
     if !steps.is_empty() {
         let listed: Vec<String> = steps.iter().map(u64::to_string).collect();
@@ -134,4 +137,20 @@ fn prune(folder: &Path, args: &Args, branches: &[Branch]) -> anyhow::Result<u64>
         retention::remove(&checkpoints, &steps)?;
     }
     Ok(bytes)
+}
+
+/// Takes the newest whole checkpoint out of the `steps` that are to go where none that stays is whole. Every
+/// byte is read, from the newest on, until one is.
+fn keep_one_whole(checkpoints: &Path, steps: &mut Vec<u64>) -> anyhow::Result<()> {
+    let found = checkpoint::list(checkpoints)?;
+    let stay = found.iter().rev().filter(|(step, _)| !steps.contains(step));
+    let go = found.iter().rev().filter(|(step, _)| steps.contains(step));
+    let Some((whole, _)) = stay.chain(go).find(|(_, folder)| checkpoint::load(folder).is_ok()) else {
+        return Ok(());
+    };
+    if steps.contains(whole) {
+        say!("`{}` keeps step {whole}: none that would stay is whole", checkpoints.display());
+        steps.retain(|step| step != whole);
+    }
+    Ok(())
 }

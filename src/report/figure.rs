@@ -312,14 +312,14 @@ impl<'a> FigurePage<'a> {
             (Some(low), Some(high)) if !self.bands.is_empty() => {
                 let (low, high) = (thousands(*low as u64), thousands(*high as u64));
                 let steps = if low == high { low } else { format!("{low} to {high}") };
-                format!(" (smoothed over up to {steps} steps)")
+                format!(" (smoothed over ≤ {steps} steps)")
             }
             (Some(low), Some(high)) if low == high => {
-                format!(" (strong: smoothed over up to {} steps)", thousands(*low as u64))
+                format!(" (strong: smoothed over ≤ {} steps)", thousands(*low as u64))
             }
             (Some(low), Some(high)) => {
                 format!(
-                    " (strong: smoothed over up to {} to {} steps)",
+                    " (strong: smoothed over ≤ {} to {} steps)",
                     thousands(*low as u64),
                     thousands(*high as u64)
                 )

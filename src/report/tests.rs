@@ -165,10 +165,10 @@ fn the_legend_says_over_how_many_steps_a_line_is_smoothed() {
     let drawn = |steps, smooth| {
         svg(&[synthetic("a", 1, steps, &[], false)], &PlotOptions { smooth, ..PlotOptions::default() })
     };
-    assert!(drawn(100, None).contains("smoothed over up to 3 steps"));
-    assert!(drawn(100, Some(2)).contains("smoothed over up to 3 steps"));
+    assert!(drawn(100, None).contains("smoothed over ≤ 3 steps"));
+    assert!(drawn(100, Some(2)).contains("smoothed over ≤ 3 steps"));
     assert_eq!(drawn(100, Some(2)), drawn(100, Some(3)));
-    assert!(drawn(12, Some(99_999)).contains("smoothed over up to 11 steps"));
+    assert!(drawn(12, Some(99_999)).contains("smoothed over ≤ 11 steps"));
     assert!(!drawn(100, Some(1)).contains("smoothed over"));
 }
 

@@ -183,7 +183,8 @@ impl Opened {
                 }
                 None => resume::require_not_done(&folder.paths, &broken)?,
             }
-            resume::require_lock(&folder.paths, found.is_some(), how.allow_drift)?;
+            let saved = found.as_ref().map(|(manifest, _)| manifest.step);
+            resume::require_lock(&folder.paths, saved, loaded.experiment.schedule.steps, how.allow_drift)?;
             (Destination::Open(folder), found)
         } else {
             (Destination::OfRankZero, None)

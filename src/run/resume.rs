@@ -33,6 +33,9 @@ const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_wa
 /// What a ledger calls the lock of its run.
 const LOCK: &str = "lock.toml";
 
+/// What drift begins with that is a lock made again, and no change of numerics.
+pub const LOST_LOCK: &str = "`lock.toml` was missing";
+
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
@@ -89,7 +92,11 @@ impl Past {
         let state_file = file.unwrap_or_default();
         let from = found.as_ref().map_or(0, |(manifest, _)| manifest.step);
         let measured_on = lock.as_ref().map_or(Table::new(), |lock| measured_on(&folder.paths, from, lock));
-        let lost_lock = lock.is_none() && has_trained(&folder.paths, found.is_some());
+        let made = found.as_ref().map_or(0, |(manifest, _)| manifest.ledger.size);
+        let lost_lock = match lock {
+            Some(_) => was_made_again(&folder.paths, made),
+            None => has_trained(&folder.paths, found.is_some()),
+        };
         Ok(Past { resumed: true, edited, found, state_file, lock, lost_lock, allow_drift, measured_on })
     }
 
@@ -284,7 +291,8 @@ fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
 ///
 /// # Errors
 /// A checkpoint cannot be read; the lock lacks what it must name, or is not that of the run's last checkpoint
-/// and ledger, or of the experiment; or the run does not match `expected`.
+/// and ledger, or of the experiment; the ledger has an event that no run makes; or the run does not match
+/// `expected`.
 pub fn finished(
     paths: &RunPaths,
     loaded: &Loaded,
@@ -317,6 +325,7 @@ pub fn finished(
         ))
         .into());
     }
+    require_made(paths, &lock.numerics, &entries)?;
     let are_as_in_lock = |outputs: &Table| {
         let changed = differences(&lock.outputs, outputs);
         changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
@@ -400,30 +409,57 @@ fn has_trained(paths: &RunPaths, saved: bool) -> bool {
     (saved && paths.ledger().exists()) || steps_made(paths) > 0
 }
 
+/// Whether a lock was made again, by leave, behind the `size` entries that a checkpoint has: a kill has taken
+/// the entry that said so, and not the note.
+fn was_made_again(paths: &RunPaths, size: u64) -> bool {
+    let is_told =
+        |note: &Note| note.after >= size && note.kind == "drift" && note.text.starts_with(LOST_LOCK);
+    ledger::read(&paths.ledger()).is_ok_and(|(log, _)| log.notes().iter().any(is_told))
+}
+
 /// Refuses to make a lock for a run that has trained, and had one from its first step on: what it was trained
-/// and measured on would be whatever is here now. `saved` is whether a checkpoint was found.
-pub fn require_lock(paths: &RunPaths, saved: bool, allow_drift: bool) -> Result<(), ProofRefusal> {
+/// and measured on would be whatever is here now. `saved` is the step of the checkpoint that was found. With
+/// leave it is made, unless the run of so many `steps` has ended: no entry is left that could say so.
+pub fn require_lock(
+    paths: &RunPaths,
+    saved: Option<u64>,
+    steps: u64,
+    allow_drift: bool,
+) -> Result<(), ProofRefusal> {
     let is_missing = matches!(paths.lock_file().try_exists(), Ok(false));
-    if allow_drift || !is_missing || !has_trained(paths, saved) {
+    let has_ended = saved.is_some_and(|step| step >= steps);
+    if !is_missing || !has_trained(paths, saved.is_some()) || (allow_drift && !has_ended) {
         return Ok(());
     }
+    let otherwise = match has_ended {
+        true => "; the run has ended, and no step is left whose entry could tell of another",
+        false => {
+            ", or from where it was kept; `runner resume --allow-drift` makes one of what is here now, which \
+             is written into the ledger"
+        }
+    };
     Err(ProofRefusal(format!(
         "`{}` is missing, and the run has trained: nothing else says what it was trained and measured on\n  \
-         hint: put it back from a copy, or from where it was kept; `runner resume --allow-drift` makes one \
-         of what is here now, which is written into the ledger",
+         hint: put it back from a copy{otherwise}",
         paths.lock_file().display()
     )))
 }
 
 /// Refuses a ledger in which an entry up to the checkpoint of `saved` has an event that no run makes.
 pub fn require_events(paths: &RunPaths, saved: &Manifest) -> Result<(), ProofRefusal> {
-    // What is wrong with either is said when the run goes on.
+    // What is wrong with it is said when the run goes on.
     let Ok((_, entries)) = ledger::read_up_to(&paths.ledger(), saved.ledger.size) else { return Ok(()) };
+    require_made(paths, &saved.numerics, &entries)
+}
+
+/// Refuses `entries` of which one has an event that no run of the numerics makes.
+fn require_made(paths: &RunPaths, numerics: &Table, entries: &[Entry]) -> Result<(), ProofRefusal> {
+    // What is wrong with it is said when the run goes on.
     let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return Ok(()) };
     let here = resolved_numerics(&own.experiment);
     // What was changed by leave behind the checkpoint.
-    let has_changed = |key: &str| saved.numerics.get(key) != here.get(key);
-    let found = events::fault(&own.experiment, &saved.numerics, &has_changed, entry::steps(&entries));
+    let has_changed = |key: &str| numerics.get(key) != here.get(key);
+    let found = events::fault(&own.experiment, numerics, &has_changed, entry::steps(entries));
     found.map_or(Ok(()), |(step, why)| {
         Err(ProofRefusal(format!(
             "`{}`: the entry of step {step} has {why}\n  hint: the ledger was edited, or is of another run; \

@@ -24,7 +24,7 @@ use crate::run::device::{Device, OnDevice};
 use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
 use crate::run::recorded::is_known;
-use crate::run::{UsageError, initial, lock, require_usage};
+use crate::run::{UsageError, initial, lock, require_usage, resume};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
@@ -49,7 +49,8 @@ pub fn verify(
     };
     require_steps(&steps, entry::steps(&entries).len() as u64)?;
     // The lock has the numerics after the last drift.
-    let drifted = |entry: &&Entry| entry.step > steps.start && entry.drifts().next().is_some();
+    let is_drift = |text: &str| !text.starts_with(resume::LOST_LOCK);
+    let drifted = |entry: &&Entry| entry.step > steps.start && entry.drifts().any(is_drift);
     if let Some(entry) = entries.iter().rev().find(drifted) {
         return Err(UsageError(format!(
             "the steps before {0} were made with other numerics: drift was allowed there\n  hint: replay \

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::{Value, json};
 
-use crate::support::{Finished, Lab};
+use crate::support::{Finished, Lab, flip_bit};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -359,6 +359,10 @@ fn prune_says_what_retention_would_drop_and_drops_it_when_told() {
     let verified = lab.verify("a", &[]);
     assert_eq!(verified.code, Some(0), "{}", verified.stderr);
     verb(&lab, &["prune", "a", "--keep-last", "0"]).assert_fails(2, &["keep-last"]);
+    flip_bit(&lab.path("c/checkpoints/step_00000020/state.safetensors"), 0.9);
+    let whole = verb(&lab, &["prune", "c", "--keep-last", "1", "--yes"]);
+    assert!(whole.stderr.contains("keeps step 15: none that would stay is whole"), "{}", whole.stderr);
+    assert_eq!(steps("c"), all[2..]);
 }
 
 /// The program in a folder without a checkout.

@@ -79,22 +79,18 @@ pub struct QkNormForward<'a> {
 #[inline(always)]
 fn backward_head(d: &mut [f32], sums: &mut [f32], x: &[f32], weight: &[f32], rstd: f32) {
     let mut lanes = [0.0f32; LANES];
-    let mut each = |i: usize, sum: &mut f32, d: f32, x: f32, weight: f32| {
-        lanes[i] = (d * weight).mul_add(x * rstd, lanes[i]);
-        *sum = d.mul_add(x * rstd, *sum);
-    };
-    // Loops of a known length: others become scalar code.
-    let ((all_sums, last_sums), (ds, last_d)) = (sums.as_chunks_mut::<LANES>(), d.as_chunks::<LANES>());
-    let ((xs, last_x), (weights, last_weight)) = (x.as_chunks::<LANES>(), weight.as_chunks::<LANES>());
-    for (((sums, d), x), weight) in all_sums.iter_mut().zip(ds).zip(xs).zip(weights) {
-        for i in 0..LANES {
-            each(i, &mut sums[i], d[i], x[i], weight[i]);
+    let mut each = |sums: &mut [f32], d: &[f32], x: &[f32], weight: &[f32]| {
+        for (i, (((sum, d), x), weight)) in sums.iter_mut().zip(d).zip(x).zip(weight).enumerate() {
+            lanes[i] = (d * weight).mul_add(x * rstd, lanes[i]);
+            *sum = d.mul_add(x * rstd, *sum);
         }
+    };
+    let whole = x.len() / LANES * LANES;
+    for at in (0..whole).step_by(LANES) {
+        let columns = at..at + LANES;
+        each(&mut sums[columns.clone()], &d[columns.clone()], &x[columns.clone()], &weight[columns]);
     }
-    let last = last_sums.iter_mut().zip(last_d).zip(last_x).zip(last_weight);
-    for (i, (((sum, d), x), weight)) in last.enumerate() {
-        each(i, sum, *d, *x, *weight);
-    }
+    each(&mut sums[whole..], &d[whole..], &x[whole..], &weight[whole..]);
     let mean = sum_lanes(lanes) / x.len() as f32;
     for ((d, x), weight) in d.iter_mut().zip(x).zip(weight) {
         *d = rstd * (x * rstd).mul_add(-mean, *d * weight);
