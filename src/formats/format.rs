@@ -23,6 +23,9 @@ pub struct Format {
     pub writer: FormatWriter,
 }
 
+/// Parameters, and the SHA-256 of each file of the weights, of the very bytes that were read.
+pub type HashedParameters = (Parameters, Vec<Hash>);
+
 /// How models in a format are recognised and read. The functions take the path that the user named.
 pub struct FormatReader {
     /// For messages: what such a model is, with an article.
@@ -31,8 +34,7 @@ pub struct FormatReader {
     pub recognises: fn(&Path, &Content) -> bool,
     /// The model's sizes, from a header or configuration.
     pub sizes: fn(&Path) -> Result<Model>,
-    /// The parameters, and the SHA-256 of each file of `weights`, of the very bytes that were read.
-    pub read: fn(&Path) -> Result<(Parameters, Vec<Hash>)>,
+    pub read: fn(&Path) -> Result<HashedParameters>,
     /// The tokenizer of the model's files; none where they say nothing of it. One that is none of ours is an
     /// error.
     pub tokenizer: fn(&Path) -> Result<Option<experiment::Tokenizer>>,
