@@ -81,6 +81,13 @@ pub fn counted(n: u64, one: &str) -> String {
     format!("{} {}", thousands(n), noun(n, one))
 }
 
+/// `4 layers, 1 head, 128 channels, 128 tokens of context`.
+pub fn network(layers: usize, heads: usize, channels: usize, context: usize) -> String {
+    let of = |n: usize, one: &str| format!("{n} {}", noun(n, one));
+    let sizes = [of(layers, "layer"), of(heads, "head"), of(channels, "channel"), of(context, "token")];
+    format!("{} of context", sizes.join(", "))
+}
+
 /// `65,536 to 524,288`, or one number where both are the same.
 pub fn thousands_to(first: u64, last: u64) -> String {
     let to = format!("{} to {}", thousands(first), thousands(last));

@@ -128,18 +128,7 @@ impl PlanText<'_> {
         let (m, d) = (&self.0.model, &self.0.device);
         let parameters = units::count(m.parameters);
         writeln!(out, "{}: {} with {parameters} parameters", self.0.experiment, m.kind)?;
-        writeln!(
-            out,
-            "  {} {}, {} {}, {} {}, {} {} of context",
-            m.layers,
-            noun(m.layers, "layer"),
-            m.heads,
-            noun(m.heads, "head"),
-            m.channels,
-            noun(m.channels, "channel"),
-            m.context,
-            noun(m.context, "token")
-        )?;
+        writeln!(out, "  {}", units::network(m.layers, m.heads, m.channels, m.context))?;
         let count = if d.count > 1 { format!("{} × ", d.count) } else { String::new() };
         let rates = if d.measured { "rates measured on such a card" } else { "an estimate" };
         writeln!(out, "  on {count}{}, {}: {rates}", d.name, d.precision)?;

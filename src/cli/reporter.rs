@@ -200,17 +200,10 @@ fn summary_text(summary: &ExperimentSummary<'_>) -> String {
     let sources: String = summary.sources.iter().map(|source| format!("\nsource {source}")).collect();
     let lines = [
         format!(
-            "{name}: {} with {} parameters: {} {}, {} {}, {} {}, {} {} of context",
+            "{name}: {} with {} parameters: {}",
             m.kind(),
             units::count(summary.parameters),
-            m.layers,
-            noun(m.layers, "layer"),
-            m.heads,
-            noun(m.heads, "head"),
-            m.channels,
-            noun(m.channels, "channel"),
-            m.context,
-            noun(m.context, "token"),
+            units::network(m.layers, m.heads, m.channels, m.context)
         ),
         device,
         format!(
