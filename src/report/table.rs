@@ -530,8 +530,8 @@ impl RunTable {
         groups
     }
 
-    /// Comma-separated values with a header, a line a row, each ended by a newline (RFC 4180's quotes). A line
-    /// break in a text is a blank, a control character `\u{fffd}`.
+    /// Comma-separated values with a header, a line a row, each ended by a newline (RFC 4180's quotes). A
+    /// line break in a text is a blank, a control character `\u{fffd}`.
     pub fn to_csv(&self, columns: &[TableColumn]) -> String {
         let name = |column: &TableColumn| TableCell::Text(column.name.to_owned()).to_csv();
         let mut csv = columns.iter().map(name).collect::<Vec<_>>().join(",") + "\n";

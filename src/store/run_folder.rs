@@ -78,8 +78,8 @@ impl RunPaths {
         }
     }
 
-    /// Whether steps or a checkpoint of a run are here, and its experiment is gone. What a kill leaves of a run
-    /// that has not begun is a lock, or half of one.
+    /// Whether steps or a checkpoint of a run are here, and its experiment is gone. What a kill leaves of a
+    /// run that has not begun is a lock, or half of one.
     pub fn lack_experiment(&self) -> bool {
         let is_gone = matches!(self.experiment().try_exists(), Ok(false));
         // A folder of checkpoints that cannot be listed may hold some.

@@ -63,8 +63,8 @@ fn verify_member(
     if paths.lack_experiment() {
         let (gone, folder) = (experiment.display(), member.folder.display());
         let what = format!(
-            "`{gone}` is gone, of a run that has begun\n  do: restore it from a copy; or move `{folder}` away, \
-             and `runner resume` of the sweep trains the member anew"
+            "`{gone}` is gone, of a run that has begun\n  do: restore it from a copy; or move `{folder}` \
+             away, and `runner resume` of the sweep trains the member anew"
         );
         checks.failed(name, what);
         return Ok(());
