@@ -57,7 +57,7 @@ pub struct Args {
     /// Folder that holds the run folders.
     #[arg(long, default_value = "runs", value_name = "DIR")]
     runs: PathBuf,
-    /// Print the result as JSON on stdout, a line a model.
+    /// Print the result as JSON on stdout, a line a model. What is measured and not known is null.
     #[arg(long)]
     json: bool,
 }
@@ -278,13 +278,19 @@ fn models(args: &Args) -> anyhow::Result<Vec<NamedRun>> {
         };
         let members = named::members(&sweep)?;
         let all = members.len();
-        let begun = members.into_iter().filter(|member| RunPaths::new(&member.folder).experiment().is_file());
-        let before = models.len();
+        let (begun, rest): (Vec<NamedRun>, Vec<NamedRun>) =
+            members.into_iter().partition(|member| RunPaths::new(&member.folder).experiment().is_file());
+        let (lost, rest): (Vec<NamedRun>, Vec<NamedRun>) =
+            rest.into_iter().partition(|member| RunPaths::new(&member.folder).lack_experiment());
+        for member in lost {
+            say!("{} is left out: its `experiment.toml` is gone, restore it from a copy", member.name);
+        }
+        require_usage(!begun.is_empty(), || {
+            format!("no member of the sweep `{}` has begun", model.display())
+        })?;
         models.extend(begun);
-        let begun = models.len() - before;
-        require_usage(begun > 0, || format!("no member of the sweep `{}` has begun", model.display()))?;
-        if begun < all {
-            say!("{} of {all} members of `{}` have not begun", all - begun, model.display());
+        if !rest.is_empty() {
+            say!("{} of {all} members of `{}` have not begun", rest.len(), model.display());
         }
     }
     Ok(models)
@@ -403,7 +409,6 @@ fn to_json(results: &Evaluated, data: &EvalData, model: &str, manifest: Option<&
         json["val_tokens"] = (*tokens).into();
         json["val_data"] = from.as_str().into();
         json["val_bytes"] = json!(bytes);
-        json["val_bits_per_byte"] = Value::Null;
     }
     if let Some((scores, _)) = &results.hellaswag {
         json["hellaswag_tasks"] = scores.tasks.into();
@@ -411,6 +416,8 @@ fn to_json(results: &Evaluated, data: &EvalData, model: &str, manifest: Option<&
     for set in &data.benchmarks {
         json[format!("{}_tasks", set.benchmark().name())] = set.questions().len().into();
     }
+    // What is asked for and not known is null.
+    data.names().into_iter().for_each(|name| json[name] = Value::Null);
     for Measurement { name, value, .. } in results.numbers(data) {
         json[name] = value.into();
     }

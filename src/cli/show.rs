@@ -95,7 +95,8 @@ A column is a key of the experiment (`schedule.learning_rate`, or `learning_rate
          it), a metric, of which it is the last value, or one of {columns}. `mean_loss` is the mean of the \
          last hundredth of the updates, at most 100; `tokens_per_s`, `step_ms` and `mfu` are the medians of \
          the last 100 steps. On a terminal a table is fitted to its width; elsewhere it is whole. In JSON a \
-         number that is not finite is null, with its bits beside it as in metrics.jsonl. A list of long runs \
+         number that is not finite is null, with its bits beside it as in metrics.jsonl. In CSV a run is one \
+         line: a line break in a note is a blank, a control character `�`. A list of long runs \
          holds the rows that it shows to the ledgers' lines and checks no head: `runner show RUN` and \
          `runner verify RUN` do. Operators: =, !=, <, <=, >, >=, and ~ for text that contains another."
     )
@@ -229,7 +230,7 @@ fn show_sweep(folder: &Path, json: bool) -> anyhow::Result<ExitCode> {
             }
         };
         let hash = hash.map_or(String::new(), |hash| format!("sweep hash {hash}{of}\n"));
-        streams::print(&(sweep_listing::text(&members) + &hash))?;
+        streams::print(&(sweep_listing::text(&members, width()) + &hash))?;
     }
     let runs = members.iter().filter_map(|member| member.run.as_ref());
     warn_unverified(runs.map(|run| (run.name.as_str(), run.step, run.unverified.as_deref())));

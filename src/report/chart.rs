@@ -8,7 +8,7 @@ use super::panel::{Panel, TEXT_SIZE};
 use super::scene::{Scene, text_width};
 use super::series::{Point, quantile, robust_top};
 use super::{ReportError, XAxis};
-use crate::units::thousands;
+use crate::units::{counted, thousands};
 
 /// Shares of the steps that decide the top of a range. The norm's spike outlasts the loss's fall.
 const USUAL_LOSSES: f64 = 0.98;
@@ -180,11 +180,13 @@ impl FigurePage<'_> {
                 (low - space, top + space, Scale::Linear)
             }
             PanelKind::Hellaswag => {
-                let mut all = values(&|run| y(run, &run.hellaswag));
-                all.extend(self.level_values(kind).iter().map(|level| level.0));
+                let scores = |run: &Curves| y(run, &run.hellaswag);
                 let edges = self.bands_of(kind).flat_map(|(_, band)| band);
-                all.extend(edges.flat_map(|(_, low, high)| [*low, *high]));
-                let (low, high) = limits(&all);
+                let mut others: Vec<f64> = edges.flat_map(|(_, low, high)| [*low, *high]).collect();
+                others.extend(self.level_values(kind).iter().map(|level| level.0));
+                let (low, highest) = limits(&[values(&scores), others.clone()].concat());
+                others.extend(whole().flat_map(scores));
+                let high = quantile(&others, 1.0).unwrap_or(highest);
                 let space = (0.08 * (high - low)).max(0.005);
                 ((low - space).max(0.0), (high + space).min(1.0), Scale::Linear)
             }
@@ -207,7 +209,7 @@ impl FigurePage<'_> {
             }
             PanelKind::Throughput => (
                 0.0,
-                limits(&values(&|run| run.tokens_per_s.iter().map(|point| point.1).collect())).1 * 1.06,
+                top(&|run| run.tokens_per_s.iter().map(|point| point.1).collect()) * 1.06,
                 Scale::Linear,
             ),
         }
@@ -233,18 +235,30 @@ impl FigurePage<'_> {
             PanelKind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
             PanelKind::GradNorm => [run.grad_norm.clone(), run.skipped_norm.clone()].concat(),
             PanelKind::LearningRate => run.learning_rate.clone(),
-            PanelKind::Hellaswag | PanelKind::Throughput => Vec::new(),
+            PanelKind::Throughput => run.tokens_per_s.clone(),
+            PanelKind::Hellaswag => Vec::new(),
         };
-        let values: Vec<f64> = self.curves.iter().flat_map(points).map(|point| point.1).collect();
-        let above: Vec<f64> =
-            values.iter().copied().filter(|&value| value.is_finite() && value > top).collect();
+        let evaluations = |run: &Curves| match kind {
+            PanelKind::Hellaswag => run.hellaswag.clone(),
+            _ => Vec::new(),
+        };
+        let of = |points: &dyn Fn(&Curves) -> Vec<Point>| -> Vec<f64> {
+            self.curves.iter().flat_map(points).map(|point| point.1).collect()
+        };
+        let is_above = |value: &f64| value.is_finite() && *value > top;
+        let values = of(&points);
+        let steps: Vec<f64> = values.iter().copied().filter(is_above).collect();
+        let evaluations: Vec<f64> = of(&evaluations).into_iter().filter(is_above).collect();
         let count = |number: usize| thousands(number as u64);
         let mut notes = [Vec::new(), Vec::new(), Vec::new()];
-        if let Some(largest) = quantile(&above, 1.0) {
-            let (steps, largest) = (if above.len() == 1 { "step" } else { "steps" }, label(largest, 0.1));
-            notes[0].push(format!("▲ {} {steps} above, max {largest}", count(above.len())));
-            notes[1].push(format!("▲ {} above, max {largest}", count(above.len())));
-            notes[2].push(format!("▲ {} to {largest}", count(above.len())));
+        if let Some(largest) = quantile(&[&steps[..], &evaluations].concat(), 1.0) {
+            let (all, largest) = (count(steps.len() + evaluations.len()), label(largest, 0.1));
+            let counts = [(steps.len(), "step"), (evaluations.len(), "evaluation")];
+            let counts = counts.into_iter().filter(|(number, _)| *number > 0);
+            let counts: Vec<String> = counts.map(|(number, what)| counted(number as u64, what)).collect();
+            notes[0].push(format!("▲ {} above, max {largest}", counts.join(" and ")));
+            notes[1].push(format!("▲ {all} above, max {largest}"));
+            notes[2].push(format!("▲ {all} to {largest}"));
         }
         let broken = values.iter().filter(|value| !value.is_finite()).count();
         if broken > 0 {

@@ -74,7 +74,7 @@ pub fn all(runs: &Path) -> Result<Vec<RunGlance>, ReportError> {
 /// Those members of `sweep` that have begun, in their order.
 pub fn of_members(members: &[MemberFolder], sweep: &Path) -> Vec<RunGlance> {
     let runs = sweep.parent().unwrap_or(Path::new(""));
-    let begun = members.par_iter().filter(|member| RunPaths::new(&member.folder).experiment().is_file());
+    let begun = members.par_iter().filter(|member| RunPaths::new(&member.folder).have_begun());
     begun.map(|member| RunGlance::read(&member.folder, runs)).collect()
 }
 

@@ -11,8 +11,8 @@ use crate::store::notes::Notes;
 use crate::units;
 
 /// A column of the printed table with its cells.
-struct ListingColumn {
-    title: &'static str,
+pub(super) struct ListingColumn {
+    title: String,
     /// Numbers are aligned to the right.
     right: bool,
     /// Columns with the highest are left out first when the terminal is narrow; 0 always stays.
@@ -46,7 +46,7 @@ const DEFAULT: [(&str, &str, u8); 13] = [
 const OF_GROUPS: [(&str, u8); 5] =
     [("step", 2), ("mean_loss", 3), ("val_loss", 0), ("hellaswag", 1), ("tokens_per_s", 4)];
 
-/// The narrowest that the first column is cut to.
+/// The narrowest that a column is cut to.
 const NARROWEST: usize = 8;
 
 impl ListingColumn {
@@ -58,17 +58,21 @@ impl ListingColumn {
     ) -> ListingColumn {
         let cells = values.iter().map(|cell| column.shown(cell)).collect();
         let right = !values.iter().any(|cell| matches!(cell, TableCell::Text(_)));
-        ListingColumn { title, right, dispensable, cells, width: 0 }.measured()
+        ListingColumn { title: title.to_owned(), right, dispensable, cells, width: 0 }.measured()
+    }
+
+    /// Of texts as they are, aligned to the right.
+    pub(super) fn of_texts(title: &str, dispensable: u8, cells: Vec<String>) -> ListingColumn {
+        ListingColumn { title: title.to_owned(), right: true, dispensable, cells, width: 0 }.measured()
     }
 
     fn of_counts(title: &'static str, counts: &[usize]) -> ListingColumn {
-        let cells = counts.iter().map(usize::to_string).collect();
-        ListingColumn { title, right: true, dispensable: 0, cells, width: 0 }.measured()
+        ListingColumn::of_texts(title, 0, counts.iter().map(usize::to_string).collect())
     }
 
     fn measured(mut self) -> ListingColumn {
         let widest = self.cells.iter().map(|cell| cell.chars().count()).max().unwrap_or(0);
-        self.width = widest.max(self.title.len());
+        self.width = widest.max(self.title.chars().count());
         self
     }
 
@@ -126,7 +130,7 @@ pub fn table(table: &RunTable, chosen: Option<&[TableColumn]>, width: Option<usi
         part.cells = of.collect();
         part.width = part.cells.iter().map(String::len).max().unwrap_or(0).max(part.title.len());
     }
-    let mut text = fitted(parts, chosen.is_none(), width);
+    let mut text = fitted(parts, 1, chosen.is_none(), width);
     for run in table.runs() {
         if let Some(why) = &run.why {
             let line = format!("{} is {}: {why}\n", run.name, run.state.name());
@@ -178,7 +182,7 @@ pub fn groups(
         }
         parts.push(part.measured());
     }
-    let mut text = fitted(parts, chosen.is_none(), width);
+    let mut text = fitted(parts, 1, chosen.is_none(), width);
     text.push_str(match any_left_out {
         true => "numbers are means over the runs of a group that are done\n",
         false => "numbers are means over the runs of a group\n",
@@ -204,30 +208,41 @@ fn total(parts: &[ListingColumn]) -> usize {
     (parts.iter().map(|part| part.width + 2).sum::<usize>()).saturating_sub(2)
 }
 
-/// Lines of at most `width` columns: dispensable columns are left out, then the first one is cut, and where
-/// that `may_lose` more the last ones are left out, but for two.
-fn fitted(mut parts: Vec<ListingColumn>, may_lose: bool, width: Option<usize>) -> String {
+/// Lines of at most `width` columns: dispensable columns are left out, then the first `cut` are cut, the
+/// widest first. Where that `may_lose` more, the last of those that are cut are left out, but for one, and
+/// then the last ones, but for two.
+pub(super) fn fitted(
+    mut parts: Vec<ListingColumn>,
+    mut cut: usize,
+    may_lose: bool,
+    width: Option<usize>,
+) -> String {
     let width = width.unwrap_or(usize::MAX);
     while total(&parts) > width
         && let Some(at) = most_dispensable(&parts)
     {
         parts.remove(at);
     }
-    let narrowest = |parts: &[ListingColumn]| {
-        parts.first().map_or(0, |first| total(parts) - first.width.saturating_sub(NARROWEST))
+    let narrowest = |parts: &[ListingColumn], cut: usize| {
+        let less = parts.iter().take(cut).map(|part| part.width.saturating_sub(NARROWEST));
+        total(parts) - less.sum::<usize>()
     };
-    while may_lose && parts.len() > 2 && narrowest(&parts) > width {
-        parts.pop();
+    while may_lose && parts.len() > 2 && narrowest(&parts, cut) > width {
+        let last = if cut > 1 { cut } else { parts.len() };
+        parts.remove(last - 1);
+        cut = cut.min(last - 1);
     }
-    let over = total(&parts).saturating_sub(width);
-    if over > 0 {
-        parts[0].cut(over);
+    loop {
+        let over = total(&parts).saturating_sub(width);
+        let wide = parts.iter_mut().take(cut).filter(|part| over > 0 && part.width > NARROWEST);
+        let Some(widest) = wide.max_by_key(|part| part.width) else { break };
+        widest.cut(over);
     }
     let line = |cell: &dyn Fn(&ListingColumn) -> String| {
         let cells: Vec<String> = parts.iter().map(|part| part.padded(&cell(part))).collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
-    let mut text = line(&|part| units::shortened_middle(part.title, part.width));
+    let mut text = line(&|part| units::shortened_middle(&part.title, part.width));
     let rows = parts.first().map_or(0, |part| part.cells.len());
     (0..rows).for_each(|at| text.push_str(&line(&|part| part.cells[at].clone())));
     text

@@ -265,9 +265,20 @@ pub(super) fn unverified(
         None => Some("there is no ledger".into()),
         Some(Err(problem)) => Some(problem.to_string().lines().next().unwrap_or_default().to_owned()),
         Some(Ok((log, entries))) => {
-            derived::unverified(rows, entries, running).or_else(|| unbound(paths, log, lock, running))
+            let other = derived::unverified(rows, entries, running);
+            other.or_else(|| unbound(paths, log, lock, running)).or_else(|| without_lock(paths, entries))
         }
     }
+}
+
+/// That the lock of a run with steps is gone.
+fn without_lock(paths: &RunPaths, entries: &[Entry]) -> Option<String> {
+    let is_gone = !entries.is_empty() && matches!(paths.lock_file().try_exists(), Ok(false));
+    is_gone.then(|| {
+        "its `lock.toml` is gone, and nothing else says what it was trained and measured on: restore it from \
+         a copy"
+            .to_owned()
+    })
 }
 
 /// Whether files of a run may lag behind each other: a process holds its folder, and it has not ended. Of a

@@ -293,6 +293,9 @@ impl RecordedRun {
 
 pub(super) fn read_experiment(paths: &RunPaths) -> Result<Experiment, String> {
     let path = paths.experiment();
+    if paths.lack_experiment() {
+        return Err(format!("`{}` is gone: restore it from a copy of the run", path.display()));
+    }
     experiment::load_recorded(&path).map(|loaded| loaded.experiment).map_err(|error| {
         let message = error.to_string();
         let first = message.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned();

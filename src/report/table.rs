@@ -300,11 +300,12 @@ impl TableCell {
         })
     }
 
-    /// A field of CSV: empty where it is missing, in quotes where the text needs them or is empty.
+    /// A field of CSV on one line and without control characters: empty where it is missing, in quotes where
+    /// the text needs them or is empty.
     fn to_csv(&self) -> String {
-        let text = self.plain();
+        let text = units::printable(&self.plain());
         let is_text = matches!(self, TableCell::Text(_));
-        if is_text && (text.is_empty() || text.contains([',', '"', '\n', '\r'])) {
+        if is_text && (text.is_empty() || text.contains([',', '"'])) {
             format!("\"{}\"", text.replace('"', "\"\""))
         } else {
             text
@@ -529,9 +530,11 @@ impl RunTable {
         groups
     }
 
-    /// Comma-separated values with a header, each line ended by a newline (RFC 4180's quotes).
+    /// Comma-separated values with a header, a line a row, each ended by a newline (RFC 4180's quotes). A
+    /// line break in a text is a blank, a control character `\u{fffd}`.
     pub fn to_csv(&self, columns: &[TableColumn]) -> String {
-        let mut csv = columns.iter().map(|column| column.name).collect::<Vec<_>>().join(",") + "\n";
+        let name = |column: &TableColumn| TableCell::Text(column.name.to_owned()).to_csv();
+        let mut csv = columns.iter().map(name).collect::<Vec<_>>().join(",") + "\n";
         let line = |row: &RunGlance| {
             let fields: Vec<String> = columns.iter().map(|column| column.cell(row).to_csv()).collect();
             fields.join(",") + "\n"

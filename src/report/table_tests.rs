@@ -137,6 +137,17 @@ fn csv_has_a_header_and_empty_fields_for_what_is_not_there() {
 }
 
 #[test]
+fn a_note_is_one_line_of_csv_without_control_characters() {
+    let mut all = runs();
+    all.truncate(1);
+    all[0].notes.notes = vec!["red\u{1b}[31m\r\nsays \"no\", and\u{9b}2J".into()];
+    let chosen = ["name", "note"].map(|name| TableColumn::find(name).unwrap());
+    let csv = RunTable::of(all, &[], &[], None).unwrap().to_csv(&chosen);
+    let note = "red\u{fffd}[31m\u{fffd} says \"\"no\"\", and\u{fffd}2J";
+    assert_eq!(csv, format!("name,note\na,\"{note}\"\n"));
+}
+
+#[test]
 fn what_differs_between_runs_are_the_keys_with_more_than_one_value() {
     let names = |table: RunTable| table.differing().iter().map(|column| column.name).collect::<Vec<_>>();
     assert_eq!(names(table()), ["schedule.learning_rate"]);

@@ -1,5 +1,6 @@
 //! Whole pictures of small synthetic runs.
 
+use super::chart::PanelKind;
 use super::*;
 use crate::rng::Key;
 use crate::store::metrics::{Action, MetricsRow};
@@ -229,6 +230,24 @@ fn a_failed_run_does_not_decide_how_high_the_axes_of_others_reach() {
         assert!(!both.lines().any(is_large), "no tick is so large: {both}");
         let alone = svg(&[failed.clone()], &options);
         assert!(!alone.contains("above, max 1T"), "it decides where there is no other: {alone}");
+    }
+}
+
+#[test]
+fn a_failed_run_does_not_decide_how_high_scores_and_speeds_reach() {
+    let mut failed = synthetic("failed", 2, 60, &[], true);
+    failed.failed = Some("diverged: 3 steps in a row were skipped".to_owned());
+    let mut whole = synthetic("whole", 1, 60, &[], true);
+    for row in failed.rows.iter_mut() {
+        row.hellaswag = row.hellaswag.map(|_| 0.9);
+        row.tokens_per_s = Some(4e9);
+    }
+    whole.rows.iter_mut().for_each(|row| row.tokens_per_s = Some(1000.0));
+    let charts = charts(&[whole, failed], &PlotOptions::default()).unwrap();
+    for (kind, largest) in [(PanelKind::Hellaswag, " 0.9"), (PanelKind::Throughput, " 4B")] {
+        let chart = charts.iter().find(|chart| chart.title == kind.title()).unwrap();
+        let counts = |line: &str| line.starts_with('▲') && line.ends_with(largest);
+        assert!(chart.svg.lines().any(counts), "{largest}: {}", chart.svg);
     }
 }
 

@@ -21,7 +21,7 @@ use crate::units::noun;
 /// `./` before the name only the working folder is searched.
 ///
 /// # Errors
-/// There is no such run; the nearest name is in the hint.
+/// There is no such run; the nearest name is in the hint. Its experiment is gone.
 pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
     let is_run = |folder: &Path| RunPaths::new(folder).are_of_a_run();
     let folder = match run {
@@ -37,6 +37,13 @@ pub fn find(run: Option<&Path>, runs: &Path) -> anyhow::Result<PathBuf> {
             ))
         })?,
     };
+    if RunPaths::new(&folder).lack_experiment() {
+        return Err(ProofRefusal(format!(
+            "`{}` is a run whose `experiment.toml` is gone\n  hint: restore it from a copy of the run",
+            folder.display()
+        ))
+        .into());
+    }
     if !is_run(&folder) {
         let hint = hint(run.unwrap_or(&folder), runs);
         return Err(UsageError(format!("there is no run in `{}`\n  hint: {hint}", folder.display())).into());

@@ -133,11 +133,7 @@ pub(super) fn require_unbegun(folder: &Path) -> Result<()> {
         return Ok(());
     }
     require_ours(folder)?;
-    let paths = RunPaths::new(folder);
-    let has_begun = paths.ledger().exists()
-        || paths.metrics_jsonl().exists()
-        || !checkpoint::list(&paths.checkpoints())?.is_empty();
-    match has_begun {
+    match RunPaths::new(folder).lack_experiment() {
         true => Err(StoreError::NoExperiment { path: folder.into() }),
         false => Ok(()),
     }

@@ -78,6 +78,21 @@ impl RunPaths {
         }
     }
 
+    /// Whether steps or a checkpoint of a run are here, and its experiment is gone. What a kill leaves of a
+    /// run that has not begun is a lock, or half of one.
+    pub fn lack_experiment(&self) -> bool {
+        let is_gone = matches!(self.experiment().try_exists(), Ok(false));
+        // A folder of checkpoints that cannot be listed may hold some.
+        let has_saved = || !super::list(&self.checkpoints()).is_ok_and(|saved| saved.is_empty());
+        let has_steps = || self.ledger().exists() || self.metrics_jsonl().exists() || has_saved();
+        is_gone && has_steps()
+    }
+
+    /// Whether a run has begun here, be it one whose experiment is gone.
+    pub fn have_begun(&self) -> bool {
+        self.are_of_a_run() || self.lack_experiment()
+    }
+
     /// The resolved configuration.
     pub fn experiment(&self) -> PathBuf {
         self.folder.join(EXPERIMENT)

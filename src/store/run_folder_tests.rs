@@ -96,7 +96,9 @@ fn what_a_kill_left_of_a_run_that_had_not_begun_is_cleared_and_nothing_else() {
     fs::write(paths.lock_file(), "").unwrap();
     fs::write(paths.ledger(), "").unwrap();
     assert!(matches!(clear(), Err(StoreError::NoExperiment { .. })));
+    assert!(paths.lack_experiment() && paths.have_begun(), "a ledger is of a run that has begun");
     fs::remove_file(paths.ledger()).unwrap();
+    assert!(!paths.lack_experiment() && !paths.have_begun(), "a lock alone is not");
     fs::write(paths.experiment(), "# q.toml, resolved: keys").unwrap();
     clear().unwrap();
     assert!(paths.lock_file().exists(), "of a run that has begun nothing is removed");

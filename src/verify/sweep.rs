@@ -20,7 +20,7 @@ use crate::units::{have, noun};
 /// hash of the sweep, kept elsewhere.
 ///
 /// # Errors
-/// The declaration or an experiment cannot be read.
+/// The declaration cannot be read.
 pub fn verify(
     folder: &Path,
     expected: Option<Hash>,
@@ -58,20 +58,36 @@ fn verify_member(
     report: Report,
 ) -> anyhow::Result<()> {
     let name = &member.name;
-    let experiment = RunPaths::new(&member.folder).experiment();
+    let paths = RunPaths::new(&member.folder);
+    let experiment = paths.experiment();
+    if paths.lack_experiment() {
+        let (gone, folder) = (experiment.display(), member.folder.display());
+        let what = format!(
+            "`{gone}` is gone, of a run that has begun\n  do: restore it from a copy; or move `{folder}` \
+             away, and `runner resume` of the sweep trains the member anew"
+        );
+        checks.failed(name, what);
+        return Ok(());
+    }
     if !experiment.is_file() {
         checks.skipped(name, format!("it has not begun: {}", settings_text(&member.settings)));
         return Ok(());
     }
+    let run = match experiment::load_recorded(&experiment) {
+        Ok(run) => run,
+        Err(why) => {
+            checks.failed(name, why.to_string().trim_start_matches("error: "));
+            return Ok(());
+        }
+    };
     let mut unseen = |_: &_| {};
     let mut own = Checks::new(&mut unseen);
     files::verify(&member.folder, &mut own, report)?;
-    let run = experiment::load_recorded(&experiment)?;
     if let Err(why) = require_declared(&run.experiment, &declared.members[member.number - 1].loaded) {
         own.failed("declaration", why.to_string());
     }
     // What is wrong with a ledger was said.
-    if let Ok((_, entries)) = ledger::read(&RunPaths::new(&member.folder).ledger())
+    if let Ok((_, entries)) = ledger::read(&paths.ledger())
         && let Err(why) = require_no_drift(&entries)
     {
         own.failed("declaration", why.to_string());

@@ -192,6 +192,17 @@ fn tokens_that_the_tokenizer_does_not_have_give_no_bits_a_byte() {
     assert!(padded["val_loss"].is_f64(), "{padded}");
     assert!(padded["val_bits_per_byte"].is_null() && padded["val_bytes"].is_null(), "{padded}");
     assert!(said.contains("may be of another tokenizer") && said.contains("largest token is 280"), "{said}");
+
+    // Of a source of a mixture they are null as well, and not left out.
+    let mixed = ["data.mix.new.corpus=kjv_nt", "data.mix.new.weight=1", "data.mix.old.corpus=kjv_ot"];
+    let short = ["data.mix.old.weight=1", "model.vocab=300", "schedule.steps=1", "schedule.warmup_steps=0"];
+    lab.run(CI, &[&["--name", "mixed"][..], &sets(&mixed), &sets(&short)].concat()).root();
+    let val = format!("data.mix.old.val={}", lab.path("padded.bin").display());
+    let measured = lab.verb("eval", "mixed", &["--json", "--by-source", "--set", &val]);
+    assert_eq!(measured.code, Some(0), "{}", measured.stderr);
+    let of_sources = json(&measured).remove(0);
+    assert!(of_sources["val_loss/old"].is_f64() && of_sources["val_bits_per_byte/new"].is_f64());
+    assert_eq!(of_sources.get("val_bits_per_byte/old"), Some(&Value::Null), "{of_sources}");
 }
 
 /// Needs Python with lm-eval, tokenizers, safetensors and numpy:

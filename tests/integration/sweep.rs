@@ -227,6 +227,42 @@ fn a_member_of_which_only_the_lock_is_there_has_not_ended() {
     assert_eq!(lab.resume("lr", &[]).root(), hash);
 }
 
+/// What is lost of a member that has trained is said, and no verb takes it for one that has not begun.
+#[test]
+fn a_member_whose_experiment_or_lock_is_lost_is_damaged() {
+    let lab = Lab::new();
+    lab.run(&declare(&lab, "seed = [0, 1, 2]"), &[]).root();
+    let runs = lab.path("").display().to_string();
+    for lost in ["001/experiment.toml", "002/lock.toml", "sweep.lock"] {
+        std::fs::remove_file(lab.path("lr").join(lost)).expect("removable");
+    }
+    let shown = lab.finish(&["show", "lr", "--runs", &runs]);
+    assert_eq!(shown.code, Some(0), "{}", shown.stderr);
+    for says in ["001 is broken: ", "001/experiment.toml` is gone: restore it"] {
+        assert!(shown.stdout.contains(says), "`{says}` is not in:\n{}", shown.stdout);
+    }
+    assert!(!shown.stdout.contains("not begun"), "{}", shown.stdout);
+    let of_one = lab.finish(&["show", "lr/002", "--runs", &runs]);
+    let of_all = lab.finish(&["show", "--runs", &runs]);
+    for (name, shown) in [("002", &shown), ("002", &of_one), ("lr/002", &of_all)] {
+        let says = format!("the figures of {name} are not verified: its `lock.toml` is gone");
+        assert!(shown.stderr.contains(&says), "{}", shown.stderr);
+    }
+    let table = lab.finish(&["show", "lr", "--columns", "state", "--csv", "--runs", &runs]);
+    assert!(table.stdout.contains("lr/001,broken\n"), "{}{}", table.stdout, table.stderr);
+    let verified = lab.verify("lr", &[]);
+    assert_eq!(verified.code, Some(5), "{}{}", verified.stdout, verified.stderr);
+    for says in ["FAILED  001: ", "is gone, of a run that has begun", "FAILED  002: lock: "] {
+        assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
+    }
+    for verb in ["show", "verify"] {
+        lab.finish(&[verb, "lr/001", "--runs", &runs]).assert_fails(5, &["whose `experiment.toml` is gone"]);
+    }
+    std::fs::write(lab.path("lr/001/experiment.toml"), "nonsense").expect("writable");
+    let verified = lab.verify("lr", &[]);
+    assert!(verified.stdout.contains("FAILED  001: "), "{}{}", verified.stdout, verified.stderr);
+}
+
 /// A kill between the lock and the experiment leaves a folder that is no run yet.
 #[test]
 fn a_member_that_was_killed_before_it_had_an_experiment_is_trained_all_the_same() {

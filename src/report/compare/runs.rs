@@ -316,7 +316,7 @@ impl ComparedRun {
         let keys = RunKeys::read(&run.folder, lock.as_ref()).ok();
         let refused =
             |why: String, failed: bool| LeftOutRun { run: run.name.clone(), why, failed, keys: keys.clone() };
-        if !RunPaths::new(&run.folder).experiment().is_file() {
+        if !RunPaths::new(&run.folder).have_begun() {
             return Err(refused("it has not begun".to_owned(), false));
         }
         let steps = summary.steps.map_or("?".to_owned(), units::thousands);

@@ -88,11 +88,14 @@ pub fn require_no_drift(entries: &[Entry]) -> anyhow::Result<()> {
 /// key that names files is left out: what they hold is in the numerics, under the same names anywhere.
 ///
 /// # Errors
-/// The member has not begun, or its lock is missing, damaged, or of a run that has not ended.
+/// The member has not begun, or its experiment is gone; its lock is missing, damaged, or of a run that has
+/// not ended.
 pub fn row(member: &MemberFolder) -> anyhow::Result<Table> {
     let paths = RunPaths::new(&member.folder);
     let (experiment, path) = (paths.experiment(), paths.lock_file());
-    anyhow::ensure!(experiment.is_file(), "there is no `{}`: the run has not begun", experiment.display());
+    let shown = experiment.display();
+    anyhow::ensure!(!paths.lack_experiment(), "`{shown}` is gone, of a run that has begun");
+    anyhow::ensure!(experiment.is_file(), "there is no `{shown}`: the run has not begun");
     let lock = Lock::read(&path).map_err(refuse_lock)?;
     let mut row = Table::from([
         ("number".to_owned(), member.number.to_string()),
