@@ -229,7 +229,7 @@ impl FigurePage<'_> {
         risen.map_or(f64::INFINITY, |steps| run.loss[steps].0)
     }
 
-    /// What the frame leaves out, from long to short: `▲ 640 steps above, max 11.1`.
+    /// What the frame leaves out, from long to short: `▲ 640 steps and 1 evaluation above, max 11.1`.
     fn notes(&self, kind: PanelKind, top: f64) -> [String; 3] {
         let points = |run: &Curves| match kind {
             PanelKind::Loss => [run.loss.clone(), run.skipped_loss.clone()].concat(),
@@ -239,6 +239,7 @@ impl FigurePage<'_> {
             PanelKind::Hellaswag => Vec::new(),
         };
         let evaluations = |run: &Curves| match kind {
+            PanelKind::Loss => run.val_loss.clone(),
             PanelKind::Hellaswag => run.hellaswag.clone(),
             _ => Vec::new(),
         };

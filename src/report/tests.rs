@@ -209,7 +209,15 @@ fn what_the_frame_leaves_out_is_counted() {
     let drawn = svg(&[synthetic("spikes", 1, 300, &[100, 150, 200], false)], &PlotOptions::default());
     assert!(drawn.contains("update skipped (3)"));
     assert!(drawn.contains("61, 1 not finite"), "the skipped gradient norm of 61 is off the scale");
-    assert!(drawn.contains("steps above, max"), "the skipped loss is off the scale");
+    assert!(drawn.contains("above, max"), "the skipped loss is off the scale");
+    let of_one = |change: fn(&mut MetricsRow)| {
+        let mut run = synthetic("above", 1, 60, &[], false);
+        run.rows.iter_mut().for_each(|row| row.val_loss = row.val_loss.map(|_| 2.0));
+        change(&mut run.rows[30]);
+        svg(&[run], &PlotOptions { smooth: Some(1), ..PlotOptions::default() })
+    };
+    assert!(!of_one(|_| ()).contains("evaluation above"), "no validation is above");
+    assert!(of_one(|row| row.val_loss = Some(900.0)).contains("max 900"), "the validation is off the scale");
 }
 
 #[test]
@@ -305,7 +313,7 @@ fn the_loss_is_drawn_over_the_rates_of_a_range_test_and_of_no_other_run() {
         row.loss = row.loss.map(|loss| if row.step < 50 { loss } else { loss * 1e18 });
     }
     let drawn = svg(&[diverged.clone()], &options);
-    assert!(drawn.contains("steps above, max ") && !drawn.contains("e17\n"), "{drawn}");
+    assert!(drawn.contains(" above, max ") && !drawn.contains("e17\n"), "{drawn}");
     assert!(
         svg(&[diverged.clone()], &PlotOptions::default()).contains("e18\n"),
         "over the steps all is in the frame"
