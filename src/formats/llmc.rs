@@ -172,11 +172,8 @@ fn sizes(path: &Path) -> Result<Model> {
 /// Sizes and precision in a header. Every size must be in the range of the key of its name.
 fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
     if header.len() < HEADER_BYTES {
-        return Err(FormatError::NotAModel {
-            path: path.into(),
-            found: format!("it has {} bytes, its header alone has {HEADER_BYTES}", header.len()),
-            hint: "the file was cut short".into(),
-        });
+        let (path, got) = (path.into(), header.len());
+        return Err(FormatError::CutShort { path, got, expected: HEADER_BYTES });
     }
     let words = header.as_chunks().0;
     let word = |i: usize| i32::from_le_bytes(words[i]);

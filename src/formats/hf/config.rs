@@ -29,7 +29,8 @@ pub fn sizes(path: &Path) -> Result<Model> {
 /// [`sizes`] of a file that is in memory.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
-    let config: Value = parse_json(bytes).map_err(|e| bad(e.to_string()))?;
+    let damaged = |e: serde_json::Error| FormatError::Damaged { path: path.into(), problem: e.to_string() };
+    let config: Value = parse_json(bytes).map_err(damaged)?;
     match config["model_type"].as_str() {
         Some("gpt2") => {}
         Some("llama" | "qwen3") => return llama::sizes(&config).map_err(bad),

@@ -176,7 +176,7 @@ fn read(path: &Path) -> Result<Option<Value>> {
     require_file(path)?;
     let bytes = fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
     let bad =
-        |error: serde_json::Error| FormatError::Config { path: path.into(), problem: error.to_string() };
+        |error: serde_json::Error| FormatError::Damaged { path: path.into(), problem: error.to_string() };
     parse_json(&bytes).map(Some).map_err(bad)
 }
 
