@@ -401,7 +401,8 @@ impl PrepareOptions {
     ///
     /// # Errors
     ///
-    /// Options out of range, shards that exist already, a destination that is no folder.
+    /// Options out of range, shards that exist already, a destination that is no folder or cannot be written
+    /// in.
     pub fn require_possible(&self) -> Result<(), DataError> {
         self.check()?;
         writer::require_free(self)
