@@ -196,6 +196,10 @@ fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
         Ok(size) if (1..=most).contains(&size) => Ok(size as usize),
         _ => Err(bad(what, i, &format!("at least 1 and at most {most}"))),
     };
+    // A file that is written again has 0 there.
+    if let Some(i) = (8..HEADER_BYTES / 4).find(|&i| word(i) != 0) {
+        return Err(bad("a word without a meaning", i, "0"));
+    }
     let most_tokens = largest("model.vocab");
     let context = size("the context", 2, largest("model.context"))?;
     let vocab = size("the vocabulary", 3, most_tokens)?;
@@ -299,6 +303,10 @@ mod tests {
         assert!(refusal(&word(5, 3)).contains("a divisor of 8 channels"));
         assert!(refusal(&word(7, 10)).contains("at least the vocabulary, 11"));
         assert!(refusal(&word(3, 10)).contains("row 10 of the token table"));
+        for i in [8, 255] {
+            let says = format!("a word without a meaning at byte {} is 1, expected 0", 4 * i);
+            assert!(refusal(&word(i, 1)).contains(&says));
+        }
         assert!(refusal(&|bytes| bytes.truncate(1000)).contains("cut short"));
         assert!(refusal(&|bytes| _ = bytes.pop()).contains("cut short"));
         assert!(refusal(&|bytes| bytes.push(0)).contains("behind its end"));

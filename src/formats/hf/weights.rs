@@ -1,12 +1,11 @@
 //! The weights of a folder: one safetensors file, or several that an index lists.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::formats::content::{converted, require_file};
+use crate::formats::content::{converted, read_json, require_file};
 use crate::formats::{FormatError, Result};
 use crate::proof::{Hash, json};
 use crate::store::{Tensor, safetensors};
@@ -60,8 +59,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Tensor to file name.
 fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
     let path = folder.join(INDEX);
-    require_file(&path)?;
-    parse_index(&path, &fs::read(&path).map_err(|source| FormatError::Io { path: path.clone(), source })?)
+    parse_index(&path, &read_json(&path)?)
 }
 
 /// Tensor to file name, from an index in memory; each is the name of a file beside the index.
