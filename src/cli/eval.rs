@@ -13,6 +13,7 @@ use super::streams::{self, say};
 use super::{exit, named};
 use crate::experiment::{Experiment, Tokenizer};
 use crate::report::compare::NamedRun;
+use crate::run::error::is_damage;
 use crate::run::evaluate::{
     AskedTask, EvalData, EvalTask, Evaluated, HeldOut, HeldOutLoss, MeasuredSubject, Measurement, Subject,
     evaluate,
@@ -140,7 +141,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Err(error) if alone => return Err(error),
             Err(error) => {
                 failed += 1;
-                if exit::is_damage(&error) {
+                if is_damage(&error) {
                     worst = exit::PROOF;
                 }
                 exit::report(&match &manifest {

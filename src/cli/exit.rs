@@ -12,8 +12,8 @@ use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
 use crate::report::ReportError;
 use crate::run::ending::Ending;
-use crate::run::error::{HINT, in_words, train_error};
-use crate::run::{ProofRefusal, StoppedOnRequest, UsageError};
+use crate::run::error::{HINT, in_words, is_damage, train_error};
+use crate::run::{StoppedOnRequest, UsageError};
 use crate::store::StoreError;
 use crate::train::{RunError, TrainError};
 use crate::units;
@@ -26,7 +26,7 @@ pub const USAGE: u8 = 2;
 pub const NO_DEVICE: u8 = 3;
 /// Training diverged, or ended in numbers that are not finite; the last good checkpoint is kept.
 pub const DIVERGED: u8 = Ending::Diverged.code();
-/// Bits differ from the required ones, or a checkpoint is damaged.
+/// Bits differ from the required ones, or a checkpoint or another file of a model is damaged.
 pub const PROOF: u8 = 5;
 /// Stopped on request; a checkpoint was saved.
 pub const INTERRUPTED: u8 = Ending::Interrupted.code();
@@ -113,8 +113,8 @@ fn code(error: &anyhow::Error) -> u8 {
         INTERRUPTED
     } else if is_usage(error) {
         USAGE
-    } else if error.is::<ProofRefusal>()
-        || is_damage(error)
+    } else if is_damage(error)
+        || experiment(error).is_some_and(ExperimentError::is_damage)
         || matches!(error.downcast_ref(), Some(RunError::Unrepeatable { .. }))
         || matches!(train, Some(TrainError::RanksDiffer { .. }))
     {
@@ -128,18 +128,9 @@ fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
-/// Whether a checkpoint is not what was written.
-pub fn is_damage(error: &anyhow::Error) -> bool {
-    let of_run = match error.downcast_ref() {
-        Some(RunError::Store(store)) => Some(store),
-        _ => None,
-    };
-    error.downcast_ref().or(of_run).is_some_and(StoreError::is_damage)
-}
-
 /// Whether an error is one of usage.
 fn is_usage(error: &anyhow::Error) -> bool {
-    experiment(error).is_some()
+    experiment(error).is_some_and(|experiment| !experiment.is_damage())
         || error.is::<UsageError>()
         || error.is::<LaunchError>()
         || error.downcast_ref().is_some_and(FetchError::is_usage)
@@ -166,6 +157,7 @@ mod tests {
     use anyhow::Context;
 
     use super::*;
+    use crate::formats::FormatError;
 
     #[test]
     fn a_cause_that_its_error_quotes_is_said_once_and_before_the_hints() {
@@ -206,6 +198,37 @@ mod tests {
         assert_eq!(code(&anyhow::Error::from(short()).context("rank 1 on `b`")), PROOF);
         assert_eq!(code(&RunError::Store(short()).into()), PROOF);
         assert_eq!(code(&StoreError::NotOnLedger { step: 3 }.into()), FAILED);
+    }
+
+    #[test]
+    fn a_damaged_model_of_another_program_is_a_mismatch_and_another_kind_of_file_is_not() {
+        let code = |error: FormatError| code(&anyhow::Error::from(error).context("rank 1 on `b`"));
+        let header = |byte| {
+            let (what, got, expected) = ("a word", 7, "3".into());
+            FormatError::Header { path: "a".into(), what, byte, got, expected }
+        };
+        let cut = StoreError::WrongLength { path: "a".into(), expected: 2, found: 1 };
+        for damage in [
+            FormatError::CutShort { path: "a".into(), got: 7, expected: 1024 },
+            FormatError::Length { path: "a".into(), got: 7, expected: 8 },
+            FormatError::Damaged { path: "a".into(), problem: "b".into() },
+            FormatError::Padding { path: "a".into(), row: 3 },
+            header(8),
+            cut.into(),
+        ] {
+            assert_eq!(code(damage), PROOF);
+        }
+        let (name, why) = ("b".into(), "is stored as I64".into());
+        let of_numbers = StoreError::BadTensorOf { path: "a".into(), name, why };
+        for other in [
+            FormatError::NotAModel { path: "a".into(), found: "it is text".into(), hint: "b".into() },
+            FormatError::Sizes { path: "a".into(), what: "layers", got: 2, expected: 3 },
+            FormatError::Unused { path: "a".into(), tensor: "b".into() },
+            header(4),
+            of_numbers.into(),
+        ] {
+            assert_eq!(code(other), FAILED);
+        }
     }
 
     #[test]

@@ -123,6 +123,7 @@ fn attest(args: Args, statement: WriteStatement) -> anyhow::Result<ExitCode> {
             .into()
     })?;
     let paths = RunPaths::new(&find::find(Some(&args.run), &args.runs)?);
+    args.out.iter().try_for_each(|file| output::require(file, OutputKind::Statement))?;
     verify::lock::require_experiment(&paths)?;
     if let Some((_, newest)) = checkpoint::list(&paths.checkpoints())?.pop() {
         resume::require_events(&paths, &checkpoint::inspect(&newest)?)?;

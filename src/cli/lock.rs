@@ -40,6 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
             out.display()
         );
     }
+    output::require(&out, OutputKind::Lock)?;
     let lock =
         lock::of_experiment(experiment::load(&args.experiment, &args.set, &args.runs)?, reporter(false))?;
     output::write(&out, lock.to_text().as_bytes(), OutputKind::Lock)?;

@@ -129,6 +129,7 @@ fn lines(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     require_usage(!chosen.iter().any(is_none) || chosen.iter().all(is_none), || {
         "`--baseline none` stands beside another\n  hint: leave one of them out".to_owned()
     })?;
+    args.out.iter().try_for_each(|out| report::require_pictures(out, "loss"))?;
     let runs = load(&args)?;
     for run in &runs {
         if let Some(why) = &run.unverified {
@@ -186,6 +187,7 @@ fn swept(args: Args) -> anyhow::Result<Vec<PathBuf>> {
     })?;
     let measure = args.metric.as_deref().map_or(Ok(Measure::ValLoss), Measure::metric)?;
     let out = args.out.clone().ok_or_else(no_out)?;
+    report::require_pictures(&out, "sweep")?;
     let arguments: Vec<PathBuf> = args.run.iter().map(PathBuf::from).collect();
     let runs = ComparedRuns::read(&named::named(&arguments, &args.runs)?, Some(&args.sweep), measure)?;
     require_usage(runs.by.len() == args.sweep.len(), || {

@@ -10,6 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::shard::{HEADER_BYTES, MAGIC, VERSION};
+use crate::store::StoreError;
 use crate::units::noun;
 
 /// An error in the data, or in a request for it.
@@ -18,6 +19,9 @@ pub enum DataError {
     /// An error of the operating system.
     #[error("cannot {action} `{path}`: {reason}")]
     Io { action: &'static str, path: PathBuf, reason: io::Error },
+    /// A place that cannot be written to.
+    #[error(transparent)]
+    Store(#[from] StoreError),
 
     // ---- finding shards ----
     /// No pattern at all.

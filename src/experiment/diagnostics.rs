@@ -75,6 +75,8 @@ pub struct Fault {
     pub label: String,
     pub notes: Vec<String>,
     pub hint: Option<String>,
+    /// Whether it is damage of a file that the experiment names, and not of the experiment.
+    pub(super) damage: bool,
     /// Its position in the report: files as they extend one another, then environment, then `--set`.
     pub(super) order: (usize, usize),
 }
@@ -87,6 +89,7 @@ impl Fault {
             label: String::new(),
             notes: Vec::new(),
             hint: None,
+            damage: false,
             order: (0, 0),
         }
     }
@@ -128,6 +131,11 @@ impl ExperimentError {
         faults.sort_by_key(|fault| fault.order);
         faults.dedup();
         ExperimentError { name: name.to_string(), faults }
+    }
+
+    /// Whether the experiment is right, and a model that it names is damaged.
+    pub fn is_damage(&self) -> bool {
+        self.faults.iter().all(|fault| fault.damage)
     }
 
     /// The report with terminal colours. Print it through `anstream`, which drops them where the output is no

@@ -11,6 +11,8 @@ use super::resolved::Tokenizer;
 pub struct InitError {
     pub message: String,
     pub hint: String,
+    /// Whether the model is there and damaged: nothing in the experiment would mend it.
+    pub damage: bool,
 }
 
 /// Knows the models that `model.init` can name. This module knows neither formats of models nor runs: the
@@ -53,6 +55,7 @@ impl InitModels for NoModels {
         Err(InitError {
             message: format!("the run `{run}` is not looked up here"),
             hint: "name the folder of its checkpoint".into(),
+            damage: false,
         })
     }
 
@@ -60,6 +63,7 @@ impl InitModels for NoModels {
         Err(InitError {
             message: format!("the sizes of `{}` are not read here", path.display()),
             hint: "set `model.layers`, `model.heads` and `model.channels`".into(),
+            damage: false,
         })
     }
 

@@ -8,6 +8,7 @@ use std::io::Read as _;
 use std::path::Path;
 
 use super::error::{FormatError, Result};
+use crate::proof::regular;
 use crate::store::RunPaths;
 use crate::store::checkpoint::MANIFEST_FILE;
 use crate::store::run_folder::is_copy;
@@ -59,6 +60,19 @@ pub fn require_file(path: &Path) -> Result<()> {
             None => Ok(()),
         },
     }
+}
+
+/// Bytes of the longest JSON of a model that is read: a tokenizer of 262,144 tokens has half as many.
+const LONGEST_JSON: u64 = 64 << 20;
+
+/// The bytes of a JSON file of a model.
+///
+/// # Errors
+///
+/// As [`require_file`]; it is far too long.
+pub fn read_json(path: &Path) -> Result<Vec<u8>> {
+    require_file(path)?;
+    regular::read_within(path, LONGEST_JSON).map_err(|source| FormatError::Io { path: path.into(), source })
 }
 
 /// What a file is that begins with `start`, if that is a common mistake, and what to do.

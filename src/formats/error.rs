@@ -16,6 +16,11 @@ pub enum FormatError {
     #[error("`{}` is no model: {found}\n  hint: {hint}", path.display())]
     NotAModel { path: PathBuf, found: String, hint: String },
     #[error(
+        "`{}` has {got} bytes, its header alone has {expected}\n  hint: the file was cut short",
+        path.display()
+    )]
+    CutShort { path: PathBuf, got: usize, expected: usize },
+    #[error(
         "`{}` has {got} bytes, expected {expected} by its header\n  hint: {}", path.display(),
         if got < expected { "the file was cut short" } else { "something was written behind its end" }
     )]
@@ -35,6 +40,8 @@ pub enum FormatError {
     // ---- what a file says of the model ----
     #[error("`{}`: {problem}", path.display())]
     Config { path: PathBuf, problem: String },
+    #[error("`{}`: {problem}", path.display())]
+    Damaged { path: PathBuf, problem: String },
     #[error("`{}` is no model of llm.c: {what} at byte {byte} is {got}, expected {expected}", path.display())]
     Header { path: PathBuf, what: &'static str, byte: usize, got: i64, expected: String },
     #[error(
@@ -85,6 +92,26 @@ pub enum FormatError {
          would be lost; the vocabulary in the header may be too small", path.display()
     )]
     Padding { path: PathBuf, row: usize },
+}
+
+impl FormatError {
+    /// Whether a file of a model is not what was written: cut short, changed, with a header that does not fit
+    /// what follows, or with numbers that no training goes on from. A file of another kind is whole.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            FormatError::CutShort { .. }
+            | FormatError::Length { .. }
+            | FormatError::Damaged { .. }
+            | FormatError::NotFinite { .. }
+            | FormatError::Padding { .. } => true,
+            // The first two words, magic and version, say which kind of file it is.
+            FormatError::Header { byte, .. } => *byte >= 8,
+            // Tensors of another type are another kind of model, and a file that is gone is not there.
+            FormatError::Store(StoreError::BadTensorOf { .. } | StoreError::Missing { .. }) => false,
+            FormatError::Store(error) => error.is_damage(),
+            _ => false,
+        }
+    }
 }
 
 /// The name of a number that is not finite.

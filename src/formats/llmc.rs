@@ -172,11 +172,8 @@ fn sizes(path: &Path) -> Result<Model> {
 /// Sizes and precision in a header. Every size must be in the range of the key of its name.
 fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
     if header.len() < HEADER_BYTES {
-        return Err(FormatError::NotAModel {
-            path: path.into(),
-            found: format!("it has {} bytes, its header alone has {HEADER_BYTES}", header.len()),
-            hint: "the file was cut short".into(),
-        });
+        let (path, got) = (path.into(), header.len());
+        return Err(FormatError::CutShort { path, got, expected: HEADER_BYTES });
     }
     let words = header.as_chunks().0;
     let word = |i: usize| i32::from_le_bytes(words[i]);
@@ -199,6 +196,10 @@ fn parse_header(path: &Path, header: &[u8]) -> Result<(Model, Precision)> {
         Ok(size) if (1..=most).contains(&size) => Ok(size as usize),
         _ => Err(bad(what, i, &format!("at least 1 and at most {most}"))),
     };
+    // A file that is written again has 0 there.
+    if let Some(i) = (8..HEADER_BYTES / 4).find(|&i| word(i) != 0) {
+        return Err(bad("a word without a meaning", i, "0"));
+    }
     let most_tokens = largest("model.vocab");
     let context = size("the context", 2, largest("model.context"))?;
     let vocab = size("the vocabulary", 3, most_tokens)?;
@@ -302,6 +303,10 @@ mod tests {
         assert!(refusal(&word(5, 3)).contains("a divisor of 8 channels"));
         assert!(refusal(&word(7, 10)).contains("at least the vocabulary, 11"));
         assert!(refusal(&word(3, 10)).contains("row 10 of the token table"));
+        for i in [8, 255] {
+            let says = format!("a word without a meaning at byte {} is 1, expected 0", 4 * i);
+            assert!(refusal(&word(i, 1)).contains(&says));
+        }
         assert!(refusal(&|bytes| bytes.truncate(1000)).contains("cut short"));
         assert!(refusal(&|bytes| _ = bytes.pop()).contains("cut short"));
         assert!(refusal(&|bytes| bytes.push(0)).contains("behind its end"));

@@ -169,6 +169,13 @@ pub fn plot_groups(
     Ok((write_picture(&figure::draw_groups(&groups, options)?, paths, None)?, notes))
 }
 
+/// Refuses early what [`plot_runs`], whose `stem` is `loss`, or [`swept::plot`], whose is `sweep`, would refuse
+/// when all is drawn: files and folders that cannot be written.
+pub fn require_pictures(out: &Path, stem: &str) -> Result<(), ReportError> {
+    let paths = picture_paths(out, stem)?;
+    Ok(paths.iter().try_for_each(|path| output::require(path, OutputKind::Picture))?)
+}
+
 /// The files of a picture: `out` itself, or `stem.png` and `stem.svg` in that folder.
 fn picture_paths(out: &Path, stem: &str) -> Result<Vec<PathBuf>, ReportError> {
     let ending = out.extension().and_then(|ending| ending.to_str()).map(str::to_ascii_lowercase);

@@ -1,7 +1,8 @@
 //! Refusals: the bits differ, or would differ, from the required ones.
 
+use crate::formats::FormatError;
 use crate::proof::{LedgerError, LockError};
-use crate::store::Broken;
+use crate::store::{Broken, StoreError};
 use crate::train::{RunError, TrainError};
 
 /// What a hint begins with.
@@ -50,6 +51,17 @@ pub fn in_words(error: &anyhow::Error) -> (String, String) {
         }
     }
     (text, hints)
+}
+
+/// Whether bits are not what they must be: a file of a model or a checkpoint is damaged, or a proof refuses.
+pub fn is_damage(error: &anyhow::Error) -> bool {
+    let of_run = match error.downcast_ref() {
+        Some(RunError::Store(store)) => Some(store),
+        _ => None,
+    };
+    error.is::<ProofRefusal>()
+        || error.downcast_ref().or(of_run).is_some_and(StoreError::is_damage)
+        || error.downcast_ref().is_some_and(FormatError::is_damage)
 }
 
 /// A damaged lock is a mismatch, not a failure of the system.

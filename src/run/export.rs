@@ -12,7 +12,7 @@ use crate::data::Tokenizer;
 use crate::experiment::{self, Experiment};
 use crate::formats::{Export, FormatError, Parameters, Precision, WriteModel};
 use crate::store::atomic::{self, NewFolder};
-use crate::store::{Manifest, RunPaths};
+use crate::store::{Manifest, RunPaths, output};
 
 /// The model to export, and how.
 pub struct ExportRequest<'a> {
@@ -44,15 +44,20 @@ pub struct Exported {
 pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Exported> {
     let ExportRequest { run, step, ema, format, write, precision, out } = request;
     let experiment = experiment::load_recorded(&run.experiment())?.experiment;
+    let exists = |folder: &PathBuf| match folder.exists() {
+        true => Err(FormatError::Exists { path: folder.clone() }),
+        false => Ok(()),
+    };
+    // Before the checkpoint is read.
+    out.iter().try_for_each(exists)?;
+    output::require_folder(out.as_deref().unwrap_or(&run.folder().join("export")))?;
     let load = if ema { find::load_average } else { find::load_masters };
     let (manifest, state) = load(run, step, report)?;
     require_made_with(&experiment, &manifest, run)?;
     let average = if ema { "_ema" } else { "" };
     let name = format!("step_{:08}_{format}_{}{average}", manifest.step, precision.name());
     let folder = out.unwrap_or_else(|| run.folder().join("export").join(name));
-    if folder.exists() {
-        return Err(FormatError::Exists { path: folder }.into());
-    }
+    exists(&folder)?;
     let state_file = find::state_file(run, manifest.step);
     let export = Export {
         parameters: Parameters::of_state(&state_file, &experiment.model, state)?,

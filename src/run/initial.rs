@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::data::{Data, SHARDS, remembered};
-use super::error::{ProofRefusal, UsageError};
+use super::error::{HINT, ProofRefusal, UsageError, in_words, is_damage};
 use super::find::Binding;
 use super::fit::{SavedState, Successor};
 use super::messages::Report;
@@ -234,7 +234,8 @@ pub fn refusal_of_members(sweep: &Sweep, report: Report) -> Option<String> {
 }
 
 fn would_be_refused(why: &anyhow::Error) -> String {
-    format!("a run would be refused: {}", why.to_string().replace("\n  hint: ", "; "))
+    let (text, hints) = in_words(why);
+    format!("a run would be refused: {}", (text + &hints).replace(HINT, "; "))
 }
 
 /// Refuses the members of a sweep that could not start from their models.
@@ -247,7 +248,11 @@ pub fn require_members(sweep: &Sweep, report: Report) -> anyhow::Result<()> {
     let mut seen = BTreeSet::new();
     for Member { number, settings, loaded } in &sweep.members {
         let cannot = |why: anyhow::Error| {
-            UsageError(format!("member {number} cannot start ({}): {why}", settings_text(settings)))
+            let member = format!("member {number} cannot start ({})", settings_text(settings));
+            match is_damage(&why) {
+                true => why.context(member),
+                false => UsageError(format!("{member}: {why}")).into(),
+            }
         };
         require_place(loaded, report).map_err(cannot)?;
         let Experiment { model, optimizer, guards, precision, device, .. } = &loaded.experiment;
@@ -529,8 +534,8 @@ impl InitModels for Models<'_> {
 /// An error whose message may end in a hint; `hint` is for one that has none.
 fn init_error(error: &anyhow::Error, hint: &str) -> InitError {
     let text = error.to_string();
-    let (message, hint) = text.split_once("\n  hint: ").unwrap_or((&text, hint));
-    InitError { message: message.into(), hint: hint.into() }
+    let (message, hint) = text.split_once(HINT).unwrap_or((&text, hint));
+    InitError { message: message.into(), hint: hint.into(), damage: is_damage(error) }
 }
 
 #[cfg(test)]

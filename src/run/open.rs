@@ -19,7 +19,7 @@ use crate::experiment::{Experiment, Loaded};
 use crate::parallel::RankPlace;
 use crate::proof::Hash;
 use crate::store::contents::{self, beside_checkpoints};
-use crate::store::{self, Manifest, RunFolder, RunPaths, StoreError, newest_whole};
+use crate::store::{self, Manifest, RunFolder, RunPaths, StoreError, newest_whole, output};
 
 /// A run that can be trained, or one that is finished.
 pub enum Opened {
@@ -105,6 +105,9 @@ impl Opened {
                 }
             }
             _ => {}
+        }
+        if team.is_first() {
+            output::require_folder(&runs.join(&name))?;
         }
         let data = Data::open(&mut loaded)?;
         let initial = initial::read(&loaded.experiment, None, false)?;

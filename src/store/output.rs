@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::Path;
 
+use rustix::fs::Access;
+
 use super::{Result, StoreError, atomic};
 
 /// The bytes at the start of a file in which a result is recognised.
@@ -112,18 +114,32 @@ pub fn require(path: &Path, kind: OutputKind) -> Result<()> {
     if found.as_ref().is_ok_and(|found| found.is_file() || found.is_dir()) {
         require_kind(path, kind)?;
     }
-    // A link that leads nowhere is there, too.
-    let there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+    if found.is_ok_and(|found| !found.is_file()) {
+        return require_access(path, Access::WRITE_OK);
+    }
     // Of a symbolic link the folder of the file that it names.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    let nearest = target.ancestors().skip(1).find(there).unwrap_or(Path::new("."));
+    require_folder(atomic::parent(&target))
+}
+
+/// Refuses early a folder in which nothing could be made after all the work. Where it is not there, the
+/// nearest on the way to it is looked at.
+///
+/// # Errors
+/// That one is no folder, or must not be written in.
+pub fn require_folder(folder: &Path) -> Result<()> {
+    // A link that leads nowhere is there, too.
+    let there = |path: &&Path| path.as_os_str().is_empty() || path.symlink_metadata().is_ok();
+    let nearest = folder.ancestors().find(there).unwrap_or(Path::new("."));
     let nearest = if nearest.as_os_str().is_empty() { Path::new(".") } else { nearest };
-    if found.is_err() && !nearest.is_dir() {
-        return Err(StoreError::io(nearest, "write below")(io::ErrorKind::NotADirectory.into()));
+    match nearest.is_dir() {
+        true => require_access(nearest, Access::WRITE_OK | Access::EXEC_OK),
+        false => Err(StoreError::io(nearest, "write below")(io::ErrorKind::NotADirectory.into())),
     }
-    let place = if found.is_ok_and(|found| !found.is_file()) { path } else { nearest };
-    rustix::fs::access(place, rustix::fs::Access::WRITE_OK)
-        .map_err(|errno| StoreError::io(place, "write to")(errno.into()))
+}
+
+fn require_access(path: &Path, access: Access) -> Result<()> {
+    rustix::fs::access(path, access).map_err(|errno| StoreError::io(path, "write to")(errno.into()))
 }
 
 #[cfg(test)]
@@ -169,6 +185,34 @@ mod tests {
         require(&path("a"), OutputKind::Page).unwrap_err();
         require(Path::new("/dev/null"), OutputKind::Page).unwrap();
         assert_eq!(fs::read_dir(path("a/b")).unwrap().count(), 1, "nothing half written stays");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_that_could_not_be_made_or_written_in_is_refused() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("file"), "").unwrap();
+        fs::create_dir(path("held")).unwrap();
+        std::os::unix::fs::symlink("nowhere", path("link")).unwrap();
+        for good in ["", "a/b", "held"] {
+            require_folder(&path(good)).unwrap();
+        }
+        assert!(!path("a").exists(), "asking makes nothing");
+        for bad in ["file", "file/a", "link", "link/a"] {
+            let refused = require_folder(&path(bad)).unwrap_err().to_string();
+            assert!(refused.starts_with("cannot write below `"), "{bad}: {refused}");
+        }
+        fs::set_permissions(path("held"), fs::Permissions::from_mode(0o555)).unwrap();
+        // Nothing holds the superuser.
+        if rustix::fs::access(path("held"), Access::WRITE_OK).is_err() {
+            for bad in ["held", "held/a/b"] {
+                let refused = require_folder(&path(bad)).unwrap_err().to_string();
+                assert!(refused.contains("cannot write to `") && refused.contains("held`"), "{refused}");
+            }
+        }
+        fs::set_permissions(path("held"), fs::Permissions::from_mode(0o755)).unwrap();
     }
 
     #[test]

@@ -28,6 +28,31 @@ fn a_run_whose_folder_was_moved_ends_and_writes_nothing_into_its_successor() {
     assert_eq!(lab.verify("elsewhere", &[]).code, Some(0), "what was written before is whole");
 }
 
+/// A refusal at the end would come after minutes of work.
+#[test]
+fn a_place_that_cannot_be_written_is_refused_before_the_work() {
+    let lab = Lab::new();
+    lab.run(CI, &SHORT).root();
+    std::fs::write(lab.path("notes"), "mine").expect("writable");
+    let [page, picture, other] =
+        ["notes/a.html", "notes/a.svg", "notes/a"].map(|name| lab.path(name).display().to_string());
+    let verb = |verb: &str, more: &[&str]| lab.verb(verb, "ci", more);
+    let runs = lab.path("notes").display().to_string();
+    for refused in [
+        verb("report", &["--out", &page]),
+        verb("export", &["--format", "slsa", "--out", &other]),
+        verb("export", &["--format", "hf", "--out", &other]),
+        lab.finish(&["plot", &lab.path("ci").display().to_string(), "--out", &picture]),
+        lab.finish(&["lock", CI, "--out", &other]),
+        lab.finish(&["data", "fetch", "tinyshakespeare", "--out", &other]),
+        lab.finish(&["run", CI, "--runs", &runs]),
+    ] {
+        refused.assert_fails(1, &["cannot write below `", "notes`"]);
+        assert!(refused.stdout.is_empty(), "{}", refused.stdout);
+    }
+    assert_eq!(std::fs::read(lab.path("notes")).expect("kept"), b"mine");
+}
+
 #[test]
 fn a_result_replaces_its_like_alone() {
     let lab = Lab::new();

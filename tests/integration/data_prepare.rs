@@ -280,7 +280,7 @@ fn a_wrong_name_or_destination_is_refused_before_standard_input_is_read() {
     for (arguments, code, says) in [
         (["--name", "a/b"], 2, "`--name` is `a/b`"),
         (["--shard-tokens", "0"], 2, "`--shard-tokens` is 0"),
-        (["--out", "x.txt/out"], 1, "cannot make folder `x.txt/out`"),
+        (["--out", "x.txt/out"], 1, "cannot write below `x.txt`"),
         (["--name", "x"], 1, "exists already"),
     ] {
         let (reader, writer) = std::io::pipe().expect("a pipe");

@@ -98,10 +98,11 @@ fn another_model_under_the_same_name_is_refused_on_resume() {
 fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
     let lab = Lab::new();
     let (folder, file) = (exported(&lab, "hf", "fp32"), exported(&lab, "llmc", "fp32"));
-    let refused = |init: &Path, set: &[&str], says: &[&str]| {
-        train_from(&lab, "refused", init, set).assert_fails(1, says);
+    let refused_with = |code: i32, init: &Path, set: &[&str], says: &[&str]| {
+        train_from(&lab, "refused", init, set).assert_fails(code, says);
         assert!(!lab.path("refused").exists(), "a folder was made");
     };
+    let refused = |init: &Path, set: &[&str], says: &[&str]| refused_with(1, init, set, says);
     refused(
         &file,
         &["--set", "model.layers=3"],
@@ -113,16 +114,17 @@ fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
 
     let whole = std::fs::read(&file).expect("readable");
     let damaged = lab.path("damaged.bin");
-    for (bytes, says) in [
-        (&whole[..whole.len() - 4], "the file was cut short"),
-        (&whole[..1000], "its header alone has 1024"),
-        (b"<html>404</html>", "is no model: it is a web page"),
-        (&[&[0; 4], &whole[4..]].concat(), "is no model: it begins with the bytes 00 00 00 00"),
-        (&[&whole[..4], &7i32.to_le_bytes(), &whole[8..]].concat(), "the version at byte 4 is 7"),
-        (&[&whole[..16], &i32::MAX.to_le_bytes(), &whole[20..]].concat(), "layers at byte 16 is 2147483647"),
+    // Damage is 5 in every verb; another kind of file is whole.
+    for (code, bytes, says) in [
+        (5, &whole[..whole.len() - 4], "the file was cut short"),
+        (5, &whole[..1000], "its header alone has 1024"),
+        (1, b"<html>404</html>", "is no model: it is a web page"),
+        (1, &[&[0; 4], &whole[4..]].concat(), "is no model: it begins with the bytes 00 00 00 00"),
+        (1, &[&whole[..4], &7i32.to_le_bytes(), &whole[8..]].concat(), "the version at byte 4 is 7"),
+        (5, &[&whole[..16], &i32::MAX.to_le_bytes(), &whole[20..]].concat(), "at byte 16 is 2147483647"),
     ] {
         std::fs::write(&damaged, bytes).expect("writable");
-        refused(&damaged, &[], &[says]);
+        refused_with(code, &damaged, &[], &[says]);
     }
     let weights = folder.join("model.safetensors");
     let whole = std::fs::read(&weights).expect("readable");
@@ -134,7 +136,7 @@ fn a_model_that_does_not_fit_or_is_damaged_is_refused_before_the_first_step() {
         (&[b"XXXX", &whole[4..]].concat(), "model.safetensors"),
     ] {
         std::fs::write(&weights, bytes).expect("writable");
-        refused(&folder, &[], &[says]);
+        refused_with(5, &folder, &[], &[says]);
     }
 }
 

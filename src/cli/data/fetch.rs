@@ -21,6 +21,7 @@ use crate::data::fetch::{
 use crate::data::prepare::{Input, PrepareOptions, ValSplit, is_shard_name};
 use crate::experiment;
 use crate::run::require_usage;
+use crate::store::output;
 use crate::units;
 
 #[derive(Debug, Args)]
@@ -89,7 +90,10 @@ pub fn run(args: FetchArgs) -> anyhow::Result<()> {
     };
     if data_set == DataSet::FineWebEdu && !args.no_prepare {
         require_no_shards(&args.out)?;
+        output::require_folder(&args.out)?;
     }
+    let missing = request.files.iter().map(|file| args.out.join(&file.name)).find(|path| !path.exists());
+    missing.iter().try_for_each(|path| output::require_folder(path.parent().unwrap_or(path)))?;
     let (stop, mut handlers) = (Arc::new(AtomicBool::new(false)), Vec::new());
     for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         // The first signal requests a stop, a second ends the process; either way a part is left on disk.

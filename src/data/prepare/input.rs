@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, Read, Seek};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use flate2::bufread::GzDecoder;
 
@@ -80,6 +81,12 @@ impl Input {
         self.declared
     }
 
+    /// Length and time of the last change; none of what is no file.
+    fn stamp(&self) -> Option<(u64, SystemTime)> {
+        let found = self.path.metadata().ok().filter(|_| self.is_file())?;
+        Some((found.len(), found.modified().ok()?))
+    }
+
     /// The bytes as they are.
     pub(super) fn open(&self) -> Result<Box<dyn ReadSeek + '_>, DataError> {
         Ok(match &self.content {
@@ -105,12 +112,13 @@ impl Input {
     ///
     /// Content that is not read, or is not what was declared; text that is not UTF-8; an empty input.
     pub(super) fn examine(&self, column: &str) -> Result<Examined<'_>, Refused> {
+        let stamp = self.stamp();
         let mut raw = BufReader::with_capacity(HEAD_BYTES, self.open()?);
         let start = std::io::BufRead::fill_buf(&mut raw).map_err(DataError::io("read", &self.path))?;
         let compression = Compression::of(start);
         drop(raw);
-        let mut examined =
-            Examined { input: self, format: InputFormat::Text, compression, bytes: 0, note: None };
+        let format = InputFormat::Text;
+        let mut examined = Examined { input: self, format, compression, bytes: 0, note: None, stamp };
         let mut stream = examined.stream()?;
         stream.fill(HEAD_BYTES)?;
         if stream.bytes.is_empty() && stream.done {
@@ -186,9 +194,20 @@ pub(super) struct Examined<'a> {
     pub bytes: u64,
     /// The warning that its name suggests another format.
     pub note: Option<String>,
+    /// What tells that it is still the file that was examined.
+    pub stamp: Option<(u64, SystemTime)>,
 }
 
 impl<'a> Examined<'a> {
+    /// Refuses a file that is another one, or longer or shorter, than when it was examined.
+    pub fn require_unchanged(&self) -> Result<(), DataError> {
+        if self.input.stamp() == self.stamp {
+            return Ok(());
+        }
+        let why = "it changed while it was read\n  hint: prepare it when nothing writes to it any more";
+        Err(DataError::io("read", self.input.path())(io::Error::other(why)))
+    }
+
     /// The text from its start, decompressed.
     pub fn stream(&self) -> Result<InputStream<'a>, DataError> {
         let (path, raw) = (self.input.path(), self.input.open()?);

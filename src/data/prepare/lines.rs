@@ -30,8 +30,9 @@ pub fn read_whole(path: &Path) -> Result<Vec<u8>, DataError> {
 pub fn json_lines(path: &Path, bytes: &[u8]) -> Result<String, DataError> {
     let compression = Compression::of(bytes);
     let input = Input::bytes(&path.to_string_lossy(), None, bytes.to_vec());
-    let mut stream =
-        Examined { input: &input, format: InputFormat::Jsonl, compression, bytes: 0, note: None }.stream()?;
+    let format = InputFormat::Jsonl;
+    let examined = Examined { input: &input, format, compression, bytes: 0, note: None, stamp: None };
+    let mut stream = examined.stream()?;
     stream.fill(HEAD_BYTES)?;
     let kind = InputKind::of(&stream.bytes, stream.done);
     if !matches!(kind, InputKind::JsonLines | InputKind::Text) {

@@ -177,6 +177,7 @@ pub fn prepare(
             InputFormat::Jsonl => sink.jsonl(input, val_bytes)?,
             InputFormat::Parquet => sink.parquet(input, val_bytes)?,
         };
+        input.require_unchanged()?;
         if sink.summary.documents == documents {
             // One part of many may be empty; rows without text are a fault.
             let empty_part = input.format == InputFormat::Parquet && rows == 0 && examined.len() > 1;
@@ -401,7 +402,8 @@ impl PrepareOptions {
     ///
     /// # Errors
     ///
-    /// Options out of range, shards that exist already, a destination that is no folder.
+    /// Options out of range, shards that exist already, a destination that is no folder or cannot be written
+    /// in.
     pub fn require_possible(&self) -> Result<(), DataError> {
         self.check()?;
         writer::require_free(self)

@@ -72,6 +72,14 @@ impl<'a> ParquetTable<'a> {
             ));
         }
         let metadata = caught(|| read_metadata(&mut file)).map_err(damaged)?;
+        let groups = metadata.row_groups.iter();
+        let rows = groups.map(|group| group.num_rows()).try_fold(0, usize::checked_add);
+        if rows != Some(metadata.num_rows) {
+            let held = rows.map_or("more than can be counted".into(), |rows: usize| rows.to_string());
+            let problem =
+                format!("its footer says {} rows, and its row groups hold {held}", metadata.num_rows);
+            return Err(DataError::Damaged { path, problem });
+        }
         let (leaf, field) = find(&path, &metadata, column)?;
         Ok(ParquetTable { path, file, bytes, metadata, leaf, field, column })
     }
@@ -83,7 +91,7 @@ impl<'a> ParquetTable<'a> {
 
     /// Rows in all.
     pub fn rows(&self) -> usize {
-        self.metadata.row_groups.iter().map(|group| group.num_rows()).sum()
+        self.metadata.num_rows
     }
 
     /// Row groups.

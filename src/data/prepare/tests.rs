@@ -410,6 +410,14 @@ fn parquet_that_is_cut_or_damaged_is_refused_and_never_panics() {
         refused += usize::from(try_it(bytes).is_err());
     }
     assert!(refused > 50, "only {refused} damages were noticed");
+    // The footer's number of rows: field 3, after the schema, an i64 of 300 in Thrift's compact protocol.
+    let length = u32::from_le_bytes(whole[whole.len() - 8..][..4].try_into().unwrap()) as usize;
+    let footer = whole.len() - 8 - length;
+    let at = whole[footer..].windows(3).position(|bytes| bytes == [0x16, 0xd8, 0x04]).unwrap();
+    let mut other = whole.clone();
+    other[footer + at + 1] += 2;
+    let error = try_it(other).unwrap_err();
+    assert!(error.contains("its footer says 301 rows, and its row groups hold 300"), "{error}");
 }
 
 #[test]
@@ -425,6 +433,26 @@ fn a_request_to_stop_leaves_nothing_that_was_begun() {
     });
     assert!(matches!(stopped, Err(DataError::Stopped)), "{stopped:?}");
     assert!(!options.out.exists());
+}
+
+#[test]
+fn a_file_that_grows_while_it_is_read_is_refused_and_leaves_nothing() {
+    use std::io::Write as _;
+    let dir = tempfile::tempdir().unwrap();
+    for (name, content) in [("x.txt", "Plain words.\n"), ("x.jsonl", "{\"text\": \"a\"}\n")] {
+        let path = dir.path().join(name);
+        fs::write(&path, content).unwrap();
+        let options = options(&dir.path().join("out"));
+        let inputs = || [Input::file(&path, None).unwrap()];
+        let grown = prepare(&inputs(), &options, |_, _| {
+            fs::File::options().append(true).open(&path).unwrap().write_all(content.as_bytes()).unwrap();
+        });
+        let refused = grown.unwrap_err().to_string();
+        assert!(refused.contains(name) && refused.contains("it changed while it was read"), "{refused}");
+        assert!(!options.out.exists());
+        prepare(&inputs(), &options, |_, _| ()).unwrap();
+        fs::remove_dir_all(&options.out).unwrap();
+    }
 }
 
 #[test]

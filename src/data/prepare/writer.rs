@@ -11,6 +11,7 @@ use super::super::error::DataError;
 use super::super::shard::{HEADER_BYTES, MAGIC, recorded_header};
 use super::super::tokenizer::Tokenizer;
 use super::{PrepareOptions, ValSplit, WrittenShard};
+use crate::store::output;
 
 /// What the temporary names begin and end with.
 const TEMPORARY: (&str, &str) = (".prepare-", ".tmp");
@@ -232,14 +233,11 @@ fn remove_left(out: &Path) {
     }
 }
 
-/// Refuses a destination that cannot be a folder, and shards of this prefix in it unless they may be
-/// replaced. Writes nothing.
+/// Refuses a destination that cannot be a folder or be written in, and shards of this prefix in it unless they
+/// may be replaced. Writes nothing.
 pub(super) fn require_free(options: &PrepareOptions) -> Result<(), DataError> {
     let out = &options.out;
-    let there = out.ancestors().find(|path| path.exists());
-    if there.is_some_and(|path| !path.is_dir()) {
-        return Err(DataError::io("make folder", out)(ErrorKind::NotADirectory.into()));
-    }
+    output::require_folder(out)?;
     let earlier = if out.exists() { existing(options)? } else { Vec::new() };
     if let Some(first) = earlier.first()
         && !options.overwrite

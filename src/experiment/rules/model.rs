@@ -28,7 +28,8 @@ impl Rules {
                     let Some(text) = folder.to_str() else {
                         let message =
                             format!("`{path}` is in `{}`, a path that is not UTF-8", folder.display());
-                        return self.no_init_model(InitError { message, hint: "rename its folder".into() });
+                        let hint = "rename its folder".into();
+                        return self.no_init_model(InitError { message, hint, damage: false });
                     };
                     path = text.to_owned();
                     self.derive("model.init", path.as_str(), why);
@@ -75,9 +76,9 @@ impl Rules {
                 self.derive(KEY, Value::serialize(tokenizer).expect("a word"), FROM_INIT);
             }
             Err(error) => {
-                let fault = self.clash(error.message, &["model.init"]);
+                let fault = self.init_fault(error);
                 self.layers.faulty.insert(KEY);
-                self.refuse(fault.hint(error.hint));
+                self.refuse(fault);
             }
         }
     }
@@ -91,9 +92,13 @@ impl Rules {
     }
 
     fn no_init_model(&mut self, error: InitError) {
-        let fault = self.clash(error.message, &["model.init"]);
+        let fault = self.init_fault(error);
         self.layers.faulty.extend(["model.layers", "model.heads", "model.channels"]);
-        self.refuse(fault.hint(error.hint));
+        self.refuse(fault);
+    }
+
+    fn init_fault(&self, InitError { message, hint, damage }: InitError) -> Fault {
+        Fault { damage, ..self.clash(message, &["model.init"]).hint(hint) }
     }
 
     /// Sizes from the descriptor or one by one; context, vocabulary and heads.

@@ -3,7 +3,6 @@
 //! Every size must be in the range of the key of its name, and every key that would change the computation
 //! must have GPT-2's value.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -12,7 +11,7 @@ use super::llama;
 use super::values::{self, ExpectedValue};
 use crate::data::Tokenizer;
 use crate::experiment::Model;
-use crate::formats::content::require_file;
+use crate::formats::content::read_json;
 use crate::formats::{FormatError, Precision, Result};
 use crate::proof::json::parse as parse_json;
 
@@ -22,14 +21,14 @@ pub const CONFIG: &str = "config.json";
 /// The model in a `config.json`. A configuration of another computation is refused. The padded
 /// vocabulary is computed, not read.
 pub fn sizes(path: &Path) -> Result<Model> {
-    require_file(path)?;
-    parse(path, &fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?)
+    parse(path, &read_json(path)?)
 }
 
 /// [`sizes`] of a file that is in memory.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Model> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
-    let config: Value = parse_json(bytes).map_err(|e| bad(e.to_string()))?;
+    let damaged = |e: serde_json::Error| FormatError::Damaged { path: path.into(), problem: e.to_string() };
+    let config: Value = parse_json(bytes).map_err(damaged)?;
     match config["model_type"].as_str() {
         Some("gpt2") => {}
         Some("llama" | "qwen3") => return llama::sizes(&config).map_err(bad),
@@ -126,6 +125,8 @@ fn gpt2(model: &Model, precision: Precision, tokenizer: &Tokenizer) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     const OPENAI: &str = r#"{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"],

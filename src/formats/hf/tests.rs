@@ -52,6 +52,10 @@ fn a_config_of_another_model_is_refused() {
     assert!(refusal("\"gpt2\"", "\"opt\"").contains("`model_type` is \"opt\""));
     assert!(refusal("\"n_layer\": 3", "\"n_layer\": -3").contains("`n_layer` is -3"));
     assert!(refusal("\"n_layer\": 3", "\"n_layer\": 4").contains("`h.3.ln_1.weight` is missing"));
+    // A hole that is larger than memory.
+    fs::File::options().write(true).open(&path).expect("there").set_len(1 << 36).expect("a hole");
+    let endless = read(folder.path()).expect_err("no configuration").to_string();
+    assert!(endless.contains("config.json`: it has more than 67108864 bytes"), "{endless}");
 }
 
 /// The folder with its weights changed as tensors.

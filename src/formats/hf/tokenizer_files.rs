@@ -12,7 +12,6 @@
 //! One difference remains: `<|endoftext|>` inside a text is markup to Hugging Face and plain text to us.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -20,7 +19,7 @@ use serde_json::{Map, Value, json};
 use crate::data::Tokenizer;
 use crate::data::tokenizer::END_OF_TEXT;
 use crate::experiment::{self, Model};
-use crate::formats::content::require_file;
+use crate::formats::content::read_json;
 use crate::formats::{FormatError, Result};
 use crate::proof::json::parse as parse_json;
 use crate::units::noun;
@@ -146,7 +145,11 @@ pub fn found(folder: &Path) -> Result<Option<experiment::Tokenizer>> {
     let other = |problem: String| Err(FormatError::Tokenizer { path: folder.into(), problem });
     for name in ["tokenizer.json", "vocab.json"] {
         let Some(file) = read(&folder.join(name))? else { continue };
-        let tokens = if name == "vocab.json" { numbered(&file) } else { all_tokens(&file) };
+        let is_whole = name == "tokenizer.json";
+        if is_whole && changes_text(&file) {
+            return other(format!("its `{name}` has a `normalizer`, which changes text as GPT-2's does not"));
+        }
+        let tokens = if is_whole { all_tokens(&file) } else { numbered(&file) };
         let kinds = [experiment::Tokenizer::Gpt2, experiment::Tokenizer::Byte];
         return match kinds.into_iter().find(|kind| are_of(&tokens, &Tokenizer::new(*kind))) {
             Some(kind) => Ok(Some(kind)),
@@ -173,10 +176,9 @@ fn read(path: &Path) -> Result<Option<Value>> {
     if !path.exists() {
         return Ok(None);
     }
-    require_file(path)?;
-    let bytes = fs::read(path).map_err(|source| FormatError::Io { path: path.into(), source })?;
+    let bytes = read_json(path)?;
     let bad =
-        |error: serde_json::Error| FormatError::Config { path: path.into(), problem: error.to_string() };
+        |error: serde_json::Error| FormatError::Damaged { path: path.into(), problem: error.to_string() };
     parse_json(&bytes).map(Some).map_err(bad)
 }
 
@@ -197,6 +199,12 @@ fn all_tokens(file: &Value) -> BTreeSet<(u64, &str)> {
     numbered(&model["vocab"]).into_iter().chain(added).collect()
 }
 
+/// Whether a `tokenizer.json` changes text before it is cut into tokens.
+fn changes_text(file: &Value) -> bool {
+    let normalizer = &file["normalizer"];
+    !normalizer.is_null() && normalizer["normalizers"] != json!([])
+}
+
 /// Whether the first tokens are just those of a tokenizer.
 fn are_of(tokens: &BTreeSet<(u64, &str)>, tokenizer: &Tokenizer) -> bool {
     let eot = tokenizer.eot();
@@ -209,6 +217,8 @@ fn are_of(tokens: &BTreeSet<(u64, &str)>, tokenizer: &Tokenizer) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use sha2::{Digest, Sha256};
 
     use super::*;
@@ -246,11 +256,14 @@ mod tests {
             change(&mut file);
             found_in(&[("tokenizer.json", file.to_string().into_bytes())])
         };
+        let empty = json!({"type": "Sequence", "normalizers": []});
+        assert_eq!(changed(&|file| file["normalizer"] = empty.clone()), Ok(Some(Gpt2)));
         let pad = json!({"id": 50_257, "content": "<pad>"});
         let added = changed(&|file| file["added_tokens"].as_array_mut().expect("a list").push(pad.clone()));
         assert_eq!(added, Ok(Some(Gpt2)), "a token behind ours");
         type Change = fn(&mut Value);
-        let cases: [(Change, &str); 3] = [
+        let cases: [(Change, &str); 4] = [
+            (|file| file["normalizer"] = json!({"type": "Lowercase"}), "has a `normalizer`, which changes"),
             (|file| file["model"]["vocab"] = json!({"a": 0}), "has 2 tokens, not those of GPT-2"),
             (|file| file["model"]["type"] = json!("Unigram"), "has 0 tokens"),
             (

@@ -1,12 +1,11 @@
 //! The weights of a folder: one safetensors file, or several that an index lists.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::formats::content::{converted, require_file};
+use crate::formats::content::{converted, read_json, require_file};
 use crate::formats::{FormatError, Result};
 use crate::proof::{Hash, json};
 use crate::store::{Tensor, safetensors};
@@ -60,14 +59,14 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>> {
 /// Tensor to file name.
 fn index(folder: &Path) -> Result<BTreeMap<String, String>> {
     let path = folder.join(INDEX);
-    require_file(&path)?;
-    parse_index(&path, &fs::read(&path).map_err(|source| FormatError::Io { path: path.clone(), source })?)
+    parse_index(&path, &read_json(&path)?)
 }
 
 /// Tensor to file name, from an index in memory; each is the name of a file beside the index.
 pub fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, String>> {
     let bad = |problem: String| FormatError::Config { path: path.into(), problem };
-    let Index { weight_map } = json::parse(bytes).map_err(|error| bad(error.to_string()))?;
+    let damaged = |e: serde_json::Error| FormatError::Damaged { path: path.into(), problem: e.to_string() };
+    let Index { weight_map } = json::parse(bytes).map_err(damaged)?;
     let inside = |name: &str| Path::new(name).file_name().is_some_and(|file| file == name);
     match weight_map.iter().find(|(_, file)| !inside(file)) {
         Some((tensor, file)) => Err(bad(format!("`{tensor}` is in {file:?}, expected the name of a file"))),
@@ -117,5 +116,5 @@ fn require_as_indexed(folder: &Path, found: &Found) -> Result<()> {
         false => format!("`{tensor}` is in `{}`, though it is not listed there", file.display()),
     };
     let hint = "hint: the index and the files belong to different models";
-    Err(FormatError::Config { path: folder.join(INDEX), problem: format!("{problem}\n  {hint}") })
+    Err(FormatError::Damaged { path: folder.join(INDEX), problem: format!("{problem}\n  {hint}") })
 }
