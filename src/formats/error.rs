@@ -95,14 +95,13 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    /// Whether a file of a model is not what was written: cut short, changed, with a header that does not fit
-    /// what follows, or with numbers that no training goes on from. A file of another kind is whole.
+    /// Whether a file of a model is not what was written: cut short, changed, or with a header that does not fit
+    /// what follows. A file of another kind is whole, and so is one with numbers that are not finite.
     pub fn is_damage(&self) -> bool {
         match self {
             FormatError::CutShort { .. }
             | FormatError::Length { .. }
             | FormatError::Damaged { .. }
-            | FormatError::NotFinite { .. }
             | FormatError::Padding { .. } => true,
             // The first two words, magic and version, say which kind of file it is.
             FormatError::Header { byte, .. } => *byte >= 8,

@@ -45,7 +45,7 @@ const MODELS: &[Case] = &[
     ("hf_fp16", 0, &["5.547556  256 tokens"]),
     ("hf_sharded", 0, &["5.547555  256 tokens"]),
     ("hf_uniform", 0, &["5.549076  256 tokens"]),
-    ("hf_nan", 5, &["`transformer.h.0.mlp.c_fc.weight`", "model.safetensors`", "NaN at [3, 5], element 101"]),
+    ("hf_nan", 1, &["`transformer.h.0.mlp.c_fc.weight`", "model.safetensors`", "NaN at [3, 5], element 101"]),
     (
         "hf_extra",
         1,
@@ -56,7 +56,7 @@ const MODELS: &[Case] = &[
 
 /// `runner run`.
 const EXPERIMENTS: &[Case] = &[
-    ("init_nan.toml", 5, &["`transformer.h.0.mlp.c_fc.weight`", "NaN at [3, 5], element 101"]),
+    ("init_nan.toml", 1, &["`transformer.h.0.mlp.c_fc.weight`", "NaN at [3, 5], element 101"]),
     ("init_extra.toml", 1, &["holds the tensor `transformer.h.0.attn.q_norm.weight`"]),
     ("nan.toml", 4, &["10 of 10 steps were skipped"]),
     ("short_shard.toml", 0, &["4,000 training tokens", "not read: `short_train_000000.bin` (20 tokens)"]),
@@ -125,7 +125,7 @@ fn experiments_say_what_is_odd_or_are_refused_and_leave_nothing() {
         let (lab, finished) = made(&format!("run {file} --runs OUT"));
         assert_outcome(file, &finished, *code, words);
         let run = lab.path("out").join(file.trim_end_matches(".toml"));
-        assert_eq!(run.exists(), ![1, 5].contains(code), "{file}");
+        assert_eq!(run.exists(), *code != 1, "{file}");
         if *code == 4 {
             let (runs, name) = (lab.path("out").display().to_string(), file.trim_end_matches(".toml"));
             let shown = lab.done(&["show", name, "--runs", &runs]).stdout;

@@ -111,7 +111,7 @@ fn a_whole_model_is_read_in_one_file_or_two_and_in_fp16() {
 #[test]
 fn nan_in_the_weights_is_refused_by_file_tensor_and_element() {
     let lab = Lab::new();
-    damaged(
+    refused(
         &lab,
         &case("hf_nan"),
         &[
@@ -130,7 +130,7 @@ fn nan_in_the_weights_is_refused_by_file_tensor_and_element() {
     std::fs::write(&infinite, &bytes).expect("writable");
     std::fs::remove_dir_all(lab.path("tuned")).expect("removable");
     let says = ["damaged.bin` holds minus infinity at [1, 1], element 9 of 2056", "tensor `wte.weight`"];
-    damaged(&lab, text(&infinite), &says);
+    refused(&lab, text(&infinite), &says);
     // Sizes that are not given are read from the header: the experiment is not what is wrong.
     std::fs::write(&infinite, &bytes[..100]).expect("writable");
     damaged(&lab, text(&infinite), &["damaged.bin` has 100 bytes, its header alone has 1024", "cut short"]);
@@ -180,10 +180,10 @@ fn a_checkpoint_that_is_not_finite_is_neither_measured_nor_exported() {
     resave(&lab.path("tuned/checkpoints"), &manifest, &state);
     let says =
         ["tensor `h.0.ln_2.bias`", "step_00000002/state.safetensors` holds infinity at [2], element 2 of 8"];
-    lab.verb("eval", "tuned", &["--json"]).assert_fails(5, &says);
-    lab.verb("sample", "tuned", &[]).assert_fails(5, &says);
+    lab.verb("eval", "tuned", &["--json"]).assert_fails(1, &says);
+    lab.verb("sample", "tuned", &[]).assert_fails(1, &says);
     for format in ["hf", "llmc"] {
-        lab.verb("export", "tuned", &["--format", format]).assert_fails(5, &says);
+        lab.verb("export", "tuned", &["--format", format]).assert_fails(1, &says);
     }
     assert!(!lab.path("tuned/export").exists());
 }
