@@ -12,7 +12,8 @@ use super::reporter::reporter;
 use super::streams::{self, say};
 use crate::formats::{FORMATS, Format, FormatWriter, Precision, TrackerWriter, WriteStatement, slsa};
 use crate::run::export::{ExportRequest, Exported, export};
-use crate::run::{ProofRefusal, find, require_usage, resume, track};
+use crate::run::past_ledger::PastLedger;
+use crate::run::{ProofRefusal, find, require_usage, track};
 use crate::store::output::{self, OutputKind};
 use crate::store::{RunPaths, checkpoint};
 use crate::units;
@@ -126,7 +127,10 @@ fn attest(args: Args, statement: WriteStatement) -> anyhow::Result<ExitCode> {
     args.out.iter().try_for_each(|file| output::require(file, OutputKind::Statement))?;
     verify::lock::require_experiment(&paths)?;
     if let Some((_, newest)) = checkpoint::list(&paths.checkpoints())?.pop() {
-        resume::require_events(&paths, &checkpoint::inspect(&newest)?)?;
+        let newest = checkpoint::inspect(&newest)?;
+        if let Some(ledger) = PastLedger::read(&paths, Some(&newest)) {
+            ledger.require_events(&paths, &newest)?;
+        }
     }
     let builder = args.builder.as_deref().unwrap_or(slsa::BUILDER);
     let text = statement(paths.folder(), builder).map_err(|error| ProofRefusal(error.to_string()))?;

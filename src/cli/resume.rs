@@ -21,7 +21,8 @@ pub struct Args {
     /// The run or sweep: a name under `--runs`, or a folder. The newest by default.
     /// `s3://BUCKET/PREFIX/NAME`, or another place of copies with a name, is first brought into `--runs`.
     run: Option<PathBuf>,
-    /// Change a key first. A key that can change bits is refused without `--allow-drift`.
+    /// Change a key first. A key that can change bits is refused without `--allow-drift`. An edit of the
+    /// run's own `experiment.toml` counts as one.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// Folder that holds the run folders.

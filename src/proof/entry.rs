@@ -161,7 +161,7 @@ pub fn not_finite_at_end(entries: &[Entry]) -> Option<String> {
 
 impl Entry {
     /// What was changed by leave before the step, `--allow-drift`: a text for each key.
-    pub fn drifts(&self) -> impl Iterator<Item = &str> {
+    pub fn drifts(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.events.iter().filter_map(|event| event.strip_prefix("drift "))
     }
 

@@ -238,27 +238,77 @@ fn set(value: Option<&String>) -> Option<&String> {
     value.filter(|value| *value != NOT_SET)
 }
 
-impl Difference {
-    /// How its text begins: the key, and what it was.
-    pub fn was_text(&self) -> String {
-        format!("`{}` was {}, is ", self.key, shown(&self.was))
-    }
-}
-
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{}", self.was_text(), shown(&self.is))
+        write!(f, "`{}` was {}{IS}{}", self.key, shown(self.was.as_ref()), shown(self.is.as_ref()))
     }
 }
 
-fn shown(value: &Option<String>) -> String {
-    value.as_deref().map_or(NOT_SET.to_owned(), shortened)
+/// What stands between the two values in the text of a [`Difference`].
+const IS: &str = ", is ";
+
+/// The text of a [`Difference`], as a ledger has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DifferenceText<'a> {
+    pub key: &'a str,
+    values: &'a str,
 }
+
+impl<'a> DifferenceText<'a> {
+    /// None of what is no such text.
+    pub fn parse(text: &'a str) -> Option<DifferenceText<'a>> {
+        let (key, values) = text.strip_prefix('`')?.split_once("` was ")?;
+        values.contains(IS).then_some(DifferenceText { key, values })
+    }
+
+    /// What the key was and what it is. A value may itself have what stands between the two: then there is
+    /// more than one way to read it.
+    fn readings(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        self.values.match_indices(IS).map(move |(at, _)| (&self.values[..at], &self.values[at + IS.len()..]))
+    }
+
+    /// What the key was, by the first way to read it.
+    pub fn was_text(self) -> Option<&'a str> {
+        self.readings().next().map(|(was, _)| was)
+    }
+
+    /// What the key was before it was this text.
+    pub fn was_before(self, is: &str) -> Option<&'a str> {
+        self.values.strip_suffix(is)?.strip_suffix(IS)
+    }
+
+    /// Whether the key was of this value.
+    pub fn was(self, value: Option<&String>) -> bool {
+        self.readings().any(|(was, _)| was == shown(value))
+    }
+
+    /// Whether the key is of this value since.
+    pub fn is(self, value: Option<&String>) -> bool {
+        self.readings().any(|(_, is)| is == shown(value))
+    }
+
+    /// Whether the key was what it is since `before`.
+    pub fn follows(self, before: DifferenceText<'_>) -> bool {
+        before.readings().any(|(_, is)| self.readings().any(|(was, _)| was == is))
+    }
+
+    /// Whether it has one value twice. Two that are shortened may look the same.
+    pub fn changes_nothing(self) -> bool {
+        self.readings().any(|(was, is)| was == is && !was.ends_with(CUT))
+    }
+}
+
+fn shown(value: Option<&String>) -> String {
+    value.map_or(NOT_SET.to_owned(), |value| shortened(value))
+}
+
+/// What a value ends with that is shortened.
+const CUT: char = '…';
 
 /// Values such as the plan of a matrix multiplication are longer than a line.
 fn shortened(value: &str) -> String {
     match value.char_indices().nth(96) {
-        Some((end, _)) => format!("{}…", &value[..end]),
+        Some((end, _)) => format!("{}{CUT}", &value[..end]),
         None if value.is_empty() => "empty".into(),
         None => value.into(),
     }
@@ -340,6 +390,29 @@ mod tests {
         assert_ne!(id(&[("a", "bc")]), id(&[("ab", "c")]));
         assert_ne!(id(&[("a", "b"), ("c", "d")]), id(&[("a", "bcd")]));
         assert_ne!(table_digest("source", &Table::new()), id(&[]));
+    }
+
+    #[test]
+    fn the_text_of_a_difference_is_read_back() {
+        let (a, b, comma) = ("a".to_owned(), "b".to_owned(), "a, is b".to_owned());
+        let text = |was: Option<&String>, is: Option<&String>| {
+            Difference { key: "seed".into(), was: was.cloned(), is: is.cloned() }.to_string()
+        };
+        let (first, second) = (text(None, Some(&a)), text(Some(&a), Some(&comma)));
+        let [first, second] = [&first, &second].map(|text| DifferenceText::parse(text).expect("a text"));
+        assert_eq!((first.key, first.was_text()), ("seed", Some("not set")));
+        assert_eq!((second.was_before(&comma), second.was_before("a")), (Some("a"), None));
+        assert!(first.was(None) && first.is(Some(&a)) && !first.is(Some(&b)) && !first.was(Some(&a)));
+        assert!(second.follows(first) && !first.follows(second) && !second.changes_nothing());
+        assert!(second.was(Some(&a)) && second.is(Some(&comma)), "a value with what stands between the two");
+        let same = text(Some(&b), Some(&b));
+        assert!(DifferenceText::parse(&same).is_some_and(DifferenceText::changes_nothing));
+        let long = ["c", "d"].map(|end| format!("{}{end}", "x".repeat(99)));
+        let long = text(Some(&long[0]), Some(&long[1]));
+        assert!(DifferenceText::parse(&long).is_some_and(|text| !text.changes_nothing()));
+        for other in ["seed was 1, is 2", "`seed`: 1 → 2", "`seed` was 1", "of the weather"] {
+            assert_eq!(DifferenceText::parse(other), None, "{other}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::error::{ProofRefusal, refuse_lock};
 use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
-use super::resume::is_of_the_end;
+use super::outputs::is_of_the_end;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 
 /// A lock that a run must match.

@@ -12,6 +12,7 @@ use super::expected::Expected;
 use super::find::{self, passed_over};
 use super::initial::{self, Initial};
 use super::messages::{Message, Report};
+use super::past_ledger::{self, PastLedger};
 use super::resume::{self, Resume};
 use super::team::Team;
 use super::{UsageError, require_usage};
@@ -134,13 +135,15 @@ impl Opened {
     pub fn resume(
         mut loaded: Loaded,
         path: &Path,
-        how: Continuation,
+        mut how: Continuation,
         place: Option<&RankPlace>,
         report: Report,
     ) -> anyhow::Result<Opened> {
         copies::require_elsewhere(&loaded.experiment, path)?;
+        let paths = RunPaths::new(path);
+        how.edited |= resume::note_edits(&mut loaded, &paths);
         if how.edited {
-            resume::keep_origins(&mut loaded, &RunPaths::new(path));
+            resume::keep_origins(&mut loaded, &paths);
         }
         Opened::go_on(Team::join(place, &loaded.experiment, report)?, path, loaded, how, report)
     }
@@ -170,7 +173,7 @@ impl Opened {
             let copier = copier.transpose()?.flatten();
             return Ok(Opened::Finished { root, step, first_rank, copier });
         }
-        let (destination, found) = if team.is_first() {
+        let (destination, found, ledger) = if team.is_first() {
             let folder = RunFolder::open(path)?;
             for path in beside_checkpoints(&folder.paths.checkpoints())? {
                 report.tell(&Message::NotACheckpoint(&path));
@@ -178,19 +181,22 @@ impl Opened {
             let (found, broken) = newest_whole(&folder.paths.checkpoints())?;
             passed_over(&broken, report);
             require_replaceable(&folder.paths, found.as_ref().map_or(0, |it| it.0.step), &loaded)?;
+            let ledger = PastLedger::read(&folder.paths, found.as_ref().map(|(manifest, _)| manifest));
             match &found {
                 Some((manifest, _)) => {
                     require_name(manifest, &loaded)?;
                     find::require_root(&folder.paths, manifest, report)?;
-                    resume::require_events(&folder.paths, manifest)?;
+                    if let Some(ledger) = &ledger {
+                        ledger.require_events(&folder.paths, manifest)?;
+                    }
                 }
                 None => resume::require_not_done(&folder.paths, &broken)?,
             }
             let saved = found.as_ref().map(|(manifest, _)| manifest.step);
             resume::require_lock(&folder.paths, saved, loaded.experiment.schedule.steps, how.allow_drift)?;
-            (Destination::Open(folder), found)
+            (Destination::Open(folder), found, ledger)
         } else {
-            (Destination::OfRankZero, None)
+            (Destination::OfRankZero, None, None)
         };
         let data = data.map_or_else(|| Data::open(&mut loaded), Ok)?;
         let past = team.past(found.as_ref().map(|(manifest, _)| &manifest.numerics))?;
@@ -199,11 +205,11 @@ impl Opened {
         loaded.remarks.extend(device.fewer_threads(&loaded.experiment));
         if team.is_first() {
             let from = found.as_ref().map(|(manifest, _)| manifest.step);
-            let made = resume::steps_made(&RunPaths::new(path));
+            let made = past_ledger::steps_made(&RunPaths::new(path));
             report.tell(&Message::Resuming { folder: path, from, made });
         }
         let Continuation { edited, allow_drift, expected } = how;
-        let resume = Some(Resume { found, allow_drift, edited });
+        let resume = Some(Resume { found, ledger, allow_drift, edited });
         let experiment = with_ranks(&loaded, &team);
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };
         Ok(Opened::Ready { device, job: Box::new(job) })

@@ -53,6 +53,13 @@ pub fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
 /// Keys of the experiment whose values the lock has otherwise. A key that the lock does not know was added by
 /// a newer program, if it has its default.
 pub fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
+    let mut settings = config(recorded, lock);
+    settings.extend(numerics(recorded, lock));
+    settings
+}
+
+/// Those of them by the lock's table of values and origins.
+pub fn config(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
     let values = flatten(&recorded.experiment);
     let config = values
         .iter()
@@ -60,7 +67,7 @@ pub fn settings(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
         .filter_map(|(key, value)| difference(recorded, &lock.config, key, &lock::plain(value)));
     let removed = lock.config.iter().filter(|(key, _)| !values.contains_key(*key));
     let removed = removed.map(|(key, was)| Difference { key: key.clone(), was: Some(was.clone()), is: None });
-    config.chain(removed).chain(numerics(recorded, lock)).collect()
+    config.chain(removed).collect()
 }
 
 /// Those of them that reach the bits, by the lock's numerics.

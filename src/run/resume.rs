@@ -4,21 +4,22 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::destination::Destination;
-use super::error::{ProofRefusal, UsageError, refuse_ledger, refuse_lock, refuse_without_checkpoint};
+use super::error::{ProofRefusal, UsageError, refuse_lock, refuse_without_checkpoint};
 use super::events;
 use super::expected::Expected;
 use super::find::state_file;
 use super::fit::{SavedState, Successor};
 use super::initial::INIT_KEYS;
-use super::lock::{TASKS, VALIDATION_SET, is_same_set, list, older_arithmetic, resolved_numerics};
+use super::lock::{is_same_set, list, older_arithmetic};
 use super::messages::{Message, Report};
+use super::outputs;
+use super::past_ledger::{self, PastLedger, has_trained};
 use super::recorded::{self, origin, other_value};
 use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
 use crate::ops::Dtype;
-use crate::proof::ledger::{self, Log, Note, RESUME};
+use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
-use crate::proof::{Entry, Hash, Head, LockError, entry};
-use crate::store::checkpoint;
+use crate::proof::{Hash, Head, LockError, entry};
 use crate::store::{self, Broken, Info, Manifest, RunPaths};
 use crate::train::run::INIT_UPDATES;
 use crate::train::{Recorder, RunError};
@@ -30,16 +31,12 @@ const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_
 /// Keys by which the sequences of the steps so far are counted.
 const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps", "batch.seq_len"];
 
-/// What a ledger calls the lock of its run.
-const LOCK: &str = "lock.toml";
-
-/// What drift begins with that is a lock made again, and no change of numerics.
-pub const LOST_LOCK: &str = "`lock.toml` was missing";
-
 /// The checkpoint and settings of a resume.
 pub struct Resume {
     /// The newest whole checkpoint; none starts at step 0.
     pub found: Option<store::LoadedCheckpoint>,
+    /// None where it cannot be read: why is said when its records are opened.
+    pub ledger: Option<PastLedger>,
     /// Whether what the bits depend on may have changed.
     pub allow_drift: bool,
     /// Whether a key was set to another value than in the run's own experiment.
@@ -79,10 +76,10 @@ impl Past {
     /// # Errors
     /// The lock is damaged. One that is missing is made again, as [`require_lock`] allows.
     pub fn of(destination: &Destination, resume: Option<Resume>) -> anyhow::Result<Past> {
-        let (Some(Resume { found, allow_drift, edited }), Destination::Open(folder)) = (resume, destination)
-        else {
+        let (Some(resume), Destination::Open(folder)) = (resume, destination) else {
             return Ok(Past::default());
         };
+        let Resume { found, ledger, allow_drift, edited } = resume;
         let lock = match Lock::read(&folder.paths.lock_file()) {
             Ok(lock) => Some(lock),
             Err(LockError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => None,
@@ -90,13 +87,15 @@ impl Past {
         };
         let file = found.as_ref().map(|(manifest, _)| state_file(&folder.paths, manifest.step));
         let state_file = file.unwrap_or_default();
-        let from = found.as_ref().map_or(0, |(manifest, _)| manifest.step);
-        let measured_on = lock.as_ref().map_or(Table::new(), |lock| measured_on(&folder.paths, from, lock));
-        let made = found.as_ref().map_or(0, |(manifest, _)| manifest.ledger.size);
+        let (from, size) =
+            found.as_ref().map_or((0, 0), |(manifest, _)| (manifest.step, manifest.ledger.size));
+        let measured_on =
+            ledger.as_ref().zip(lock.as_ref()).map(|(ledger, lock)| ledger.measured_on(from, lock));
         let lost_lock = match lock {
-            Some(_) => was_made_again(&folder.paths, made),
+            Some(_) => ledger.is_some_and(|ledger| ledger.lost_lock_behind(size)),
             None => has_trained(&folder.paths, found.is_some()),
         };
+        let measured_on = measured_on.unwrap_or_default();
         Ok(Past { resumed: true, edited, found, state_file, lock, lost_lock, allow_drift, measured_on })
     }
 
@@ -248,11 +247,7 @@ impl Past {
                 self.numerics().map_or_else(String::new, |was| older_arithmetic(was, &here.numerics))
             )));
         }
-        drift.extend(self.lost_lock.then(|| Difference {
-            key: LOCK.into(),
-            was: Some("missing".into()),
-            is: Some("made of what was here at the resume".into()),
-        }));
+        drift.extend(self.lost_lock.then(events::lost_lock));
         let elsewhere = self.lock.as_ref().map_or_else(Vec::new, |lock| {
             let mut elsewhere = differences(&lock.environment, &here.environment);
             elsewhere.extend(differences(&lock.source, &here.source));
@@ -260,29 +255,6 @@ impl Past {
         });
         Ok(Changed { drift, elsewhere })
     }
-}
-
-/// What the steps of a run before step `from` were measured on: as its lock has it, or the last note of a
-/// measure that was turned off. What is wrong with a ledger is said when the run goes on.
-fn measured_on(paths: &RunPaths, from: u64, lock: &Lock) -> Table {
-    let Ok((log, entries)) = ledger::read(&paths.ledger()) else { return Table::new() };
-    let evaluations =
-        || entries.iter().filter(|entry| entry.step < from).filter_map(|entry| entry.evaluation.as_ref());
-    let validated = evaluations().any(|evaluation| evaluation.validation.is_some());
-    let scored = evaluations().any(|evaluation| evaluation.hellaswag.is_some());
-    let turned_off = |key: &str| {
-        let was = |note: &Note| {
-            let set = note.text.strip_prefix(&format!("`{key}` was "))?.strip_suffix(", is not set")?;
-            (set != "not set").then(|| set.to_owned())
-        };
-        log.notes().iter().rev().filter(|note| note.kind == "environment").find_map(was)
-    };
-    let sets = [(validated, VALIDATION_SET), (scored, TASKS)].into_iter().filter(|(measured, _)| *measured);
-    let found = sets.filter_map(|(_, key)| {
-        let set = lock.environment.get(key).cloned().or_else(|| turned_off(key))?;
-        Some((key.to_owned(), set))
-    });
-    found.collect()
 }
 
 /// The final root of a run with nothing left to do: its lock has the outputs of the last step,
@@ -325,16 +297,18 @@ pub fn finished(
         ))
         .into());
     }
-    require_made(paths, &lock.numerics, &entries)?;
+    past_ledger::require_made(paths, (experiment.schedule.steps, &lock.numerics), &entries)?;
     let are_as_in_lock = |outputs: &Table| {
         let changed = differences(&lock.outputs, outputs);
-        changed.iter().all(|difference| difference.was.is_none() && is_of_the_end(&difference.key))
+        changed.iter().all(|difference| difference.was.is_none() && outputs::is_of_the_end(&difference.key))
     };
     let root = match found {
-        Some((manifest, _)) => are_as_in_lock(&outputs(&manifest, log.head())).then_some(manifest.state_root),
+        Some((manifest, _)) => {
+            are_as_in_lock(&outputs::of(&manifest, log.head())).then_some(manifest.state_root)
+        }
         // Who deletes every checkpoint of a finished run means to: lock and ledger have what came out.
         None if broken.is_empty() => {
-            let outputs = outputs_of_ledger(&log, &entries);
+            let outputs = outputs::of_ledger(&log, &entries);
             if !are_as_in_lock(&outputs) {
                 return Err(ProofRefusal(format!(
                     "the lock of this run is not that of its ledger (lock and ledger):{}\n  hint: the run \
@@ -371,9 +345,9 @@ fn require_lock_of(
     }
     let is_cut = experiment.eval.every > 0 && head.size <= manifest.ledger.size;
     let mut changed = differences(&manifest.numerics, &lock.numerics);
-    let outputs = differences(&outputs(manifest, head), &lock.outputs).into_iter();
+    let outputs = differences(&outputs::of(manifest, head), &lock.outputs).into_iter();
     // The lock of an older program says nothing of the ledger's end.
-    changed.extend(outputs.filter(|of| !is_of_the_end(&of.key) || (of.is.is_some() && !is_cut)));
+    changed.extend(outputs.filter(|of| !outputs::is_of_the_end(&of.key) || (of.is.is_some() && !is_cut)));
     if changed.is_empty() {
         return Ok(());
     }
@@ -401,20 +375,6 @@ pub fn require_not_done(paths: &RunPaths, broken: &Broken) -> anyhow::Result<()>
         paths.folder().display()
     );
     Err(refuse_without_checkpoint(broken, message))
-}
-
-/// Whether a run has made steps, by its ledger; `saved` is whether a checkpoint was found. That a ledger is
-/// missing is said when the run goes on.
-fn has_trained(paths: &RunPaths, saved: bool) -> bool {
-    (saved && paths.ledger().exists()) || steps_made(paths) > 0
-}
-
-/// Whether a lock was made again, by leave, behind the `size` entries that a checkpoint has: a kill has taken
-/// the entry that said so, and not the note.
-fn was_made_again(paths: &RunPaths, size: u64) -> bool {
-    let is_told =
-        |note: &Note| note.after >= size && note.kind == "drift" && note.text.starts_with(LOST_LOCK);
-    ledger::read(&paths.ledger()).is_ok_and(|(log, _)| log.notes().iter().any(is_told))
 }
 
 /// Refuses to make a lock for a run that has trained, and had one from its first step on: what it was trained
@@ -445,35 +405,6 @@ pub fn require_lock(
     )))
 }
 
-/// Refuses a ledger in which an entry up to the checkpoint of `saved` has an event that no run makes.
-pub fn require_events(paths: &RunPaths, saved: &Manifest) -> Result<(), ProofRefusal> {
-    // What is wrong with it is said when the run goes on.
-    let Ok((_, entries)) = ledger::read_up_to(&paths.ledger(), saved.ledger.size) else { return Ok(()) };
-    require_made(paths, &saved.numerics, &entries)
-}
-
-/// Refuses `entries` of which one has an event that no run of the numerics makes.
-fn require_made(paths: &RunPaths, numerics: &Table, entries: &[Entry]) -> Result<(), ProofRefusal> {
-    // What is wrong with it is said when the run goes on.
-    let Ok(own) = experiment::load_recorded(&paths.experiment()) else { return Ok(()) };
-    let here = resolved_numerics(&own.experiment);
-    // What was changed by leave behind the checkpoint.
-    let has_changed = |key: &str| numerics.get(key) != here.get(key);
-    let found = events::fault(&own.experiment, numerics, &has_changed, entry::steps(entries));
-    found.map_or(Ok(()), |(step, why)| {
-        Err(ProofRefusal(format!(
-            "`{}`: the entry of step {step} has {why}\n  hint: the ledger was edited, or is of another run; \
-             restore it from a copy",
-            paths.ledger().display()
-        )))
-    })
-}
-
-/// How many steps a run has made, by the end of its ledger.
-pub fn steps_made(paths: &RunPaths) -> u64 {
-    ledger::last_step(&paths.ledger()).map_or(0, |last| last.step + 1)
-}
-
 /// Sets a `data.offset` that follows from a checkpoint and the data to the one that the run began with,
 /// whatever has become of the checkpoint since.
 pub fn keep_offset(loaded: &mut Loaded, paths: &RunPaths) {
@@ -486,6 +417,26 @@ pub fn keep_offset(loaded: &mut Loaded, paths: &RunPaths) {
     let lock = Lock::read(&paths.lock_file()).ok();
     let was = lock.as_ref().and_then(|lock| origin(lock, "data.offset", &offset.into()));
     loaded.resolve_offset(offset, was.unwrap_or("where the run began").to_owned());
+}
+
+/// Whether a run's own file has other values than its lock, which then count as set: it was edited, or a kill
+/// came between the two. A remark names them.
+pub fn note_edits(loaded: &mut Loaded, paths: &RunPaths) -> bool {
+    // What is wrong with either is said when the run goes on.
+    let (Ok(lock), Ok(own)) =
+        (Lock::read(&paths.lock_file()), experiment::load_recorded(&paths.experiment()))
+    else {
+        return false;
+    };
+    let edits: Vec<String> = recorded::config(&own, &lock).iter().map(Difference::to_string).collect();
+    if !edits.is_empty() {
+        loaded.remarks.push(format!(
+            "`{}` has other values than the run's lock, and they count as set: {}",
+            paths.experiment().display(),
+            edits.join("; ")
+        ));
+    }
+    !edits.is_empty()
 }
 
 /// Gives the keys of a run's own file the origins that they had when the run was started.
@@ -526,66 +477,13 @@ impl Changed {
             recorder.records.note("environment", &difference.to_string())?;
         }
         for difference in &self.drift {
-            if difference.key == LOCK {
-                report.tell(&Message::Remark(&difference.to_string()));
+            let text = difference.to_string();
+            if events::is_lost_lock(&text) {
+                report.tell(&Message::Remark(&text));
             }
-            recorder.records.note("drift", &difference.to_string())?;
-            recorder.changes.push(format!("drift {difference}"));
+            recorder.records.note("drift", &text)?;
+            recorder.changes.push(format!("drift {text}"));
         }
         Ok(())
     }
-}
-
-/// The outputs of a run: those of its last checkpoint, and the head of the ledger at its end, which covers
-/// the evaluation after the last step.
-pub fn outputs(last: &Manifest, end: Head) -> Table {
-    let pairs = [
-        ("step", last.step.to_string()),
-        ("tokens", last.tokens.to_string()),
-        ("state_root", last.state_root.to_string()),
-        ("ledger_size", last.ledger.size.to_string()),
-        ("ledger_root", last.ledger.root.to_string()),
-    ];
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).chain(self::end(end)).collect()
-}
-
-/// The outputs of a run as its ledger alone has them: those of its last step, and its end.
-pub fn outputs_of_ledger(log: &Log, entries: &[Entry]) -> Table {
-    let mut outputs = end(log.head());
-    let Some(last) = entry::steps(entries).last() else { return outputs };
-    outputs.insert("step".into(), (last.step + 1).to_string());
-    outputs.insert("tokens".into(), last.tokens.to_string());
-    if let Some(root) = last.root {
-        outputs.insert("state_root".into(), root.to_string());
-    }
-    if let Some(head) = log.head_at(last.step + 1) {
-        outputs.insert("ledger_size".into(), head.size.to_string());
-        outputs.insert("ledger_root".into(), head.root.to_string());
-    }
-    outputs
-}
-
-/// Those of them that name the whole ledger.
-fn end(head: Head) -> Table {
-    let pairs = [("end_size", head.size.to_string()), ("end_root", head.root.to_string())];
-    pairs.into_iter().map(|(key, value)| (key.to_owned(), value)).collect()
-}
-
-/// Whether an output is of the ledger's end. A lock of an older program has none of these.
-pub fn is_of_the_end(key: &str) -> bool {
-    key.starts_with("end_")
-}
-
-/// Adds a finished run's outputs to its lock and writes it.
-pub fn with_outputs(lock: Lock, paths: &RunPaths) -> anyhow::Result<Lock> {
-    let outputs = match store::list(&paths.checkpoints())?.pop() {
-        Some((_, folder)) => {
-            let (log, _) = ledger::read(&paths.ledger()).map_err(refuse_ledger)?;
-            outputs(&checkpoint::inspect(&folder)?, log.head())
-        }
-        None => Table::new(),
-    };
-    let lock = Lock { outputs, ..lock };
-    store::atomic::write(&paths.lock_file(), lock.to_text().as_bytes())?;
-    Ok(lock)
 }

@@ -15,8 +15,8 @@ use super::device::OnDevice;
 use super::locked::Locked;
 use super::messages::Report;
 use super::open::{Job, Opened};
+use super::outputs;
 use super::prepare::{Kept, Prepared};
-use super::resume;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::report::{self, PlotOptions, RunData};
@@ -117,7 +117,7 @@ impl Kept {
     /// The lock that the run must match has other outputs.
     pub fn keep_outputs(&self, report: Report) -> anyhow::Result<()> {
         self.folder.whereabouts().require()?;
-        let lock = resume::with_outputs(self.lock.clone(), &self.folder.paths)?;
+        let lock = outputs::with_outputs(self.lock.clone(), &self.folder.paths)?;
         if let Some(expected) = &self.expected {
             expected.require_outputs(&lock.outputs, report)?;
         }

@@ -6,19 +6,26 @@ use crate::experiment::Experiment;
 use crate::proof::Entry;
 use crate::proof::entry;
 use crate::proof::lock::Lock;
-use crate::run::events;
+use crate::run::events::{self, Known};
+use crate::store::Manifest;
 
-/// Judges every event of the entries; `drift` is what the ledger says of drift.
+/// Judges every event of the entries, by the numerics of the checkpoints, and those of the lock unless
+/// `drift` says that they are of steps to come.
 pub(super) fn verify(
     experiment: &Experiment,
     lock: &Lock,
     drift: &Drift,
+    manifests: &[Manifest],
     entries: &[Entry],
     checks: &mut Checks<'_>,
 ) {
     let steps = entry::steps(entries);
-    let has_changed = |key: &str| drift.names(key);
-    if let Some((step, why)) = events::fault(experiment, &lock.numerics, &has_changed, steps) {
+    let mut known: Vec<Known<'_>> =
+        manifests.iter().map(|manifest| (manifest.step, &manifest.numerics)).collect();
+    if !drift.is_pending() {
+        known.push((steps.len() as u64, &lock.numerics));
+    }
+    if let Some((step, why)) = events::fault(experiment, &known, steps) {
         let what = format!(
             "the entry of step {step} has {why}\n  do: the ledger was edited, or is of another run; restore \
              it from a copy"

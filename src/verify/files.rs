@@ -55,7 +55,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     if let (Some(lock), Some((log, entries))) = (&lock, &ledger) {
         let drift = locked::last_drift(log.notes(), entries, lock);
         locked::numerics(lock, &manifests, &drift, checks);
-        events::verify(&recorded.experiment, lock, &drift, entries, checks);
+        events::verify(&recorded.experiment, lock, &drift, &manifests, entries, checks);
         locked::evaluations(&recorded.experiment, lock, entries, checks);
         locked::usable_end(lock, log.notes(), entries, checks);
         locked::outputs(lock, newest, (log, entries), recorded.experiment.schedule.steps, checks);

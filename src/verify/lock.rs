@@ -6,12 +6,12 @@
 use super::Checks;
 use crate::experiment::{self, DeviceKind, Experiment, Loaded};
 use crate::proof::ledger::{Log, NOT_FINITE, Note};
-use crate::proof::lock::{Difference, Lock, NOT_SET, differences};
+use crate::proof::lock::{Difference, DifferenceText, Lock, NOT_SET, differences};
 use crate::proof::{Action, Entry, LockError, entry};
 use crate::run::data::Data;
 use crate::run::error::refuse_lock;
 use crate::run::locked::is_mirrored;
-use crate::run::{ProofRefusal, lock, recorded, resume};
+use crate::run::{ProofRefusal, lock, outputs, recorded};
 use crate::store::{Manifest, RunPaths};
 use crate::units::noun;
 
@@ -64,25 +64,19 @@ pub(super) struct Drift {
 }
 
 impl Drift {
-    /// Whether a key is among what changed.
-    pub fn names(&self, key: &str) -> bool {
-        self.changes.iter().any(|(_, text)| key_of(text) == Some(key))
+    /// Whether the lock is of steps to come alone: what was changed before them is in a note, and in no entry.
+    pub fn is_pending(&self) -> bool {
+        !self.confirmed && !self.changes.is_empty()
     }
 
     /// Whether a checkpoint of `step` may differ so from the lock: it has what the key was before it first
     /// changed from there on.
     fn allows(&self, step: u64, difference: &Difference) -> bool {
-        let is_of_it = |(before, text): &&(u64, String)| {
-            *before >= step && key_of(text) == Some(difference.key.as_str())
-        };
-        let first = self.changes.iter().find(is_of_it);
-        first.is_some_and(|(_, text)| text.starts_with(&difference.was_text()))
+        let mut changes = self.changes.iter().filter(|(before, _)| *before >= step);
+        let first = changes
+            .find_map(|(_, text)| DifferenceText::parse(text).filter(|change| change.key == difference.key));
+        first.is_some_and(|change| change.was(difference.was.as_ref()))
     }
-}
-
-/// The key that stands at the start of a difference as a ledger has it.
-fn key_of(difference: &str) -> Option<&str> {
-    difference.strip_prefix('`')?.split('`').next()
 }
 
 /// The last drift of a ledger. That no step has followed a note is believed of a run that has not ended: its
@@ -247,8 +241,8 @@ pub(super) fn outputs(
         }
         return;
     }
-    let of_ledger = || resume::outputs_of_ledger(log, entries);
-    let found = newest.map_or_else(of_ledger, |manifest| resume::outputs(manifest, head));
+    let of_ledger = || outputs::of_ledger(log, entries);
+    let found = newest.map_or_else(of_ledger, |manifest| outputs::of(manifest, head));
     let changed = differences(&lock.outputs, &found);
     if newest.is_none() && changed.is_empty() {
         checks.skipped(
@@ -264,7 +258,7 @@ pub(super) fn outputs(
         return;
     }
     let unbound =
-        |difference: &Difference| difference.was.is_none() && resume::is_of_the_end(&difference.key);
+        |difference: &Difference| difference.was.is_none() && outputs::is_of_the_end(&difference.key);
     if changed.is_empty() {
         let entries = noun(head.size, "entry");
         checks.passed("outputs", format!("{} {entries}, head {}", head.size, head.root));

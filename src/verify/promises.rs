@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Check, Status};
 use crate::experiment;
-use crate::run::resume;
+use crate::run::past_ledger;
 use crate::store::RunPaths;
 
 /// The sentence for files that were not checked.
@@ -100,7 +100,7 @@ fn beyond_files(folder: &Path) -> [Check; 2] {
     [
         open(
             "trained again, it gives the same bits",
-            replay(folder, resume::steps_made(&RunPaths::new(folder))),
+            replay(folder, past_ledger::steps_made(&RunPaths::new(folder))),
         ),
         open(
             "killed and resumed, it ends in the same bits",
@@ -117,7 +117,7 @@ fn replays(folder: &Path) -> anyhow::Result<Option<Check>> {
     if every == 0 {
         return Ok(None);
     }
-    let made = resume::steps_made(&paths) / every;
+    let made = past_ledger::steps_made(&paths) / every;
     let name = "made twice while it trained, a step gives the same bits".to_owned();
     let kept = folder.join("unrepeatable");
     Ok(Some(if kept.exists() {

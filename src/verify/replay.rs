@@ -21,10 +21,11 @@ use crate::proof::lock::{Lock, differences};
 use crate::proof::{Action, Entry, Evaluation, HellaSwag, Validation};
 use crate::run::data::{Data, SHARDS, remembered};
 use crate::run::device::{Device, OnDevice};
+use crate::run::events::is_lost_lock;
 use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
 use crate::run::recorded::is_known;
-use crate::run::{UsageError, initial, lock, require_usage, resume};
+use crate::run::{UsageError, initial, lock, require_usage};
 use crate::store::{self, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
@@ -49,7 +50,7 @@ pub fn verify(
     };
     require_steps(&steps, entry::steps(&entries).len() as u64)?;
     // The lock has the numerics after the last drift.
-    let is_drift = |text: &str| !text.starts_with(resume::LOST_LOCK);
+    let is_drift = |text: &str| !is_lost_lock(text);
     let drifted = |entry: &&Entry| entry.step > steps.start && entry.drifts().any(is_drift);
     if let Some(entry) = entries.iter().rev().find(drifted) {
         return Err(UsageError(format!(

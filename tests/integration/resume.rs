@@ -169,6 +169,35 @@ fn a_changed_experiment_is_refused_by_key_and_goes_on_only_by_leave() {
     assert!(ledger.contains("drift") && ledger.contains("schedule.learning_rate"), "{ledger}");
 }
 
+/// Whichever way a key is changed, lock and experiment agree afterwards.
+#[test]
+fn an_edit_of_a_runs_own_experiment_counts_as_set() {
+    let lab = Lab::new();
+    let root = lab.run(CI, &[]).root().to_owned();
+    let path = lab.path("ci/experiment.toml");
+    let edit = |key: &str, value: &str| {
+        // A finished run refuses another value: this one lacks its end.
+        std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000020")).expect("the last checkpoint");
+        let text = std::fs::read_to_string(&path).expect("an experiment");
+        let line = text.lines().find(|line| line.starts_with(&format!("{key} = "))).expect("a line");
+        std::fs::write(&path, text.replacen(line, &format!("{key} = {value}"), 1)).expect("writable");
+    };
+    edit("gpu_every", "7");
+    let resumed = lab.resume("ci", &[]);
+    assert!(resumed.stderr.contains("they count as set: `log.gpu_every` was "), "{}", resumed.stderr);
+    assert_eq!(resumed.root(), root, "it changes no bit");
+    lab.verify("ci", &[]).assert_says(&["ok      experiment: "]);
+    let again = lab.resume("ci", &[]);
+    assert_eq!(again.root(), root);
+    assert!(!again.stderr.contains("count as set"), "{}", again.stderr);
+    edit("learning_rate", "0.002");
+    lab.resume("ci", &[]).assert_fails(5, &["`schedule.learning_rate`", "--allow-drift"]);
+    assert_ne!(lab.resume("ci", &["--allow-drift"]).root(), root);
+    lab.verify("ci", &[]).assert_says(&["ok      experiment: ", "rewinds: 0, changes by leave: 1"]);
+    let lock = std::fs::read_to_string(lab.path("ci/lock.toml")).expect("a lock");
+    assert!(lock.contains("\"schedule.learning_rate\" = \"0.002 ("), "{lock}");
+}
+
 #[test]
 fn a_run_that_drifted_is_replayed_from_where_it_did_and_not_across() {
     let lab = Lab::new();

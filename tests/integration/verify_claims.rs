@@ -94,21 +94,32 @@ fn a_run_does_not_go_on_from_a_ledger_with_an_event_that_no_run_writes() {
     let lab = Lab::new();
     lab.run(CI, &[]).root();
     let run = lab.path("ci");
-    let (_, mut entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
-    entries[5].events.push("certified by the audit office".into());
-    let heads = rewrite_records(&run, &entries);
-    for (step, folder) in store::list(&run.join("checkpoints")).expect("some") {
-        let (manifest, state) = store::load(&folder).expect("whole");
-        let forged = Facts { ledger: heads[step as usize - 1], ..facts(&manifest) };
-        store::save(&run.join("checkpoints"), &state, &forged).expect("saved");
-    }
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
     reseal(&run, |lock| lock.outputs.clear());
     std::fs::remove_dir_all(run.join("checkpoints/step_00000020")).expect("the last checkpoint");
-    let before = lab.files("ci");
-    let says = ["ledger.jsonl", "the entry of step 5 has the event `certified by the audit office`", "hint:"];
-    lab.resume("ci", &[]).assert_fails(5, &says);
-    lab.resume("ci", &["--allow-drift"]).assert_fails(5, &says);
-    assert!(lab.files("ci") == before, "a file was changed");
+    for (event, why) in [
+        ("certified by the audit office", "a run writes `rewind …` and `drift …` alone"),
+        ("drift `seed` was 1, is 2", "`seed` was 1337"),
+        ("drift `guards.on_diverge` was rewind, is rewind", "it has one value twice"),
+        ("drift `weather.sky` was blue, is not set", "no lock has such a key"),
+    ] {
+        let mut forged = entries.clone();
+        forged[5].events.push(event.into());
+        let heads = rewrite_records(&run, &forged);
+        for (step, folder) in store::list(&run.join("checkpoints")).expect("some") {
+            let (manifest, state) = store::load(&folder).expect("whole");
+            let forged = Facts { ledger: heads[step as usize - 1], ..facts(&manifest) };
+            store::save(&run.join("checkpoints"), &state, &forged).expect("saved");
+        }
+        let before = lab.files("ci");
+        let event = format!("the entry of step 5 has the event `{event}`");
+        let says = ["ledger.jsonl", event.as_str(), why, "hint:"];
+        lab.resume("ci", &[]).assert_fails(5, &says);
+        lab.resume("ci", &["--allow-drift"]).assert_fails(5, &says);
+        lab.verb("export", "ci", &["--format", "slsa"]).assert_fails(5, &says);
+        assert!(lab.files("ci") == before, "a file was changed");
+        assert_finds(&lab, "ci", &[], &["FAILED  events: ", &event, why]);
+    }
 }
 
 /// Which of a run's three records of its model was edited does not matter, and neither do two of them.
