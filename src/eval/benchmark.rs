@@ -186,7 +186,7 @@ impl QuestionSet {
         ops: &mut O,
         model: &mut Gpt2<O>,
         losses: &mut O::Buf,
-        progress: impl FnMut(usize, usize),
+        progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Vec<Vec<Surprise>>, EvalError> {
         let row =
             |of: &Question, continuation: &Vec<u16>| ScoredRow::new(&of.context, continuation, self.seq_len);
@@ -196,7 +196,7 @@ impl QuestionSet {
         let mut room = (self.of == Benchmark::Lambada).then(|| model.logit_rows(ops)).transpose()?;
         let not_finite = |loss: NotFiniteLoss| self.not_finite(loss);
         let scorer = Scorer { ops, model, losses, likeliest: room.as_mut() };
-        let mut surprises = rows::surprises(scorer, &mut Solo, &rows, not_finite, progress)?.into_iter();
+        let mut surprises = rows::surprises(scorer, &mut Solo, &rows, &not_finite, progress)?.into_iter();
         let of = |question: &Question| surprises.by_ref().take(question.continuations.len()).collect();
         Ok(self.questions.iter().map(of).collect())
     }

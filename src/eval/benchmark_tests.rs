@@ -187,7 +187,7 @@ fn a_word_is_greedy_where_each_of_its_tokens_has_the_largest_logit() {
         let scorer =
             Scorer { ops: &mut ops, model: &mut model, losses: &mut losses, likeliest: Some(&mut room) };
         let never = |loss| panic!("{loss:?}");
-        let surprises = rows::surprises(scorer, &mut Solo, &rows, never, |_, _| ()).unwrap();
+        let surprises = rows::surprises(scorer, &mut Solo, &rows, &never, &mut |_, _| ()).unwrap();
         let greedy: Vec<_> = surprises.iter().map(|surprise| surprise.greedy).collect();
         assert_eq!(greedy, expected, "{batch} x {seq}");
     }
@@ -210,6 +210,6 @@ fn a_loss_that_is_not_finite_names_line_and_choice() {
     let text = format!("{short}\n{long}");
     let set = QuestionSet::parse(Path::new("q"), text.as_bytes(), Benchmark::Piqa, &Tokenizer::Byte, 257, 64)
         .unwrap();
-    let error = set.surprises(&mut ops, &mut model, &mut losses, |_, _| ()).unwrap_err().to_string();
+    let error = set.surprises(&mut ops, &mut model, &mut losses, &mut |_, _| ()).unwrap_err().to_string();
     assert!(error.contains("the loss of `q` line 2, completion 1, token "), "{error}");
 }

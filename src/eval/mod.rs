@@ -23,4 +23,4 @@ pub mod validation;
 pub use benchmark::{Benchmark, QuestionSet};
 pub use error::EvalError;
 pub use multiple_choice::{Scores, TaskSet, hellaswag};
-pub use validation::{validation_loss, validation_loss_of_ranks};
+pub use validation::validation_loss;

@@ -20,7 +20,7 @@ use super::{EvalError, eval_bin};
 use crate::data::{DataError, Tokenizer, prepare};
 use crate::model::Gpt2;
 use crate::ops::Ops;
-use crate::parallel::{Link, Solo};
+use crate::parallel::Link;
 
 /// Completions of a task.
 pub const COMPLETIONS: usize = 4;
@@ -289,9 +289,9 @@ pub fn hellaswag<O: Ops>(
     losses: &mut O::Buf,
     link: &mut dyn Link,
     set: &TaskSet,
-    progress: impl FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Scores, EvalError> {
-    Ok(Scores::of(set, &outcomes_of_ranks(ops, model, losses, link, set, progress)?))
+    Ok(Scores::of(set, &outcomes(ops, model, losses, link, set, progress)?))
 }
 
 /// The surprises at every completion of every task, in the file's order.
@@ -304,20 +304,9 @@ pub fn outcomes<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
-    set: &TaskSet,
-    progress: impl FnMut(usize, usize),
-) -> Result<Vec<TaskOutcome>, EvalError> {
-    outcomes_of_ranks(ops, model, losses, &mut Solo, set, progress)
-}
-
-/// [`outcomes`] by several ranks.
-fn outcomes_of_ranks<O: Ops>(
-    ops: &mut O,
-    model: &mut Gpt2<O>,
-    losses: &mut O::Buf,
     link: &mut dyn Link,
     set: &TaskSet,
-    progress: impl FnMut(usize, usize),
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<TaskOutcome>, EvalError> {
     let not_finite = |loss: rows::NotFiniteLoss| EvalError::NotFinite {
         path: set.path.clone(),
@@ -327,7 +316,7 @@ fn outcomes_of_ranks<O: Ops>(
         loss: loss.loss,
     };
     let scorer = Scorer { ops, model, losses, likeliest: None };
-    let surprises = rows::surprises(scorer, link, &set.make_rows(), not_finite, progress)?;
+    let surprises = rows::surprises(scorer, link, &set.make_rows(), &not_finite, progress)?;
     let mut rest = surprises.into_iter();
     let mut next = || std::array::from_fn(|_| rest.next().expect("a surprise a row"));
     let outcome = |task: &Task| TaskOutcome { plain: next(), harness: task.harness.as_ref().map(|_| next()) };

@@ -2,7 +2,7 @@ use super::*;
 use crate::experiment::{DeviceKeys, DeviceKind, Model, Simd};
 use crate::model::gpt2::MicroBatch;
 use crate::ops::{Role, Rows, cpu::Cpu};
-use crate::parallel::threads;
+use crate::parallel::{Solo, threads};
 
 const SEQ: usize = 150;
 
@@ -45,7 +45,7 @@ fn no_bit_depends_on_the_shape_of_the_batches() {
     for (batch, seq) in [(1, SEQ), (3, SEQ), (64, SEQ), (1, 256), (5, 512)] {
         let mut ops = cpu();
         let (mut model, mut losses) = model(&mut ops, Rows { batch, seq });
-        let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
+        let outcomes = outcomes(&mut ops, &mut model, &mut losses, &mut Solo, &set, &mut |_, _| {}).unwrap();
         assert_eq!(outcomes.len(), 23);
         let bits = bits(&outcomes);
         assert!(bits.iter().all(|b| f64::from_bits(*b) > 0.0));
@@ -59,7 +59,7 @@ fn a_row_alone_without_padding_has_the_same_losses() {
     let set = set(folder.path());
     let mut ops = cpu();
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
-    let outcomes = outcomes(&mut ops, &mut model, &mut losses, &set, |_, _| {}).unwrap();
+    let outcomes = outcomes(&mut ops, &mut model, &mut losses, &mut Solo, &set, &mut |_, _| {}).unwrap();
     for (i, row) in set.make_rows().iter().enumerate() {
         let rows = Rows { batch: 1, seq: row.inputs() };
         let batch =
@@ -98,8 +98,9 @@ fn a_loss_that_is_not_finite_is_an_error_that_names_the_task() {
     let (mut model, mut losses) = model(&mut ops, Rows { batch: 2, seq: 256 });
     let width = model.config.channels;
     ops.upload(model.params.ln_f.bias.as_mut().unwrap(), &vec![f32::NAN; width]).unwrap();
-    let error =
-        hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, |_, _| {}).unwrap_err().to_string();
+    let error = hellaswag(&mut ops, &mut model, &mut losses, &mut Solo, &set, &mut |_, _| {})
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("tasks.jsonl` line 1, completion 0, token 0 is NaN"), "{error}");
 }
 
@@ -118,7 +119,7 @@ fn a_loss_that_is_not_finite_is_the_same_error_on_every_rank_of_any_number() {
             ops.download(wpe, &mut positions).unwrap();
             positions[100 * width..].fill(f32::NAN);
             ops.upload(wpe, &positions).unwrap();
-            let scored = hellaswag(&mut ops, &mut model, &mut losses, &mut link, &set, |_, _| {});
+            let scored = hellaswag(&mut ops, &mut model, &mut losses, &mut link, &set, &mut |_, _| {});
             scored.unwrap_err().to_string()
         })
     };

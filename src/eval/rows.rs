@@ -113,8 +113,8 @@ pub fn surprises<O: Ops>(
     scorer: Scorer<'_, O>,
     link: &mut dyn Link,
     rows: &[ScoredRow],
-    not_finite: impl Fn(NotFiniteLoss) -> EvalError,
-    mut progress: impl FnMut(usize, usize),
+    not_finite: &dyn Fn(NotFiniteLoss) -> EvalError,
+    progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Vec<Surprise>, EvalError> {
     let Scorer { ops, model, losses, mut likeliest } = scorer;
     let (rank, ranks) = (link.rank(), link.size());

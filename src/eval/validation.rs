@@ -5,33 +5,22 @@ use crate::data::ValidationSet;
 use crate::model::Gpt2;
 use crate::model::gpt2::MicroBatch;
 use crate::ops::Ops;
+use crate::parallel::Link;
 use crate::parallel::exchange::all_gather;
-use crate::parallel::{Link, Solo};
 
-/// Mean loss a token over the whole set, summed in f64 in the set's order.
+/// Mean loss a token over the whole set, summed in f64 in the set's order, by all ranks together, each of which
+/// does every Nth batch.
 ///
 /// Every micro-batch has the model's full capacity: a short last one is filled with repeats whose
 /// losses are dropped, so that one shape of every operation serves the whole set. `losses` holds at
-/// least `capacity` tokens; `progress` is called with the number of sequences done.
+/// least `capacity` tokens; `progress` is called with the number of sequences that this rank has come to.
 pub fn validation_loss<O: Ops>(
-    ops: &mut O,
-    model: &mut Gpt2<O>,
-    losses: &mut O::Buf,
-    set: &ValidationSet,
-    progress: impl FnMut(usize),
-) -> Result<f64, EvalError> {
-    validation_loss_of_ranks(ops, model, losses, &mut Solo, set, progress)
-}
-
-/// [`validation_loss`] by several ranks, each of which does every Nth batch. `progress` counts this rank's
-/// sequences.
-pub fn validation_loss_of_ranks<O: Ops>(
     ops: &mut O,
     model: &mut Gpt2<O>,
     losses: &mut O::Buf,
     link: &mut dyn Link,
     set: &ValidationSet,
-    mut progress: impl FnMut(usize),
+    progress: &mut dyn FnMut(usize),
 ) -> Result<f64, EvalError> {
     let (rank, ranks) = (link.rank(), link.size());
     let rows = model.capacity();

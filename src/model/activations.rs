@@ -173,7 +173,7 @@ impl Activations<BufferSpec> {
     pub fn specs(&self) -> Vec<BufferSpec> {
         let mut specs = Vec::new();
         let collected: std::result::Result<Activations<()>, std::convert::Infallible> =
-            self.try_map(|spec| {
+            self.try_map(&mut |spec| {
                 specs.push(spec.clone());
                 Ok(())
             });
@@ -183,14 +183,14 @@ impl Activations<BufferSpec> {
 
     /// Takes every buffer from the device.
     pub fn allocate<O: Ops>(&self, ops: &mut O) -> Result<Activations<O::Buf>> {
-        self.try_map(|spec| ops.alloc(spec.role, spec.len))
+        self.try_map(&mut |spec| ops.alloc(spec.role, spec.len))
     }
 }
 
 impl<T> Activations<T> {
     fn try_map<U, E>(
         &self,
-        mut make: impl FnMut(&T) -> std::result::Result<U, E>,
+        make: &mut dyn FnMut(&T) -> std::result::Result<U, E>,
     ) -> std::result::Result<Activations<U>, E> {
         let normed = |n: &Normed<T>, make: &mut dyn FnMut(&T) -> std::result::Result<U, E>| {
             Ok(Normed {
@@ -206,11 +206,11 @@ impl<T> Activations<T> {
                 .iter()
                 .map(|l| {
                     Ok(LayerActivations {
-                        ln_1: normed(&l.ln_1, &mut make)?,
+                        ln_1: normed(&l.ln_1, make)?,
                         qkv: make(&l.qkv)?,
                         head_norm: match &l.head_norm {
                             Some(HeadNormed { out, rstd }) => Some(HeadNormed {
-                                out: out.as_ref().map(&mut make).transpose()?,
+                                out: out.as_ref().map(&mut *make).transpose()?,
                                 rstd: make(rstd)?,
                             }),
                             None => None,
@@ -218,19 +218,19 @@ impl<T> Activations<T> {
                         att: make(&l.att)?,
                         lse: make(&l.lse)?,
                         residual_mid: make(&l.residual_mid)?,
-                        ln_2: normed(&l.ln_2, &mut make)?,
+                        ln_2: normed(&l.ln_2, make)?,
                         fc: make(&l.fc)?,
-                        activated: l.activated.as_ref().map(&mut make).transpose()?,
+                        activated: l.activated.as_ref().map(&mut *make).transpose()?,
                         residual_out: make(&l.residual_out)?,
                     })
                 })
                 .collect::<std::result::Result<_, E>>()?,
-            ln_f: normed(&self.ln_f, &mut make)?,
+            ln_f: normed(&self.ln_f, make)?,
             branch: make(&self.branch)?,
-            shared_norm: self.shared_norm.as_ref().map(&mut make).transpose()?,
-            shared_activated: self.shared_activated.as_ref().map(&mut make).transpose()?,
-            shared_heads: self.shared_heads.as_ref().map(&mut make).transpose()?,
-            rotary: self.rotary.as_ref().map(&mut make).transpose()?,
+            shared_norm: self.shared_norm.as_ref().map(&mut *make).transpose()?,
+            shared_activated: self.shared_activated.as_ref().map(&mut *make).transpose()?,
+            shared_heads: self.shared_heads.as_ref().map(&mut *make).transpose()?,
+            rotary: self.rotary.as_ref().map(&mut *make).transpose()?,
             grads: self
                 .grads
                 .as_ref()
@@ -239,7 +239,7 @@ impl<T> Activations<T> {
                         residual: make(&g.residual)?,
                         narrow: make(&g.narrow)?,
                         wide: make(&g.wide)?,
-                        activated: g.activated.as_ref().map(&mut make).transpose()?,
+                        activated: g.activated.as_ref().map(&mut *make).transpose()?,
                     })
                 })
                 .transpose()?,

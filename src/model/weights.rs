@@ -85,21 +85,21 @@ macro_rules! tensors {
         }
 
         impl<T> $name<T> {
-            fn each<'a>(&'a self, see: &mut impl FnMut(&'a T)) {
+            fn each<'a>(&'a self, see: &mut dyn FnMut(&'a T)) {
                 $(tensors!(@each $kind, each, &self.$field, see);)+
             }
 
-            fn each_mut<'a>(&'a mut self, see: &mut impl FnMut(&'a mut T)) {
+            fn each_mut<'a>(&'a mut self, see: &mut dyn FnMut(&'a mut T)) {
                 $(tensors!(@each $kind, each_mut, &mut self.$field, see);)+
             }
 
-            fn into_each(self, see: &mut impl FnMut(T)) {
+            fn into_each(self, see: &mut dyn FnMut(T)) {
                 $(tensors!(@into $kind, self.$field, see);)+
             }
 
             fn try_map_each<U, E>(
                 &self,
-                make: &mut impl FnMut(&T) -> Result<U, E>,
+                make: &mut dyn FnMut(&T) -> Result<U, E>,
             ) -> Result<$name<U>, E> {
                 Ok($name { $($field: tensors!(@map $kind, &self.$field, make),)+ })
             }

@@ -66,6 +66,12 @@ impl<O: Ops> Timed<O> {
         }
         let start = Instant::now();
         let result = call(&mut self.inner)?;
+        self.record(start, label, work)?;
+        Ok(result)
+    }
+
+    /// Waits for what began at `start` and adds it to the record of its kind.
+    fn record(&mut self, start: Instant, label: Label, work: Work) -> Result<()> {
         self.inner.synchronize()?;
         let time = start.elapsed();
         let record = self.records.entry(label).or_default();
@@ -73,7 +79,7 @@ impl<O: Ops> Timed<O> {
         record.time += time;
         record.flops += work.flops;
         record.bytes += work.bytes;
-        Ok(result)
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use std::ops::Range;
 use super::op::outline::{Access, Outline, Outlined};
 use super::{
     DeviceError, Dtype, ElementBytes, LinearShape, Nonlinearity, Operation, Ops, Result, Role, ScratchShape,
-    op,
+    Work, op,
 };
 
 /// The operations of a forward and backward pass in order, and what flows between them.
@@ -147,15 +147,14 @@ impl<'a, O: Ops> Traced<'a, O> {
         number
     }
 
-    /// Writes down an operation that is about to run.
-    fn record<Op: Operation + Outlined<O::Buf>>(&mut self, op: &Op) -> Result<()> {
-        let bufs = op.tensors();
+    /// Writes down an operation that is about to run, on `bufs`: nothing of it where it has no outline.
+    fn record(&mut self, bufs: &[&O::Buf], outline: Option<Outline>, work: Work) -> Result<()> {
         bufs.iter().try_for_each(|buf| self.show(buf))?;
-        let Some(outline) = op.outline() else { return Ok(()) };
-        let outline = self.in_context(outline, &bufs);
+        let Some(outline) = outline else { return Ok(()) };
+        let outline = self.in_context(outline, bufs);
         let number = self.trace.operations.len();
         let mut flow = Vec::with_capacity(bufs.len());
-        for (matrix, buf) in outline.matrices().into_iter().zip(&bufs) {
+        for (matrix, buf) in outline.matrices().into_iter().zip(bufs) {
             let op::outline::Matrix { name, role, access, rows, columns } = matrix;
             let parameter = self.parameters.get(&address(*buf)).map(|at| FlowSource::Parameter(*at));
             let held = self.held.get(&address(*buf)).copied();
@@ -173,8 +172,7 @@ impl<'a, O: Ops> Traced<'a, O> {
             let after = (access != Access::Read).then(|| self.add(buf, written()));
             flow.push(Flow { before, after });
         }
-        let element = ElementBytes::of(|role| self.inner.dtype(role));
-        let flops = op.work(element).flops as u64;
+        let flops = work.flops as u64;
         self.trace.operations.push(TracedOperation { outline, flops, flow });
         Ok(())
     }
@@ -204,7 +202,8 @@ macro_rules! traced {
     ($($name:ident($Op:ident<$($of:ident),+>) -> $gives:ty;)*) => {
         $(
             fn $name(&mut self, op: op::$Op<'_, $(Self::$of),+>) -> Result<$gives> {
-                self.record(&op)?;
+                let element = ElementBytes::of(|role| self.inner.dtype(role));
+                self.record(&op.tensors(), op.outline(), op.work(element))?;
                 self.inner.$name(op)
             }
         )*

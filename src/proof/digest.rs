@@ -6,10 +6,10 @@
 //! [`super::tree::tree_root`] or [`tensor_digest_from_root`].
 
 use rayon::prelude::*;
-use sha2::{Digest, Sha256};
+use sha2::Digest;
 
 use super::hash::{AT_ONCE, Hash, LEAF, TENSOR};
-use super::tree::{Frontier, tree_root};
+use super::tree::tree_root;
 
 /// Bytes a leaf covers; the last leaf of a tensor may cover fewer, never none.
 pub const LEAF_BYTES: usize = 4096;
@@ -41,57 +41,6 @@ fn leaves(bytes: &[u8]) -> Vec<Hash> {
     }
     leaves.extend(groups.remainder().chunks(LEAF_BYTES).map(leaf));
     leaves
-}
-
-/// [`merkle_root`] for bytes that arrive in pieces of any length.
-#[derive(Clone, Default)]
-pub struct MerkleHasher {
-    leaves: Frontier,
-    /// The leaf being filled, and how many of its bytes it has: fewer than 4096 between calls.
-    open: Option<Sha256>,
-    filled: usize,
-    bytes: u64,
-}
-
-impl MerkleHasher {
-    pub fn new() -> MerkleHasher {
-        MerkleHasher::default()
-    }
-
-    /// Bytes pushed so far.
-    pub fn len(&self) -> u64 {
-        self.bytes
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.bytes == 0
-    }
-
-    pub fn push(&mut self, mut bytes: &[u8]) {
-        self.bytes += bytes.len() as u64;
-        while !bytes.is_empty() {
-            let (now, later) = bytes.split_at(bytes.len().min(LEAF_BYTES - self.filled));
-            self.open.get_or_insert_with(|| LEAF.hasher()).update(now);
-            self.filled += now.len();
-            if self.filled == LEAF_BYTES {
-                self.close_leaf();
-            }
-            bytes = later;
-        }
-    }
-
-    /// The root of all bytes pushed.
-    pub fn finish(mut self) -> Hash {
-        self.close_leaf();
-        self.leaves.root()
-    }
-
-    fn close_leaf(&mut self) {
-        if let Some(leaf) = self.open.take() {
-            self.leaves.push(Hash(leaf.finalize().into()));
-            self.filled = 0;
-        }
-    }
 }
 
 /// Digest of a tensor: name, type as safetensors writes it, shape and the Merkle root of its bytes

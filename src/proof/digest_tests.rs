@@ -52,21 +52,6 @@ fn a_leaf_never_passes_for_a_node() {
 }
 
 #[test]
-fn pushes_of_any_length_give_the_root_of_the_whole() {
-    let bytes = ramp(3 * LEAF_BYTES * TASK_LEAVES / 2 + 77);
-    let whole = merkle_root(&bytes);
-    for piece in [1, 7, 4095, 4096, 4097, 100_000, bytes.len()] {
-        let mut hasher = MerkleHasher::new();
-        assert!(hasher.is_empty());
-        bytes.chunks(piece).for_each(|chunk| hasher.push(chunk));
-        hasher.push(&[]);
-        assert_eq!(hasher.len(), bytes.len() as u64);
-        assert_eq!(hasher.finish(), whole, "pieces of {piece}");
-    }
-    assert_eq!(MerkleHasher::new().finish(), merkle_root(&[]));
-}
-
-#[test]
 fn the_number_of_threads_changes_nothing() {
     let bytes = ramp(5 * LEAF_BYTES * TASK_LEAVES + 1);
     let root = |threads| {

@@ -25,7 +25,7 @@ pub mod regular;
 pub mod sweep;
 pub mod tree;
 
-pub use digest::{MerkleHasher, merkle_root, state_root, tensor_digest, tensor_digest_from_root};
+pub use digest::{merkle_root, state_root, tensor_digest, tensor_digest_from_root};
 pub use entry::{Action, Entry, FieldDifference};
 pub use evaluation::{Evaluation, HellaSwag, Validation};
 pub use hash::Hash;

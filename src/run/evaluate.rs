@@ -25,6 +25,7 @@ use crate::eval::{self, Benchmark, QuestionSet, Scores, TaskSet, parameters};
 use crate::experiment::{DataKeys, Experiment};
 use crate::model::Gpt2;
 use crate::ops::{Ops, Role, Rows};
+use crate::parallel::Solo;
 use crate::proof::lock::Lock;
 use crate::store::{Manifest, RunPaths};
 
@@ -428,8 +429,8 @@ fn measure<O: Ops>(
     let (device, name) = (ops.device_name(), experiment.name.clone());
     let mut results = Evaluated { device, experiment: name, ..Evaluated::default() };
     let mut held_out = |ops: &mut O, set: &ValidationSet, from: &str| {
-        let progress = steps_of(report.progress(LongWork::Validating, set.sequences() as u64));
-        let loss = eval::validation_loss(ops, model, losses, set, progress)?;
+        let mut progress = steps_of(report.progress(LongWork::Validating, set.sequences() as u64));
+        let loss = eval::validation_loss(ops, model, losses, &mut Solo, set, &mut progress)?;
         ensure!(
             loss.is_finite(),
             "the validation loss is not finite ({loss}): the model's numbers overflow\n  hint: its training \
@@ -446,12 +447,13 @@ fn measure<O: Ops>(
     }
     if let Some(set) = &data.hellaswag {
         let mut progress = steps_of(report.progress(LongWork::HellaSwag, set.rows() as u64));
-        let outcomes = multiple_choice::outcomes(ops, model, losses, set, |done, _| progress(done))?;
+        let mut progress = |done, _| progress(done);
+        let outcomes = multiple_choice::outcomes(ops, model, losses, &mut Solo, set, &mut progress)?;
         results.hellaswag = Some((Scores::of(set, &outcomes), outcomes));
     }
     for set in &data.benchmarks {
         let mut progress = steps_of(report.progress(LongWork::Scoring(set.benchmark()), set.rows() as u64));
-        results.benchmarks.push(set.surprises(ops, model, losses, |done, _| progress(done))?);
+        results.benchmarks.push(set.surprises(ops, model, losses, &mut |done, _| progress(done))?);
     }
     Ok(results)
 }

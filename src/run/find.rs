@@ -126,7 +126,7 @@ pub fn load_parameters(
     step: Option<u64>,
     report: Report,
 ) -> anyhow::Result<LoadedCheckpoint> {
-    load_some(paths, step, report, parameters::is_parameter)
+    load_some(paths, step, report, &parameters::is_parameter)
 }
 
 /// As [`load_parameters`], of the average of the weights, under the names of the parameters.
@@ -134,7 +134,7 @@ pub fn load_parameters(
 /// # Errors
 /// As there, and the checkpoint has no average.
 pub fn load_average(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<LoadedCheckpoint> {
-    let (manifest, mut state) = load_some(paths, step, report, |name| name.starts_with(AVERAGE.prefix))?;
+    let (manifest, mut state) = load_some(paths, step, report, &|name| name.starts_with(AVERAGE.prefix))?;
     require_usage(!state.is_empty(), || {
         format!(
             "the checkpoint `{}` has no average of the weights\n  hint: a run with `optimizer.ema_decay` \
@@ -152,7 +152,7 @@ pub fn load_average(paths: &RunPaths, step: Option<u64>, report: Report) -> anyh
 
 /// As [`load_parameters`], and their fp32 masters where there are any.
 pub fn load_masters(paths: &RunPaths, step: Option<u64>, report: Report) -> anyhow::Result<LoadedCheckpoint> {
-    load_some(paths, step, report, is_weight)
+    load_some(paths, step, report, &is_weight)
 }
 
 /// Whether a tensor of the state is a parameter or the fp32 master of one.
@@ -193,10 +193,10 @@ fn load_some(
     paths: &RunPaths,
     step: Option<u64>,
     report: Report,
-    wanted: impl Fn(&str) -> bool,
+    wanted: &dyn Fn(&str) -> bool,
 ) -> anyhow::Result<LoadedCheckpoint> {
     let checkpoints = paths.checkpoints();
-    let load = |folder: &Path| checkpoint::load_some(folder, &wanted);
+    let load = |folder: &Path| checkpoint::load_some(folder, wanted);
     let (manifest, state) = match step {
         Some(step) => {
             let folder = checkpoints.join(checkpoint::folder_name(step));

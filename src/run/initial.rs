@@ -65,7 +65,7 @@ impl InitStream {
     /// By the manifest, which is sealed: a run's `experiment.toml` may have drifted since.
     /// `pinned` is the state root of the checkpoint, where that is known.
     fn of(folder: &Path, pinned: Option<&str>, guards: &GuardKeys) -> anyhow::Result<InitStream> {
-        let (Manifest { numerics, .. }, counters) = load_pinned(folder, pinned, Progress::is_counter)?;
+        let (Manifest { numerics, .. }, counters) = load_pinned(folder, pinned, &Progress::is_counter)?;
         let steps = step_sequences(&numerics).with_context(|| {
             format!("the manifest in `{}` does not say how many tokens a step had", folder.display())
         })?;
@@ -349,7 +349,7 @@ impl Initial {
             InitStart::State { folder, root } => {
                 let unused = |name: &str| name.starts_with(AVERAGE.prefix) && !trainer.keeps_average();
                 let wanted = |name: &str| trainer.needs(name) && !unused(name);
-                let (_, state) = load_pinned(&folder, Some(&root), wanted)?;
+                let (_, state) = load_pinned(&folder, Some(&root), &wanted)?;
                 require_finite(&folder.join(STATE_FILE), &state)?;
                 trainer.go_on_from(state)?;
             }
@@ -366,7 +366,7 @@ impl Initial {
 fn load_pinned(
     folder: &Path,
     pinned: Option<&str>,
-    wanted: impl Fn(&str) -> bool,
+    wanted: &dyn Fn(&str) -> bool,
 ) -> anyhow::Result<LoadedCheckpoint> {
     let loaded = checkpoint::load_some(folder, wanted)?;
     let found = loaded.0.state_root.to_string();
@@ -471,7 +471,7 @@ impl InitModel {
 /// The parameters of a checkpoint, whose root is to be `pinned` and whose sizes must be those of `model`: the
 /// fp32 masters where it has them.
 fn weights_of(folder: &Path, model: &Model, pinned: &str) -> anyhow::Result<Parameters> {
-    let (_, state) = load_pinned(folder, Some(pinned), find::is_weight)?;
+    let (_, state) = load_pinned(folder, Some(pinned), &find::is_weight)?;
     let file = folder.join(STATE_FILE);
     require_finite(&file, &state)?;
     let parameters = Parameters::of_state(&file, &experiment_of(folder)?.model, state)?;
@@ -567,7 +567,7 @@ mod tests {
             store::save(checkpoints.path(), &state, &facts).expect("saved").state_root.to_string()
         };
         let pinned = save(1.0);
-        let load = |pinned: Option<&str>| load_pinned(&folder, pinned, |_| true);
+        let load = |pinned: Option<&str>| load_pinned(&folder, pinned, &|_| true);
         assert_eq!(load(Some(&pinned)).expect("whole").1.len(), 1);
         let other = save(2.0);
         assert!(load(None).is_ok() && load(Some(&other)).is_ok());

@@ -62,7 +62,7 @@ impl<O: Ops> Prepared<O> {
         let found = match (past.found, begin.step) {
             (None, Some(step)) => {
                 let folder = paths.checkpoints().join(checkpoint::folder_name(step));
-                Some(store::load_some(&folder, |name| trainer.needs(name))?)
+                Some(store::load_some(&folder, &|name| trainer.needs(name))?)
             }
             (found, _) => found,
         };

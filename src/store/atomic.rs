@@ -203,8 +203,7 @@ pub fn left_beside(target: &Path) -> Vec<PathBuf> {
 }
 
 /// Removes what a kill left in `folder` of names that are `ours`: unfinished writes and deletions. A folder
-/// that was being replaced is
-/// restored if its successor was not committed. Returns the names, sorted.
+/// that was being replaced is restored if its successor was not committed. Returns the names, sorted.
 pub fn clean(folder: &Path, ours: impl Fn(&str) -> bool) -> Result<Vec<String>> {
     let mut left = Vec::new();
     for entry in fs::read_dir(folder).map_err(StoreError::io(folder, "list"))? {

@@ -241,7 +241,7 @@ fn open_state(path: &Path, manifest: &Manifest) -> Result<Reader> {
 
 /// Loads the tensors whose names are `wanted`, without reading the others. What is returned is checked
 /// against the manifest, and the manifest against its root.
-pub fn load_some(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
+pub fn load_some(folder: &Path, wanted: &dyn Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
     let manifest = inspect(folder)?;
     let path = folder.join(STATE_FILE);
     let mut reader = open_state(&path, &manifest)?;

@@ -85,7 +85,7 @@ fn some_tensors_load_as_they_were_saved_and_damage_in_the_others_is_not_read() {
     let step = folder.path().join("step_00002000");
     let wanted = |name: &str| name.starts_with('w');
     let all: Vec<Tensor> = state(2000).into_iter().filter(|t| wanted(&t.name)).collect();
-    assert_eq!(load_some(&step, wanted).unwrap().1, all);
+    assert_eq!(load_some(&step, &wanted).unwrap().1, all);
     let path = step.join(STATE_FILE);
     let whole = fs::read(&path).unwrap();
     let flip = |name: &str| {
@@ -94,12 +94,12 @@ fn some_tensors_load_as_they_were_saved_and_damage_in_the_others_is_not_read() {
         let mut bytes = whole.clone();
         bytes[at + 3] ^= 1;
         fs::write(&path, bytes).unwrap();
-        load_some(&step, wanted)
+        load_some(&step, &wanted)
     };
     assert_eq!(flip("adam_m/wte").unwrap().1, all);
     assert!(matches!(flip("wte"), Err(E::TensorDiffers { tensor, .. }) if tensor == "wte"));
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
-    assert!(matches!(load_some(&step, wanted), Err(E::WrongLength { .. })));
+    assert!(matches!(load_some(&step, &wanted), Err(E::WrongLength { .. })));
 }
 
 #[test]

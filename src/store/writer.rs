@@ -168,7 +168,7 @@ impl Writer {
     }
 
     /// The tensors that are `wanted`, of the checkpoint of `step`.
-    pub fn load_some(&self, step: u64, wanted: impl Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
+    pub fn load_some(&self, step: u64, wanted: &dyn Fn(&str) -> bool) -> Result<LoadedCheckpoint> {
         checkpoint::load_some(&self.checkpoints.join(checkpoint::folder_name(step)), wanted)
     }
 

@@ -323,8 +323,8 @@ impl EvalSets<'_> {
         if let Some(set) = self.validation {
             let (ops, model, losses, link) = trainer.for_evaluation();
             let (what, sequences, mut reported) = (validating, set.sequences(), Ok(()));
-            let progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
-            let val_loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, progress)?;
+            let mut progress = |done| report(&mut reported, out, Event::Evaluating { what, done, sequences });
+            let val_loss = eval::validation_loss(ops, model, losses, link, set, &mut progress)?;
             reported?;
             out.on(&Event::Evaluated { step, of, val_loss, val_tokens: set.tokens() })?;
             if !val_loss.is_finite() {
@@ -334,10 +334,10 @@ impl EvalSets<'_> {
         if let Some(set) = self.hellaswag {
             let (ops, model, losses, link) = trainer.for_evaluation();
             let mut reported = Ok(());
-            let progress = |done, sequences| {
+            let mut progress = |done, sequences| {
                 report(&mut reported, out, Event::Evaluating { what: scoring, done, sequences })
             };
-            let scores = eval::hellaswag(ops, model, losses, link, set, progress);
+            let scores = eval::hellaswag(ops, model, losses, link, set, &mut progress);
             reported?;
             match scores {
                 Ok(scores) => out.on(&Event::HellaSwag { step, of, scores })?,

@@ -122,7 +122,7 @@ impl<O: Ops> Run<O> {
         match found {
             Some(found) => Ok(found),
             None if chosen == NONE => Ok(Err("rank 0 found no checkpoint".into())),
-            None => Ok(Ok(self.writer.load_some(chosen, |name| self.trainer.needs(name))?)),
+            None => Ok(Ok(self.writer.load_some(chosen, &|name| self.trainer.needs(name))?)),
         }
     }
 

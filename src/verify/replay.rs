@@ -242,14 +242,14 @@ impl Replay {
         let mut unmeasured = false;
         if let Some(Validation { tokens, loss }) = &mut validation {
             match self.data.validation.as_ref().filter(|set| set.tokens() == *tokens) {
-                Some(set) => *loss = eval::validation_loss_of_ranks(ops, model, losses, link, set, |_| ())?,
+                Some(set) => *loss = eval::validation_loss(ops, model, losses, link, set, &mut |_| ())?,
                 None => unmeasured = true,
             }
         }
         if let Some(counts) = &mut hellaswag {
             let set = self.data.hellaswag.as_ref();
             let scores =
-                set.map(|set| eval::hellaswag(ops, model, losses, link, set, |_, _| ())).transpose()?;
+                set.map(|set| eval::hellaswag(ops, model, losses, link, set, &mut |_, _| ())).transpose()?;
             match scores.filter(|scores| scores.tasks as u64 == counts.tasks) {
                 Some(scores) => *counts = correct_counts(&scores).as_counted_in(counts),
                 None => unmeasured = true,

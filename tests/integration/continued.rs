@@ -25,7 +25,7 @@ fn state(lab: &Lab, name: &str, step: u64) -> Vec<Tensor> {
 fn counter(lab: &Lab, name: &str, step: u64, counter: &str) -> u64 {
     let folder = lab.path(name).join(format!("checkpoints/step_{step:08}"));
     let (_, state) =
-        store::load_some(&folder, |name| name == counter).unwrap_or_else(|error| panic!("{error}"));
+        store::load_some(&folder, &|name| name == counter).unwrap_or_else(|error| panic!("{error}"));
     u64::from_le_bytes(*state[0].bytes.as_array().expect("a counter"))
 }
 

@@ -1,5 +1,5 @@
-//! Checks of operands before every operation: lengths, token ids, positions in a
-//! cache; and how much memory there is.
+//! Checks of operands before every operation: lengths, token ids, positions in a cache; and how much memory
+//! there is.
 
 use super::super::{DeviceError, Result};
 use super::buffer::Buffer;

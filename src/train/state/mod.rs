@@ -130,7 +130,7 @@ impl<O: Ops> Trainer<O> {
         let mut theirs: Vec<_> =
             all.iter().map(|bytes| bytes.as_chunks::<32>().0.iter().map(|hash| Hash(*hash))).collect();
         let replicas: Vec<Option<Hash>> = theirs.iter_mut().map(Iterator::next).collect();
-        if let Some(differing) = minority(&replicas, |rank| exchange.link().host(rank)) {
+        if let Some(differing) = minority(&replicas, &mut |rank| exchange.link().host(rank)) {
             return Err(TrainError::RanksDiffer { step, differing });
         }
         for row in sharded {
@@ -269,7 +269,7 @@ fn root(digests: &[(String, Hash)]) -> Hash {
 }
 
 /// The ranks that differ from most, and what they have; none if all agree.
-fn minority(hashes: &[Option<Hash>], mut host: impl FnMut(usize) -> String) -> Option<String> {
+fn minority(hashes: &[Option<Hash>], host: &mut dyn FnMut(usize) -> String) -> Option<String> {
     let votes = |hash: &Option<Hash>| hashes.iter().filter(|other| *other == hash).count();
     let text = |hash: &Option<Hash>| hash.map_or("nothing".into(), |hash| hash.to_string());
     // Of equally many the one of the lowest rank, so that all ranks name the same.
