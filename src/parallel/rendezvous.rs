@@ -12,7 +12,7 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -297,46 +297,13 @@ impl Door {
 
 fn greeted(stream: Arc<TcpStream>, key: &RankKey) -> io::Result<(TcpStream, Greeting)> {
     stream.set_nonblocking(false)?;
-    let mut until = Until { stream: &stream, deadline: Instant::now() + GREETING };
+    let mut until = wire::Until { stream: &stream, deadline: Instant::now() + GREETING };
     handshake::answer(&mut until, key)?;
     let greeting = Greeting::read(&mut until)?;
     stream.set_read_timeout(Some(GREETING))?;
     stream.set_write_timeout(Some(GREETING))?;
     let stream = stream.try_clone()?;
     Ok((stream, greeting))
-}
-
-/// A connection up to a deadline, which who sends or takes a byte now and then does not move.
-struct Until<'a> {
-    stream: &'a TcpStream,
-    deadline: Instant,
-}
-
-impl Until<'_> {
-    fn left(&self) -> io::Result<Option<Duration>> {
-        match self.deadline.saturating_duration_since(Instant::now()) {
-            Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
-            left => Ok(Some(left)),
-        }
-    }
-}
-
-impl Read for Until<'_> {
-    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.stream.set_read_timeout(self.left()?)?;
-        self.stream.read(into)
-    }
-}
-
-impl Write for Until<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.stream.set_write_timeout(self.left()?)?;
-        self.stream.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.stream.flush()
-    }
 }
 
 /// Any rank but 0: finds rank 0, registers, and returns host and address of all ranks.

@@ -180,8 +180,8 @@ fn as_rank(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<Ending>) -> 
     }
 }
 
-/// Before training begins, ranks that are asked to stop end at once: one that was asked too and has lost another
-/// was stopped as well, and has not failed.
+/// Before training begins, ranks that are asked to stop end at once: one that was asked too and has lost
+/// another was stopped as well, and has not failed.
 fn explained(error: anyhow::Error, was_stopped: impl FnOnce() -> bool) -> anyhow::Error {
     match alerts::exchange(&error).is_some() && was_stopped() {
         true => StoppedOnRequest.into(),

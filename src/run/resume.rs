@@ -174,7 +174,8 @@ impl Past {
         let Some((manifest, _)) = &self.found else { return Ok(()) };
         let of_size = |key: &str| {
             SIZES.contains(&key)
-                || (ROUNDING.contains(&key) && had_other_sequences(&manifest.numerics, manifest.step, experiment))
+                || (ROUNDING.contains(&key)
+                    && had_other_sequences(&manifest.numerics, manifest.step, experiment))
         };
         if let Some(field) = drift.iter().find(|field| of_size(&field.key)) {
             return Err(ProofRefusal(format!(

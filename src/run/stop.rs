@@ -69,8 +69,8 @@ pub fn training_begins() {
     TRAINS.store(true, Ordering::SeqCst);
 }
 
-/// Whether this rank was asked to stop before it trained. All ranks are asked within a moment, so one that has
-/// just lost another may still be asked.
+/// Whether this rank was asked to stop before it trained. All ranks are asked within a moment, so one that
+/// has just lost another may still be asked.
 pub fn came_before_training() -> bool {
     let asked = || STOP.get().is_some_and(|stop| stop.load(Ordering::SeqCst));
     let began = Instant::now();

@@ -89,12 +89,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
 
 /// Every file of an audit that the ledger names is here, and no other, as far as the run must have them. None
 /// is read to its end: that is `--audit`. Copies have none, so those of steps before `restored` may be gone.
-fn audits(
-    paths: &RunPaths,
-    entries: &[Entry],
-    (reach, restored): (Reach, u64),
-    checks: &mut Checks<'_>,
-) {
+fn audits(paths: &RunPaths, entries: &[Entry], (reach, restored): (Reach, u64), checks: &mut Checks<'_>) {
     let steps: Vec<u64> =
         entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
     let (here, missing): (Vec<u64>, Vec<u64>) =

@@ -96,8 +96,8 @@ pub fn verify(
         checks.skipped("audits", format!("of the steps {gone} no file is here: not drawn"));
     }
     if steps.is_empty() {
-        let what = "no file of an audit is here, so nothing can be computed again\n  hint: `runner verify RUN \
-                    --replay A..B` makes steps again";
+        let what = "no file of an audit is here, so nothing can be computed again\n  \
+                    hint: `runner verify RUN --replay A..B` makes steps again";
         return Err(UsageError(what.into()).into());
     }
     let mut audited = Audited::of(run)?;
