@@ -107,8 +107,8 @@ fn audits(paths: &RunPaths, entries: &[Entry], (reach, restored): (Reach, u64), 
         let what = format!("`{}` does not begin as the audit of step {step} does", path.display());
         return checks.failed("audits", what);
     }
-    // A step's entry is written before its file, which a kill may have left out.
     let (left, missing): (Vec<u64>, Vec<u64>) = missing.into_iter().partition(|step| *step < restored);
+    // A step's entry is written before its file, which a kill may have left out.
     let lost = missing.iter().any(|step| reach.ended || *step < reach.saved);
     match (steps.is_empty(), missing.is_empty()) {
         (false, true) if !left.is_empty() => checks.skipped(
