@@ -65,7 +65,12 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
     let experiment = loaded.experiment.clone();
     let asked = args.ranks.map(NonZeroUsize::get);
-    let ended = ranks::in_processes(&experiment, asked, (&args.runs, &path), report, |place| {
+    // A run elsewhere has its ranks meet beside it: the folder of runs here need not be there, nor writable.
+    let runs = match path.parent().filter(|_| !path.starts_with(&args.runs)) {
+        Some(beside) => beside.to_owned(),
+        None => args.runs.clone(),
+    };
+    let ended = ranks::in_processes(&experiment, asked, (&runs, &path), report, |place| {
         conclude(train(Opened::resume(loaded, &path, how, place, report)?)?, args.json)
     })?;
     Ok(exit_code(ended))

@@ -8,11 +8,15 @@
 //! with a message. Reasons, names and addresses are for those who know the run's key: a stranger is hung up
 //! on ([`handshake`]), and keeps nobody waiting meanwhile.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, ToSocketAddrs, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -103,6 +107,9 @@ pub struct Connections {
 
 /// How long one greeting may take; a slower caller is not taken for a rank.
 const GREETING: Duration = Duration::from_secs(5);
+/// Callers that are asked at a time. The one that has waited longest gives way to the next, so that
+/// strangers who keep silent keep no rank out.
+const MOST_CALLERS: usize = 128;
 const POLL: Duration = Duration::from_millis(5);
 
 /// Brings the ranks together. `job` is what all must have been started with, hashed.
@@ -241,18 +248,35 @@ struct Door {
     key: RankKey,
     asked: Sender<Caller>,
     callers: Receiver<Caller>,
+    /// Those who have not said yet who they are, oldest first.
+    strangers: RefCell<VecDeque<Weak<TcpStream>>>,
 }
 
 impl Door {
     fn new(listener: TcpListener, key: RankKey) -> Door {
         let (asked, callers) = mpsc::channel();
-        Door { listener, key, asked, callers }
+        Door { listener, key, asked, callers, strangers: RefCell::default() }
+    }
+
+    /// Keeps the newest callers alone who have not said yet who they are, and hangs up on the others.
+    fn make_room(&self, stream: &Arc<TcpStream>) {
+        let mut strangers = self.strangers.borrow_mut();
+        strangers.retain(|stranger| stranger.strong_count() > 0);
+        if strangers.len() >= MOST_CALLERS
+            && let Some(oldest) = strangers.pop_front().and_then(|oldest| oldest.upgrade())
+        {
+            // Its thread then ends with an error.
+            let _ = oldest.shutdown(Shutdown::Both);
+        }
+        strangers.push_back(Arc::downgrade(stream));
     }
 
     /// The next caller of this run; none at the deadline. Connections of other callers are closed.
     fn next(&self, deadline: Instant) -> Option<Caller> {
         loop {
             if let Ok((stream, from)) = self.listener.accept() {
+                let stream = Arc::new(stream);
+                self.make_room(&stream);
                 let (key, asked) = (self.key.clone(), self.asked.clone());
                 // Without a thread for it the caller is hung up on, and calls again if it is a rank.
                 let _ = thread::Builder::new().name("a caller".into()).spawn(move || {
@@ -271,12 +295,14 @@ impl Door {
     }
 }
 
-fn greeted(mut stream: TcpStream, key: &RankKey) -> io::Result<(TcpStream, Greeting)> {
+fn greeted(stream: Arc<TcpStream>, key: &RankKey) -> io::Result<(TcpStream, Greeting)> {
     stream.set_nonblocking(false)?;
+    let mut until = wire::Until { stream: &stream, deadline: Instant::now() + GREETING };
+    handshake::answer(&mut until, key)?;
+    let greeting = Greeting::read(&mut until)?;
     stream.set_read_timeout(Some(GREETING))?;
     stream.set_write_timeout(Some(GREETING))?;
-    handshake::answer(&mut stream, key)?;
-    let greeting = Greeting::read(&mut stream)?;
+    let stream = stream.try_clone()?;
     Ok((stream, greeting))
 }
 
@@ -420,8 +446,11 @@ struct Notice {
     _lock: File,
 }
 
-/// The ending of its name.
+/// The ending of its name, and while it is written.
 const NOTICE: &str = "rank0";
+const UNFINISHED: &str = "tmp";
+/// How old a file without a word is at least that a kill left: others are being written.
+const LEFT: Duration = Duration::from_secs(60);
 
 impl Notice {
     fn path(folder: &Path, run: &str) -> PathBuf {
@@ -440,7 +469,7 @@ impl Notice {
         let Greeting { run, host, port, .. } = greeting;
         let outward = outward_ip().map_or(String::new(), |ip| format!("{}\n", SocketAddr::new(ip, *port)));
         let text = format!("{run}\n{host}\n127.0.0.1:{port}\n{outward}{host}:{port}\n");
-        let temporary = path.with_extension("tmp");
+        let temporary = path.with_extension(UNFINISHED);
         std::fs::create_dir_all(folder).map_err(error("create the folder of"))?;
         Notice::remove_left(folder, host);
         let mut lock = File::create(&temporary).map_err(error("write"))?;
@@ -454,8 +483,13 @@ impl Notice {
     /// Removes what killed processes of this machine have left.
     fn remove_left(folder: &Path, host: &str) {
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path());
-        for path in entries.filter(|path| path.extension().is_some_and(|ending| ending == NOTICE)) {
-            let ours = std::fs::read_to_string(&path).is_ok_and(|text| text.lines().nth(1) == Some(host));
+        let is_notice = |ending: &OsStr| ending == NOTICE || ending == UNFINISHED;
+        for path in entries.filter(|path| path.extension().is_some_and(is_notice)) {
+            let age = || path.metadata().ok()?.modified().ok()?.elapsed().ok();
+            let ours = std::fs::read_to_string(&path).is_ok_and(|text| match text.is_empty() {
+                true => age().is_some_and(|age| age > LEFT),
+                false => text.lines().nth(1) == Some(host),
+            });
             if ours && File::open(&path).is_ok_and(|file| file.try_lock().is_ok()) {
                 // Another may be doing so too.
                 let _ = std::fs::remove_file(path);
@@ -519,10 +553,17 @@ mod tests {
         let held = Notice::write(folder.path(), &greeting("held")).expect("written");
         let text = std::fs::read_to_string(at("held")).expect("it");
         std::fs::write(at("killed"), &text).expect("written");
+        let unfinished = |run: &str| at(run).with_extension(UNFINISHED);
+        std::fs::write(unfinished("killed"), &text).expect("written");
+        std::fs::write(unfinished("begun"), "").expect("written");
+        let old = File::create(unfinished("old")).expect("written");
+        old.set_modified(std::time::SystemTime::now() - 2 * LEFT).expect("its time");
+        drop(old);
         std::fs::write(at("elsewhere"), text.replace(&host_name(), "another machine")).expect("written");
         let next = Notice::write(folder.path(), &greeting("next")).expect("written");
         let there = ["held", "killed", "elsewhere", "next"].map(|run| at(run).exists());
         assert_eq!(there, [true, false, true, true]);
+        assert_eq!(["killed", "begun", "old"].map(|run| unfinished(run).exists()), [false, true, false]);
         drop((held, next));
         assert!(!at("held").exists() && !at("next").exists());
     }

@@ -312,6 +312,43 @@ fn a_stranger_who_connects_learns_nothing_changes_nothing_and_keeps_nobody_waiti
     });
 }
 
+/// More of them than are asked at a time, and none is ever silent for long.
+#[test]
+fn strangers_who_send_a_byte_now_and_then_are_hung_up_on_and_keep_no_rank_out() {
+    let free = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port").to_string();
+    let at = free.as_str();
+    let bytes = [b"runner/ranks/v3\n".as_slice(), &[7; 64]].concat();
+    let come = |rank, most| meet(&place(rank, 2, "a run", Meeting::Tcp(at.into())), "job", most);
+    // Rank 0 waits in vain, and for longer than a greeting may take.
+    thread::scope(|scope| {
+        let zero = scope.spawn(move || come(0, Duration::from_secs(9)).expect_err("alone"));
+        let mut stream = loop {
+            match TcpStream::connect(at) {
+                Ok(stream) => break stream,
+                Err(_) => thread::sleep(Duration::from_millis(2)),
+            }
+        };
+        let began = Instant::now();
+        let mut sent = bytes.iter();
+        // Who hangs up answers the next byte with a reset.
+        while sent.next().is_some_and(|byte| stream.write_all(&[*byte]).is_ok()) {
+            thread::sleep(Duration::from_millis(200));
+        }
+        let took = began.elapsed();
+        assert!(took > Duration::from_secs(4) && took < Duration::from_secs(8), "hung up after {took:?}");
+        zero.join().expect("no panic");
+    });
+    thread::scope(|scope| {
+        let zero = scope.spawn(move || come(0, SOON).expect("the ranks meet"));
+        while TcpStream::connect(at).is_err() {
+            thread::sleep(Duration::from_millis(2));
+        }
+        let strangers: Vec<_> = (0..300).map(|_| TcpStream::connect(at).expect("it listens")).collect();
+        assert_eq!(come(1, SOON).expect("its place is free").hosts, zero.join().expect("no panic").hosts);
+        drop(strangers);
+    });
+}
+
 #[test]
 fn ranks_that_never_come_are_named() {
     let folder = tempfile::tempdir().expect("a folder");

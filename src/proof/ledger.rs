@@ -36,6 +36,8 @@ pub struct Head {
 pub const RESUME: &str = "resume";
 /// The kind of the note that a run stopped because a loss or a weight was not finite.
 pub const NOT_FINITE: &str = "not_finite";
+/// The kind of the note that a run with audits was brought back from a copy, which has none.
+pub const RESTORED: &str = "restored";
 
 /// A note: something that happened to a run without changing its bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,7 +45,7 @@ pub const NOT_FINITE: &str = "not_finite";
 pub struct Note {
     /// Entries in the log when it was written: the step that comes next.
     pub after: u64,
-    /// One word: [`RESUME`], [`NOT_FINITE`], `environment`, `drift`.
+    /// One word: [`RESUME`], [`NOT_FINITE`], [`RESTORED`], `environment`, `drift`.
     pub kind: String,
     pub text: String,
 }

@@ -254,6 +254,23 @@ pub struct DifferenceText<'a> {
     values: &'a str,
 }
 
+/// What a ledger calls the lock of its run.
+const OF_RUN: &str = "lock.toml";
+
+/// What is noted of a lock that was missing.
+pub fn lost_lock() -> Difference {
+    Difference {
+        key: OF_RUN.into(),
+        was: Some("missing".into()),
+        is: Some("made of what was here at the resume".into()),
+    }
+}
+
+/// Whether a change by leave is a lock made again, and none of numerics.
+pub fn is_lost_lock(text: &str) -> bool {
+    DifferenceText::parse(text).is_some_and(|change| change.key == OF_RUN)
+}
+
 impl<'a> DifferenceText<'a> {
     /// None of what is no such text.
     pub fn parse(text: &'a str) -> Option<DifferenceText<'a>> {

@@ -96,7 +96,7 @@ impl<O: Locked> Agreed<O> {
                 report.tell(&Message::MadeElsewhere { lock: Some(&expected.from), differences });
             }
         }
-        let changed = past.changed(&lock)?;
+        let changed = past.changed(&experiment, &lock)?;
         past.require_fit(&experiment, storage.param)?;
         past.require_steps_left(&loaded)?;
         past.require_same_measure(&lock)?;

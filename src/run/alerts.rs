@@ -73,7 +73,7 @@ impl From<Ending> for AlertKind {
 }
 
 /// The failure of another rank that an error tells of.
-fn exchange(error: &anyhow::Error) -> Option<&ExchangeError> {
+pub(super) fn exchange(error: &anyhow::Error) -> Option<&ExchangeError> {
     match train_error(error) {
         Some(TrainError::Exchange(error)) => Some(error),
         Some(_) => None,

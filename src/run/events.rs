@@ -5,31 +5,15 @@ use std::ops::Range;
 use crate::experiment::{self, Experiment, largest};
 use crate::proof::Entry;
 use crate::proof::entry::rewind_of;
-use crate::proof::lock::{Difference, DifferenceText, Table};
+use crate::proof::lock::{DifferenceText, Table};
+pub use crate::proof::lock::{is_lost_lock, lost_lock};
 use crate::units::{counted, were};
-
-/// What a ledger calls the lock of its run.
-const LOCK: &str = "lock.toml";
 
 /// Sections of what numerics have beside the keys of an experiment.
 const FACTS: [&str; 3] = ["cpu", "cuda", "train"];
 
 /// The numerics of a run by the number of steps after which they were these, rising.
 pub type Known<'a> = (u64, &'a Table);
-
-/// What is noted of a lock that was missing.
-pub fn lost_lock() -> Difference {
-    Difference {
-        key: LOCK.into(),
-        was: Some("missing".into()),
-        is: Some("made of what was here at the resume".into()),
-    }
-}
-
-/// Whether a change by leave is a lock made again, and none of numerics.
-pub fn is_lost_lock(text: &str) -> bool {
-    DifferenceText::parse(text).is_some_and(|change| change.key == LOCK)
-}
 
 /// The first entry of a step with an event that no run of `experiment` makes: its step, and what is wrong.
 /// What is `known` of the numerics is of the steps; without any behind the last one, less is held to them.
@@ -92,7 +76,7 @@ impl<'a> Judged<'a> {
         if self.changes(at..at + 1, key).count() > 1 {
             return Some(format!("`{key}` changes twice there"));
         }
-        if key == LOCK {
+        if is_lost_lock(text) {
             let is_told = text == lost_lock().to_string();
             return (!is_told).then(|| format!("a run writes `{}` alone of it", lost_lock()));
         }

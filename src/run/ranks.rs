@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::ending::Ending;
-use super::error::{UsageError, train_error};
+use super::error::{StoppedOnRequest, UsageError, train_error};
 use super::lock::resolved_numerics;
 use super::messages::{Message, Report};
 use super::{alerts, member, parent, stop};
@@ -64,7 +64,9 @@ pub fn in_processes(
     match process {
         Process::Alone => alerting(work(None)).map(Ended::Here),
         Process::Parent(ranks) => parent::start(ranks, runs, report).map(Ended::Ranks),
-        Process::Rank(place) => as_rank(&place, || alerting(work(Some(&place)))),
+        Process::Rank(place) => as_rank(&place, || {
+            alerting(work(Some(&place)).map_err(|error| explained(error, stop::came_before_training)))
+        }),
     }
 }
 
@@ -172,8 +174,18 @@ fn as_rank(place: &RankPlace, work: impl FnOnce() -> anyhow::Result<Ending>) -> 
     stop::begin().context("cannot listen to the parent")?;
     match work() {
         Ok(done) => Ok(Ended::Here(done)),
+        Err(error) if error.is::<StoppedOnRequest>() => Ok(Ended::Here(Ending::Interrupted)),
         Err(error) if place.rank != 0 && is_everyones(&error) => Ok(Ended::Everywhere),
         Err(error) => Err(error.context(format!("rank {} on `{}`", place.rank, rendezvous::host_name()))),
+    }
+}
+
+/// Before training begins, ranks that are asked to stop end at once: one that was asked too and has lost
+/// another was stopped as well, and has not failed.
+fn explained(error: anyhow::Error, was_stopped: impl FnOnce() -> bool) -> anyhow::Error {
+    match alerts::exchange(&error).is_some() && was_stopped() {
+        true => StoppedOnRequest.into(),
+        false => error,
     }
 }
 
@@ -183,5 +195,25 @@ fn is_everyones(error: &anyhow::Error) -> bool {
         Some(TrainError::RanksDiffer { .. }) => true,
         Some(TrainError::Exchange(error)) => is_known_to_all(error),
         _ => error.downcast_ref::<ExchangeError>().is_some_and(is_known_to_all),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::parallel::Loss;
+    use crate::train::RunError;
+
+    #[test]
+    fn a_rank_that_lost_another_while_all_were_asked_to_stop_was_stopped() {
+        let lost = || {
+            let why = Loss { why: "its connection closed".into(), hangs: false };
+            let (host, operation) = ("a".into(), "the numerics".into());
+            let error = ExchangeError::Lost { rank: 1, host, operation, why, reported: false };
+            anyhow::Error::from(RunError::Train(TrainError::Exchange(error)))
+        };
+        assert!(explained(lost(), || true).is::<StoppedOnRequest>());
+        assert!(!explained(lost(), || false).is::<StoppedOnRequest>());
+        assert!(!explained(anyhow::anyhow!("a full disk"), || true).is::<StoppedOnRequest>());
     }
 }

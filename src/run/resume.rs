@@ -15,7 +15,7 @@ use super::messages::{Message, Report};
 use super::outputs;
 use super::past_ledger::{self, PastLedger, has_trained};
 use super::recorded::{self, origin, other_value};
-use crate::experiment::{self, Experiment, Loaded, Origin, flatten};
+use crate::experiment::{self, BatchKeys, Experiment, Loaded, Origin, StepSequences, flatten};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
 use crate::proof::lock::{Difference, Lock, Table, differences};
@@ -30,6 +30,9 @@ const OF_THE_BEGINNING: [&str; 3] = ["data.offset", "optimizer.from_init", INIT_
 
 /// Keys by which the sequences of the steps so far are counted.
 const SIZES: [&str; 4] = ["batch.tokens", "batch.tokens_start", "batch.tokens_warmup_steps", "batch.seq_len"];
+
+/// Keys by whose product the steps of a warm-up are rounded.
+const ROUNDING: [&str; 2] = ["batch.micro", "parallel.workers"];
 
 /// The checkpoint and settings of a resume.
 pub struct Resume {
@@ -162,9 +165,19 @@ impl Past {
 
     /// Refuses what no `--allow-drift` makes right: another size of a step, by which the tokens read so far
     /// and the place in the data are counted, and a change with which no step would be made.
-    fn require_acting_drift(&self, drift: &[Difference], here: &Lock) -> Result<(), ProofRefusal> {
+    fn require_acting_drift(
+        &self,
+        drift: &[Difference],
+        here: &Lock,
+        experiment: &Experiment,
+    ) -> Result<(), ProofRefusal> {
         let Some((manifest, _)) = &self.found else { return Ok(()) };
-        if let Some(field) = drift.iter().find(|field| SIZES.contains(&field.key.as_str())) {
+        let of_size = |key: &str| {
+            SIZES.contains(&key)
+                || (ROUNDING.contains(&key)
+                    && had_other_sequences(&manifest.numerics, manifest.step, experiment))
+        };
+        if let Some(field) = drift.iter().find(|field| of_size(&field.key)) {
             return Err(ProofRefusal(format!(
                 "a run has one size of a step: {field}\n  hint: its place in the data and its count of \
                  tokens follow from it; another run goes on with another, by `model.init = \"run:NAME@{0}\"` \
@@ -226,12 +239,12 @@ impl Past {
     }
 
     /// What has changed since. Other numerics are refused unless allowed.
-    pub fn changed(&self, here: &Lock) -> Result<Changed, ProofRefusal> {
+    pub fn changed(&self, experiment: &Experiment, here: &Lock) -> Result<Changed, ProofRefusal> {
         let mut drift =
             self.numerics().map_or_else(Vec::new, |numerics| differences(numerics, &here.numerics));
         self.require_one_mixture(&drift, here)?;
         self.require_same_beginning(&drift)?;
-        self.require_acting_drift(&drift, here)?;
+        self.require_acting_drift(&drift, here, experiment)?;
         if !drift.is_empty() && !self.allow_drift {
             let since = match &self.found {
                 Some((manifest, _)) => format!("its checkpoint of step {}", manifest.step),
@@ -255,6 +268,18 @@ impl Past {
         });
         Ok(Changed { drift, elsewhere })
     }
+}
+
+/// Whether one of the first `steps` steps, made with these numerics, had another number of sequences than
+/// `experiment` gives it: those of a warm-up are whole micro-batches for every worker.
+fn had_other_sequences(numerics: &Table, steps: u64, experiment: &Experiment) -> bool {
+    let number = |key: &str| numerics.get(key)?.parse::<usize>().ok();
+    let unit = ROUNDING.iter().try_fold(1usize, |unit, key| unit.checked_mul(number(key)?));
+    unit.filter(|unit| *unit > 0).is_some_and(|micro| {
+        let was = StepSequences::new(&BatchKeys { micro, ..experiment.batch.clone() }, 1);
+        let is = experiment.step_sequences();
+        (0..steps.min(experiment.batch.tokens_warmup_steps)).any(|step| was.of(step) != is.of(step))
+    })
 }
 
 /// The final root of a run with nothing left to do: its lock has the outputs of the last step,

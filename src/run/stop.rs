@@ -31,6 +31,8 @@ pub const WATCHED: &str = "RUNNER_WATCHED";
 
 /// Created when training begins; the first request to stop sets it.
 static STOP: OnceLock<Arc<AtomicBool>> = OnceLock::new();
+/// Whether training has begun.
+static TRAINS: AtomicBool = AtomicBool::new(false);
 /// The process that started this one.
 static LAUNCHER: OnceLock<u32> = OnceLock::new();
 
@@ -60,6 +62,22 @@ pub fn flag(launched: bool, report: Report) -> std::io::Result<Arc<AtomicBool>> 
         stop_without_launcher(stop.clone(), report)?;
     }
     Ok(stop)
+}
+
+/// From now on a request to stop saves.
+pub fn training_begins() {
+    TRAINS.store(true, Ordering::SeqCst);
+}
+
+/// Whether this rank was asked to stop before it trained. All ranks are asked within a moment, so one that
+/// has just lost another may still be asked.
+pub fn came_before_training() -> bool {
+    let asked = || STOP.get().is_some_and(|stop| stop.load(Ordering::SeqCst));
+    let began = Instant::now();
+    while !TRAINS.load(Ordering::SeqCst) && !asked() && began.elapsed() < MOMENT {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    !TRAINS.load(Ordering::SeqCst) && asked()
 }
 
 /// Calls `request` from now on whenever a signal asks to stop.

@@ -17,6 +17,7 @@ use super::messages::Report;
 use super::open::{Job, Opened};
 use super::outputs;
 use super::prepare::{Kept, Prepared};
+use super::stop;
 use crate::ops::Ops;
 use crate::plan::memory::Storage;
 use crate::report::{self, PlotOptions, RunData};
@@ -77,6 +78,7 @@ impl Trained {
             listeners.push(report.training(&run.experiment, sensors));
         }
         listeners.extend(copier.as_ref().and_then(Copier::listener));
+        stop::training_begins();
         let outcome = run.finish(&mut Listeners(listeners));
         drop(watch);
         match outcome {

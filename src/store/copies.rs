@@ -23,7 +23,7 @@ use super::{Result, RunPaths, StoreError};
 use crate::experiment::CopyPlace;
 use crate::proof::entry::rewind_of;
 use crate::proof::hash::Hashed;
-use crate::proof::ledger::{self, Ledger};
+use crate::proof::ledger::{self, Ledger, RESTORED};
 use crate::proof::regular::{self, Lines};
 use crate::proof::{Entry, Hash, Head, Lock};
 
@@ -202,6 +202,12 @@ impl Copies {
             ledger::read(&paths.ledger()).map_err(|error| damaged(LEDGER, error.to_string()))?;
         if !matches!(manifest.standing(&log, &entries), Standing::Bound | Standing::Unbound) {
             return Err(damaged(LEDGER, format!("it is not that of `{MANIFEST_FILE}`")));
+        }
+        // Those who verify the run expect no audits of the steps before.
+        if entries.iter().any(|entry| entry.audit.is_some()) {
+            Ledger::open(&paths.ledger())
+                .and_then(|mut ledger| ledger.note(RESTORED, &format!("from a copy of step {step}")))
+                .map_err(|error| damaged(LEDGER, error.to_string()))?;
         }
         // A finished run is not opened again to write it.
         let rows = metrics::read_jsonl(&paths.metrics_jsonl());

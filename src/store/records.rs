@@ -13,7 +13,8 @@ use super::metrics::{MetricsError, MetricsRow, MetricsWriter};
 use super::tensorboard::EventWriter;
 use super::{RunPaths, StoreError, atomic};
 use crate::experiment::Hyperparameters;
-use crate::proof::{Entry, Head, Ledger, LedgerError};
+use crate::proof::lock::is_lost_lock;
+use crate::proof::{Entry, Head, Ledger, LedgerError, ledger};
 
 /// Why a record cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -112,6 +113,23 @@ impl Records {
     /// Writes a note into the ledger: something that changed no bit. It enters no hash.
     pub fn note(&mut self, kind: &str, text: &str) -> Result<(), RecordsError> {
         Ok(self.ledger.note(kind, text)?)
+    }
+
+    /// Whether one of the entries from the one at `entries` on tells of a lock that was lost.
+    pub fn lost_lock_since(&self, entries: u64) -> Result<bool, RecordsError> {
+        let (_, all) = ledger::read(&self.paths.ledger())?;
+        let at = all.len().min(usize::try_from(entries).unwrap_or(usize::MAX));
+        Ok(all[at..].iter().any(|entry| entry.drifts().any(is_lost_lock)))
+    }
+
+    /// Writes a note, unless it stands behind the last entry already.
+    pub fn note_again(&mut self, kind: &str, text: &str) -> Result<(), RecordsError> {
+        let log = self.ledger.log();
+        let mut behind = log.notes().iter().filter(|note| note.after == log.size());
+        match behind.any(|note| note.kind == kind && note.text == text) {
+            true => Ok(()),
+            false => self.note(kind, text),
+        }
     }
 
     /// Saves a text that the model wrote before `step`.

@@ -7,7 +7,7 @@ use crate::eval::Scores;
 use crate::optim::Verdict;
 use crate::proof::entry::rewind_event;
 use crate::proof::ledger::NOT_FINITE;
-use crate::proof::{Action, Entry, Evaluation, Head, HellaSwag, Validation};
+use crate::proof::{self, Action, Entry, Evaluation, Head, HellaSwag, Validation};
 use crate::store::{Records, SessionStatus};
 
 /// Keeps the records of a run. Events since the last step go into the next entry.
@@ -64,7 +64,14 @@ impl Listener for Recorder {
             Event::Diverged { step, .. } => self.records.end(step + 1, SessionStatus::Failure)?,
             Event::Finished { step, .. } => self.records.end(*step, SessionStatus::Success)?,
             Event::Rewound { from_step, to_step, entries } => {
+                let lost_lock = self.records.lost_lock_since(*entries)?;
                 self.records.rewind(*entries, *to_step)?;
+                if lost_lock {
+                    // The entry that told of it is gone, and the lock is still one made again.
+                    let text = proof::lock::lost_lock().to_string();
+                    self.records.note_again("drift", &text)?;
+                    self.changes.push(format!("drift {text}"));
+                }
                 self.changes.push(rewind_event(*from_step, *to_step));
             }
             _ => {}
@@ -112,5 +119,38 @@ pub fn correct_counts(scores: &Scores) -> HellaSwag {
         acc_correct: of_harness(acc),
         acc_norm_correct: of_harness(acc_norm),
         acc_bytes_correct: of_harness(acc_bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{RunFolder, Timing};
+
+    #[test]
+    fn a_rewind_behind_the_entry_that_told_of_a_lost_lock_tells_of_it_again() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = RunFolder::create(root.path(), "run", false).unwrap().paths.clone();
+        let lost = format!("drift {}", proof::lock::lost_lock());
+        for (told_at, again) in [(2, false), (5, true), (6, true)] {
+            let mut recorder = Recorder::new(Records::open(&paths, None, None, 0).unwrap());
+            for step in 0..8 {
+                let mut entry = Entry {
+                    loss: Some(5.0),
+                    grad_norm: Some(1.0),
+                    learning_rate: Some(6e-4),
+                    ..Entry::new(step, (step + 1) * 64, Action::Update)
+                };
+                if step == told_at {
+                    entry.events.push(lost.clone());
+                }
+                let timing = Timing { step_ms: 1.0, tokens_per_s: 1.0, mfu: None };
+                recorder.records.add(&entry, Some(timing)).unwrap();
+            }
+            recorder.on(&Event::Rewound { from_step: 7, to_step: 5, entries: 5 }).unwrap();
+            let rewind = rewind_event(7, 5);
+            let expected = if again { vec![lost.clone(), rewind] } else { vec![rewind] };
+            assert_eq!(recorder.changes, expected, "told at {told_at}");
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
-use crate::proof::ledger;
+use crate::proof::ledger::{self, RESTORED};
 use crate::proof::lock::{Lock, Table, differences};
 use crate::proof::{Action, Entry, entry, regular};
 use crate::run::data::Data;
@@ -66,10 +66,11 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
             checks.failed("end of the ledger", what);
         }
     }
-    if let Some((_, entries)) = &ledger {
+    if let Some((log, entries)) = &ledger {
         sources::verify(&recorded.experiment, entries, checks);
         let reach = reach(newest, lock.as_ref(), running);
-        audits(&paths, entries, reach, checks);
+        let restored = log.notes().iter().filter(|note| note.kind == RESTORED).map(|note| note.after).max();
+        audits(&paths, entries, (reach, restored.unwrap_or(0)), checks);
         derived_files(&paths, entries, reach, checks);
     }
     let mut loaded = experiment::load_recorded_here(&paths.experiment(), &[])?;
@@ -87,8 +88,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
 }
 
 /// Every file of an audit that the ledger names is here, and no other, as far as the run must have them. None
-/// is read to its end: that is `--audit`.
-fn audits(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks<'_>) {
+/// is read to its end: that is `--audit`. Copies have none, so those of steps before `restored` may be gone.
+fn audits(paths: &RunPaths, entries: &[Entry], (reach, restored): (Reach, u64), checks: &mut Checks<'_>) {
     let steps: Vec<u64> =
         entries.iter().filter(|entry| entry.audit.is_some()).map(|entry| entry.step).collect();
     let (here, missing): (Vec<u64>, Vec<u64>) =
@@ -106,9 +107,19 @@ fn audits(paths: &RunPaths, entries: &[Entry], reach: Reach, checks: &mut Checks
         let what = format!("`{}` does not begin as the audit of step {step} does", path.display());
         return checks.failed("audits", what);
     }
+    let (left, missing): (Vec<u64>, Vec<u64>) = missing.into_iter().partition(|step| *step < restored);
     // A step's entry is written before its file, which a kill may have left out.
     let lost = missing.iter().any(|step| reach.ended || *step < reach.saved);
     match (steps.is_empty(), missing.is_empty()) {
+        (false, true) if !left.is_empty() => checks.skipped(
+            "audits",
+            format!(
+                "{what}; the run was brought back from its copy of step {restored}, which has none of the \
+                 steps before\n  do: nobody can audit these steps here; where `{}` of the first folder is \
+                 left, copy it",
+                paths.audits().display()
+            ),
+        ),
         (true, _) => {}
         (false, true) => checks.passed("audits", format!("{what}; `--audit N` opens them")),
         _ if !lost => checks.skipped("audits", format!("{what}; the last was not written yet")),

@@ -232,6 +232,33 @@ fn audits_whose_files_are_gone_are_a_failure_and_named() {
     assert_finds(&lab, RUN, ALL, &["FAILED  audit: not begun: the files are not whole"]);
 }
 
+/// Copies have no audits, which the ledger of a run that is brought back notes.
+#[test]
+fn audits_before_the_copy_that_a_run_was_brought_back_from_are_skipped_and_no_others() {
+    let (lab, elsewhere) = (Lab::new(), Lab::new());
+    let place = lab.path("copies");
+    let copy_to = format!("checkpoint.copy_to={}", place.display());
+    let root =
+        train(&lab, &["parallel.workers=1", "batch.tokens=128", "checkpoint.every=3", copy_to.as_str()]);
+    std::fs::remove_dir_all(place.join(RUN).join("step_00000005")).expect("the last copy");
+    let resumed = elsewhere.resume(place.join(RUN).to_str().expect("UTF-8"), &[]);
+    assert_eq!(resumed.root(), root);
+    let says =
+        "skipped audits: 2 steps with one, 1 of the files here; the run was brought back from its copy";
+    elsewhere.verify(RUN, &[]).assert_says(&[says]);
+    elsewhere.verify(RUN, &["--replay", "3..5"]).assert_says(&[says, "gave the same bits again"]);
+    elsewhere
+        .verify(RUN, ALL)
+        .assert_says(&["of the steps 2 no file is here: not drawn", "audit of the update:"]);
+    std::fs::remove_file(file(&elsewhere, 4)).expect("deleted");
+    assert_finds(
+        &elsewhere,
+        RUN,
+        &[],
+        &["FAILED  audits: 2 steps with one, 0 of the files here; missing: 4"],
+    );
+}
+
 #[test]
 fn a_run_that_was_killed_while_it_was_audited_leaves_what_an_undisturbed_one_does() {
     let settings = ["parallel.workers=1", "batch.tokens=128", "schedule.steps=8", "checkpoint.every=3"];

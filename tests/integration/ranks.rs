@@ -106,6 +106,19 @@ fn a_run_goes_from_four_ranks_to_two_to_one_and_ends_in_the_bits_of_the_uninterr
     assert!(read(&lab, "ledger.jsonl").contains("ranks"), "the change of topology is noted");
 }
 
+/// The folder of runs where the command was given is neither needed nor made.
+#[test]
+fn ranks_of_a_run_elsewhere_meet_beside_it() {
+    let lab = Lab::new();
+    let expected = lab.run(CI, &on("1", &[])).root().to_owned();
+    std::fs::remove_dir_all(lab.path("ci/checkpoints/step_00000012")).expect("the last checkpoint");
+    let run = lab.path("ci").display().to_string();
+    let mut command = lab.command(&["resume", &run, "--ranks", "2"]);
+    let resumed = Finished::from(command.current_dir("/proc").output().expect("it starts"));
+    assert_eq!(resumed.root(), expected);
+    assert!(!lab.path(".ranks").exists(), "where they met is gone");
+}
+
 #[test]
 fn each_rank_in_turn_killed_stops_all_by_name_and_the_run_goes_on_to_the_same_bits() {
     let whole = Lab::new();

@@ -46,13 +46,9 @@ impl Rules {
         let by_worker = "`parallel.workers` is 1";
         nothing("memory.partial_sums", on_host && is_cpu, by_device);
         nothing("memory.partial_sums", on_host && !is_cpu && one_worker, by_worker.into());
-        let one_rank = is("parallel.ranks", 1) || (is("parallel.ranks", 0) && is_cpu);
-        let by_rank = match one_worker {
-            true => by_worker,
-            false => "one rank does all, unless `--ranks` or a launcher starts more",
-        };
+        // How many ranks there are, `--ranks` and launchers say too.
         for (key, default) in [("parallel.zero", 1), ("parallel.timeout_s", 600)] {
-            nothing(key, (one_worker || one_rank) && !is(key, default), by_rank.into());
+            nothing(key, one_worker && !is(key, default), by_worker.into());
         }
         let decays = self.number("schedule.decay_fraction");
         let decays = decays.filter(|_| self.text("schedule.kind").as_deref() == Some("wsd"));

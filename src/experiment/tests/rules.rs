@@ -347,10 +347,7 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
         (&["device.simd=avx2", "device.kind=cuda"], "`device.simd` does nothing: `device.kind` is \"cuda\""),
         (&["memory.partial_sums=host"], "`memory.partial_sums` does nothing: `parallel.workers` is 1"),
         (&["parallel.zero=0"], "`parallel.zero` does nothing: `parallel.workers` is 1"),
-        (
-            &["parallel.timeout_s=60", "parallel.workers=2", "device.kind=cpu"],
-            "`parallel.timeout_s` does nothing: one rank does all, unless `--ranks` or a launcher",
-        ),
+        (&["parallel.timeout_s=60"], "`parallel.timeout_s` does nothing: `parallel.workers` is 1"),
         (
             &["schedule.kind=wsd", "schedule.decay_fraction=0.0", "schedule.final_fraction=0.5"],
             "`schedule.final_fraction` does nothing: `schedule.decay_fraction` is 0",
@@ -375,6 +372,7 @@ fn a_key_that_another_leaves_without_effect_is_remarked_on_where_it_was_given() 
         &["memory.recompute=1", "device.kind=cpu"],
         &["parallel.zero=0", "parallel.timeout_s=60", "parallel.workers=2"],
         &["parallel.zero=0", "parallel.workers=2", "parallel.ranks=2", "device.kind=cpu"],
+        &["parallel.zero=0", "parallel.timeout_s=60", "parallel.workers=2", "device.kind=cpu"],
         &["parallel.zero=1", "device.kind=cpu"],
         &["schedule.kind=wsd", "schedule.decay_fraction=0.0"],
         &["schedule.kind=wsd", "schedule.decay_fraction=0.05"],

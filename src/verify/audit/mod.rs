@@ -89,6 +89,17 @@ pub fn verify(
         .into());
     }
     undrawn(&run, &before, drift, checks);
+    let is_here = |at: &usize| audit::path(&run.paths, run.entries[*at].step).is_file();
+    let (steps, gone): (Vec<usize>, Vec<usize>) = steps.into_iter().partition(is_here);
+    if !gone.is_empty() {
+        let gone = gone.iter().map(|at| run.entries[*at].step.to_string()).collect::<Vec<_>>().join(", ");
+        checks.skipped("audits", format!("of the steps {gone} no file is here: not drawn"));
+    }
+    if steps.is_empty() {
+        let what = "no file of an audit is here, so nothing can be computed again\n  \
+                    hint: `runner verify RUN --replay A..B` makes steps again";
+        return Err(UsageError(what.into()).into());
+    }
     let mut audited = Audited::of(run)?;
     let mut kept: Vec<(usize, KeptPart)> = Vec::new();
     let (mut without_blocks, mut other_pieces) = (Vec::new(), Vec::new());
