@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory, ValueHint};
 
 use super::Cli;
 
@@ -123,11 +123,20 @@ pub fn bare() -> Command {
     with_negative_numbers(command)
 }
 
+/// Options whose values are no files, so that a shell offers none.
+const NO_FILES: [&str; 9] =
+    ["set", "explain", "task", "gpu", "by", "columns", "checkpoint", "metric", "sweep"];
+
 /// Options take negative numbers as their values, so that what refuses one says which are expected.
 fn with_negative_numbers(command: Command) -> Command {
     let of_option = |arg: Arg| {
         let takes_value = !arg.is_positional() && arg.get_action().takes_values();
-        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        if !takes_value {
+            return arg;
+        }
+        let is_free = arg.get_long().is_some_and(|name| NO_FILES.contains(&name));
+        let arg = arg.allow_negative_numbers(true);
+        if is_free { arg.value_hint(ValueHint::Other) } else { arg }
     };
     command.mut_args(of_option).mut_subcommands(with_negative_numbers)
 }
@@ -263,6 +272,17 @@ mod tests {
             assert!(verb.get_about().is_some(), "`{name}` says nothing of itself");
         }
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+
+    #[test]
+    fn a_shell_offers_no_files_where_none_are_taken() {
+        let command = bare();
+        let run = command.find_subcommand("run").expect("a verb");
+        let hint = |name: &str| {
+            run.get_arguments().find(|arg| arg.get_long() == Some(name)).map(Arg::get_value_hint)
+        };
+        assert_eq!(hint("set"), Some(ValueHint::Other));
+        assert_ne!(hint("lock"), Some(ValueHint::Other));
     }
 
     /// Options `--out` of a verb and of those below it, each of which has the short form `-o`.

@@ -92,11 +92,14 @@ impl SweepPrinter {
 
 /// What to do about failed members: one that diverged would do so again, to the bit.
 fn again(failed: &[(MemberFolder, MemberEnd)], name: &str) -> String {
-    let diverged = |end: &MemberEnd| matches!(end, MemberEnd::Failed { code: Some(code), .. } if *code == i32::from(exit::DIVERGED));
+    let code = Some(i32::from(exit::DIVERGED));
+    let diverged = |end: &MemberEnd| matches!(end, MemberEnd::Failed { code: of, .. } if *of == code);
     match failed.iter().filter(|(_, end)| diverged(end)).count() {
         0 => format!("; `runner resume {name}` tries again"),
         all if all == failed.len() => ": what diverged does so again".to_owned(),
-        _ => format!("; `runner resume {name}` tries the others again, and what diverged does so again"),
+        _ => {
+            format!("; `runner resume {name}` tries the others again, and what diverged does so again")
+        }
     }
 }
 

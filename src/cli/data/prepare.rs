@@ -30,7 +30,8 @@ pub struct PrepareArgs {
     /// Shards are named NAME_train_000001.bin … and NAME_val_000000.bin [default: the first file's name]
     #[arg(long)]
     name: Option<String>,
-    /// The field of each JSON line, or the Parquet column (`a.b` where nested), that holds the text [default: text]
+    /// The field of each JSON line, or the Parquet column (`a.b` where nested), that holds the text
+    /// [default: text]
     #[arg(long, value_name = "NAME")]
     column: Option<String>,
     /// What the files are [default: what they hold, by their content]
