@@ -66,7 +66,8 @@ fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
 fn page(command: &Command, name: &str) -> anyhow::Result<String> {
     let mut text = Vec::new();
     // No date: the same program prints the same page.
-    clap_mangen::Man::new(command.clone()).date("").render(&mut text)?;
+    let source = concat!("runner ", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command.clone()).date("").source(source).render(&mut text)?;
     let mut text = with_examples(&String::from_utf8(text)?);
     if name == "runner" {
         text.push_str(&help::facts_as_roff());
@@ -100,6 +101,10 @@ mod tests {
         }
         let text = std::fs::read_to_string(folder.path().join("runner-run.1")).unwrap();
         assert!(text.contains(".SH EXAMPLES\n.nf\n") && !text.contains(".SH EXTRA"), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with(".TH") && line.contains(env!("CARGO_PKG_VERSION"))),
+            "{text}"
+        );
         let text = std::fs::read_to_string(folder.path().join("runner.1")).unwrap();
         assert!(text.contains("EXIT STATUS") && text.contains("proof mismatch"), "{text}");
     }
