@@ -14,7 +14,7 @@ use crate::units;
 /// Measure how fast an experiment trains on this machine.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The experiment's TOML file.
+    /// A TOML file, or the name of a shipped experiment: quickstart, ci, ….
     experiment: PathBuf,
     /// Set a key, over file and environment. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -66,12 +66,24 @@ fn pages(command: &Command, name: &str, dir: &Path) -> anyhow::Result<()> {
 fn page(command: &Command, name: &str) -> anyhow::Result<String> {
     let mut text = Vec::new();
     // No date: the same program prints the same page.
-    clap_mangen::Man::new(command.clone()).date("").render(&mut text)?;
-    let mut text = String::from_utf8(text)?;
+    let source = concat!("runner ", env!("CARGO_PKG_VERSION"));
+    clap_mangen::Man::new(command.clone()).date("").source(source).render(&mut text)?;
+    let mut text = with_examples(&String::from_utf8(text)?);
     if name == "runner" {
         text.push_str(&help::facts_as_roff());
     }
     Ok(text)
+}
+
+/// A page whose examples are a section of their own, line for line.
+fn with_examples(page: &str) -> String {
+    let Some((before, rest)) = page.split_once(".SH EXTRA\nExamples:\n") else { return page.to_owned() };
+    let (examples, after) = match rest.find("\n.SH ") {
+        Some(end) => rest.split_at(end + 1),
+        None => (rest, ""),
+    };
+    let end = if examples.ends_with('\n') { "" } else { "\n" };
+    format!("{before}.SH EXAMPLES\n.nf\n{examples}{end}.fi\n{after}")
 }
 
 #[cfg(test)]
@@ -87,6 +99,12 @@ mod tests {
             let text = std::fs::read_to_string(&path).unwrap();
             assert!(text.contains(".SH NAME") && text.contains(".SH SYNOPSIS"), "{}", path.display());
         }
+        let text = std::fs::read_to_string(folder.path().join("runner-run.1")).unwrap();
+        assert!(text.contains(".SH EXAMPLES\n.nf\n") && !text.contains(".SH EXTRA"), "{text}");
+        assert!(
+            text.lines().any(|line| line.starts_with(".TH") && line.contains(env!("CARGO_PKG_VERSION"))),
+            "{text}"
+        );
         let text = std::fs::read_to_string(folder.path().join("runner.1")).unwrap();
         assert!(text.contains("EXIT STATUS") && text.contains("proof mismatch"), "{text}");
     }

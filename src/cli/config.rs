@@ -14,7 +14,7 @@ use crate::run::UsageError;
 /// Print the resolved experiment with the origin of every key, or explain a key
 #[derive(clap::Args, Clone, Debug)]
 pub struct Args {
-    /// The experiment's TOML file
+    /// A TOML file, or the name of a shipped experiment: quickstart, ci, …
     #[arg(value_name = "EXPERIMENT", required_unless_present_any = ["explain", "json_schema"])]
     pub experiment: Option<PathBuf>,
     /// Set a key, over the file and the environment: `--set schedule.steps=100`
@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(conflicts_with = "experiment")]
     pub explain: Option<String>,
     /// Explain in Markdown: `docs/configuration.md`
-    #[arg(long, requires = "explain", conflicts_with = "json")]
+    #[arg(long, requires = "explain", conflicts_with_all = ["json", "json_schema", "experiment"])]
     pub markdown: bool,
     /// Print the JSON schema by which editors complete and check experiments
     #[arg(long, conflicts_with_all = ["experiment", "explain", "json"])]

@@ -73,11 +73,19 @@ pub fn require(path: &Path) -> Result<(), UsageError> {
     require_usage(found.unwrap_or(false) || is_shipped, || {
         let hint = match meant(path) {
             _ if path.is_symlink() => "it is a symbolic link, and what it points to is not there".to_owned(),
-            None => format!("an experiment is a TOML file, such as those in `{FOLDER}`"),
+            None => {
+                let names: Vec<&str> = SHIPPED.iter().map(|shipped| shipped.name).collect();
+                format!("an experiment is a TOML file, or one of these: {}", names.join(", "))
+            }
             Some(near) => format!("did you mean `{}`?", near.display()),
         };
         format!("there is no experiment `{}`\n  hint: {hint}", path.display())
-    })
+    })?;
+    let file = path.with_extension("toml");
+    if is_shipped && file.is_file() {
+        say!("note: `{}` is the shipped experiment; `./{}` is the file here", path.display(), file.display());
+    }
+    Ok(())
 }
 
 /// The experiment most similar to `path`, beside it or in the folder of experiments.

@@ -6,7 +6,7 @@
 
 use std::fmt::Write;
 
-use clap::{Arg, Command, CommandFactory};
+use clap::{Arg, Command, CommandFactory, ValueHint};
 
 use super::Cli;
 
@@ -26,10 +26,10 @@ const PROGRAM: (&str, &[&str]) = ("This program", &["completions", "man", "help"
 const EXAMPLES: [(&str, &str); 17] = [
     (
         "run",
-        "  runner run experiments/quickstart.toml\n  \
-         runner run experiments/sweep_ci.toml --jobs 2\n  \
-         runner run experiments/gpt2_124m.toml --name first --set batch.micro=32\n  \
-         runner run experiments/ci.toml --overwrite --json | jq -c 'select(.event == \"step\").loss'",
+        "  runner run quickstart\n  \
+         runner run sweep_ci --jobs 2\n  \
+         runner run gpt2_124m --name first --set batch.micro=32\n  \
+         runner run ci --overwrite --json | jq -c 'select(.event == \"step\").loss'",
     ),
     (
         "resume",
@@ -39,14 +39,11 @@ const EXAMPLES: [(&str, &str); 17] = [
     ),
     (
         "config",
-        "  runner config experiments/gpt2_33b.toml\n  RUNNER_SEED=7 runner config experiments/ci.toml --set \
+        "  runner config gpt2_33b\n  RUNNER_SEED=7 runner config ci --set \
          batch.micro=1\n  runner config --explain\n  runner config --explain schedule\n  runner config \
          --json-schema > runner.schema.json",
     ),
-    (
-        "lock",
-        "  runner lock experiments/ci.toml\n  runner lock experiments/ci.toml --out elsewhere.lock.toml",
-    ),
+    ("lock", "  runner lock ci\n  runner lock ci --out elsewhere.lock.toml"),
     (
         "data",
         "  runner data fetch hellaswag\n  runner data prepare --out data books/*.txt\n  runner data prepare \
@@ -70,7 +67,7 @@ const EXAMPLES: [(&str, &str); 17] = [
         "verify",
         "  runner verify quickstart\n  runner verify quickstart --replay 500..520\n  \
          runner verify quickstart --expect kept.lock.toml\n  runner verify quickstart --rebuild\n  \
-         runner verify experiments/ci.toml --twice --expect tests/golden/ci_cpu.root",
+         runner verify ci --twice --bless ci.root",
     ),
     ("diff", "  runner diff first second"),
     (
@@ -78,14 +75,14 @@ const EXAMPLES: [(&str, &str); 17] = [
         "  runner export quickstart --format hf --out model\n  runner export quickstart --format slsa --out \
          provenance.json\n  runner export sweep_ci --format mlflow --out mlruns",
     ),
-    ("new", "  runner new mine\n  runner new experiments/wide.toml --from gpt2_124m"),
+    ("new", "  runner new mine\n  runner new wide.toml --from gpt2_124m"),
     (
         "note",
         "  runner note quickstart 'loss rises behind step 900'\n  runner note quickstart --tag baseline",
     ),
     ("rm", "  runner rm first second --dry-run"),
     ("prune", "  runner prune --all\n  runner prune first --keep-last 1 --yes"),
-    ("bench", "  runner bench experiments/gpt2_124m.toml --steps 10"),
+    ("bench", "  runner bench gpt2_124m --steps 10"),
 ];
 
 /// Facts for all verbs, in the help and the manual.
@@ -126,11 +123,20 @@ pub fn bare() -> Command {
     with_negative_numbers(command)
 }
 
+/// Options whose values are no files, so that a shell offers none.
+const NO_FILES: [&str; 9] =
+    ["set", "explain", "task", "gpu", "by", "columns", "checkpoint", "metric", "sweep"];
+
 /// Options take negative numbers as their values, so that what refuses one says which are expected.
 fn with_negative_numbers(command: Command) -> Command {
     let of_option = |arg: Arg| {
         let takes_value = !arg.is_positional() && arg.get_action().takes_values();
-        if takes_value { arg.allow_negative_numbers(true) } else { arg }
+        if !takes_value {
+            return arg;
+        }
+        let is_free = arg.get_long().is_some_and(|name| NO_FILES.contains(&name));
+        let arg = arg.allow_negative_numbers(true);
+        if is_free { arg.value_hint(ValueHint::Other) } else { arg }
     };
     command.mut_args(of_option).mut_subcommands(with_negative_numbers)
 }
@@ -191,7 +197,7 @@ fn facts() -> String {
         text.push('\n');
     }
     heading(&mut text, "To begin");
-    text.push_str("  runner run experiments/quickstart.toml\n  runner show quickstart");
+    text.push_str("  runner run quickstart\n  runner show quickstart");
     text
 }
 
@@ -266,6 +272,17 @@ mod tests {
             assert!(verb.get_about().is_some(), "`{name}` says nothing of itself");
         }
         assert!(help.lines().all(|line| line.chars().count() <= 100), "{help}");
+    }
+
+    #[test]
+    fn a_shell_offers_no_files_where_none_are_taken() {
+        let command = bare();
+        let run = command.find_subcommand("run").expect("a verb");
+        let hint = |name: &str| {
+            run.get_arguments().find(|arg| arg.get_long() == Some(name)).map(Arg::get_value_hint)
+        };
+        assert_eq!(hint("set"), Some(ValueHint::Other));
+        assert_ne!(hint("lock"), Some(ValueHint::Other));
     }
 
     /// Options `--out` of a verb and of those below it, each of which has the short form `-o`.

@@ -11,7 +11,7 @@ use crate::store::output::{self, OutputKind};
 /// Record what an experiment's bits depend on, for `runner run --lock`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The experiment's TOML file.
+    /// A TOML file, or the name of a shipped experiment: quickstart, ci, ….
     experiment: PathBuf,
     /// Set a key, over file and environment. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -65,6 +65,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         file => file,
     };
     say!("edit it; then `runner plan {file}` and `runner run {file}`");
+    if SHIPPED.iter().any(|shipped| shipped.name == name) {
+        say!("note: `runner run {name}` runs the shipped experiment, and not this file");
+    }
     streams::print(&format!("{}\n", path.display()))
 }
 

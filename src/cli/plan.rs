@@ -21,11 +21,11 @@ use crate::units::{self, counted, noun};
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
-  runner plan experiments/gpt2_33b.toml --gpu h100 --gpus 8
-  runner plan experiments/gpt2_124m.toml --gpu rtx4090 --set batch.micro=16
-  runner plan experiments/gpt2_124m.toml --json | jq .memory.total_bytes")]
+  runner plan gpt2_33b --gpu h100 --gpus 8
+  runner plan gpt2_124m --gpu rtx4090 --set batch.micro=16
+  runner plan gpt2_124m --json | jq .memory.total_bytes")]
 pub struct Args {
-    /// The experiment's TOML file.
+    /// A TOML file, or the name of a shipped experiment: quickstart, ci, ….
     experiment: PathBuf,
     /// Set a key, over file and environment. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]

@@ -18,7 +18,7 @@ use crate::units;
 /// Remove checkpoints that a run need not keep; say which without `--yes`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The runs or sweeps: names under `--runs`, or folders.
+    /// The runs or sweeps: names under `--runs`, or folders; or `--all`.
     #[arg(required_unless_present = "all")]
     run: Vec<PathBuf>,
     /// Every run under `--runs`.

@@ -62,7 +62,7 @@ pub fn run(mut args: Args) -> anyhow::Result<ExitCode> {
     let path = find::find(args.run.as_deref(), &args.runs)?;
     let loaded = experiment::load(&RunPaths::new(&path).experiment(), &args.set)?;
     let edited = loaded.origins.values().any(|origin| matches!(origin, Origin::Set | Origin::Environment(_)));
-    let how = Continuation { edited, allow_drift: args.allow_drift, expected: None };
+    let how = Continuation { edited, allow_drift: args.allow_drift, started_again: false, expected: None };
     let experiment = loaded.experiment.clone();
     let asked = args.ranks.map(NonZeroUsize::get);
     // A run elsewhere has its ranks meet beside it: the folder of runs here need not be there, nor writable.

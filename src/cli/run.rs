@@ -16,7 +16,7 @@ use crate::run::{UsageError, ranks, require_usage, sweep};
 /// Train an experiment, or all members of a sweep, from the first step.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The experiment's TOML file.
+    /// A TOML file, or the name of a shipped experiment: quickstart, ci, ….
     experiment: PathBuf,
     /// Set a key, over file and environment: `--set schedule.steps=100`. May be repeated.
     #[arg(long, value_name = "KEY=VALUE")]
@@ -31,7 +31,8 @@ pub struct Args {
     #[arg(long)]
     overwrite: bool,
     /// Resume a run of this name if there is one, here or in `checkpoint.copy_to`, as `runner resume` does:
-    /// one command for a job that is started repeatedly. A change that would give other bits is refused.
+    /// one command for a job that is started repeatedly. A change that would give other bits is refused;
+    /// a run that has ended stays as it is.
     #[arg(long, conflicts_with = "overwrite")]
     or_resume: bool,
     /// Processes that share the work, one device each; by default one for each GPU of this machine.

@@ -71,7 +71,7 @@ impl SweepPrinter {
             say!("{}", units::printable_lines(&ended_text(member, end, "")));
         }
         if !failed.is_empty() {
-            say!("what they said is in `{}`; `runner resume {name}` tries again", paths.logs().display());
+            say!("what they said is in `{}`{}", paths.logs().display(), again(failed, &name));
         }
         if *left > 0 {
             let (members, are) = (units::noun(*left, "member"), if *left == 1 { "is" } else { "are" });
@@ -87,6 +87,19 @@ impl SweepPrinter {
             streams::print(&format!("{hash}\n"))?;
         }
         Ok(ExitCode::from(code))
+    }
+}
+
+/// What to do about failed members: one that diverged would do so again, to the bit.
+fn again(failed: &[(MemberFolder, MemberEnd)], name: &str) -> String {
+    let code = Some(i32::from(exit::DIVERGED));
+    let diverged = |end: &MemberEnd| matches!(end, MemberEnd::Failed { code: of, .. } if *of == code);
+    match failed.iter().filter(|(_, end)| diverged(end)).count() {
+        0 => format!("; `runner resume {name}` tries again"),
+        all if all == failed.len() => ": what diverged does so again".to_owned(),
+        _ => {
+            format!("; `runner resume {name}` tries the others again, and what diverged does so again")
+        }
     }
 }
 
@@ -164,4 +177,22 @@ fn to_json(event: &SweepEvent<'_>) -> Option<Value> {
             })
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_told_to_try_again_what_diverges_again() {
+        let ended = |code: u8| {
+            let member =
+                MemberFolder { number: 1, name: "001".into(), settings: Vec::new(), folder: "lr/001".into() };
+            (member, MemberEnd::Failed { code: Some(i32::from(code)), why: String::new() })
+        };
+        let [failed, diverged] = [exit::FAILED, exit::DIVERGED].map(ended);
+        assert!(again(std::slice::from_ref(&failed), "lr").contains("`runner resume lr` tries again"));
+        assert!(!again(std::slice::from_ref(&diverged), "lr").contains("runner resume"));
+        assert!(again(&[failed, diverged], "lr").contains("tries the others again"));
+    }
 }

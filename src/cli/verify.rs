@@ -19,8 +19,8 @@ use crate::verify::{Check, Checks, Status, files, rebuild, replay, sweep, twice}
 /// Check a run to the byte, or that an experiment repeats.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The run or sweep: a name under `--runs`, or a folder; the newest run by default. With `--twice`, the
-    /// experiment's TOML file.
+    /// The run or sweep: a name under `--runs`, or a folder; the newest run by default. With `--twice`, an
+    /// experiment: a TOML file, or the name of a shipped one.
     what: Option<PathBuf>,
     /// Train steps A to B - 1 again, from the checkpoint of step A (0: from the start), and compare each.
     #[arg(long, value_name = "A..B", value_parser = parse_range, conflicts_with = "twice",

@@ -6,6 +6,7 @@ use super::error::{ProofRefusal, refuse_lock};
 use super::lock::{list, older_arithmetic};
 use super::messages::{Message, Report};
 use super::outputs::is_of_the_end;
+use crate::experiment::ShippedExperiment;
 use crate::proof::lock::{Difference, Lock, Table, differences};
 
 /// A lock that a run must match.
@@ -21,8 +22,13 @@ impl Expected {
     /// Reads a lock file, to which a run of `experiment` is held; damage is a refusal.
     pub fn read(path: &Path, experiment: &Path) -> anyhow::Result<Expected> {
         let lock = Lock::read(path).map_err(refuse_lock)?;
+        // A shipped experiment goes by its bare name, and its lock stands in the working folder.
+        let bare = Path::new(experiment.file_stem().unwrap_or_default());
+        let beside = |experiment: &Path| path == experiment.with_extension("lock.toml");
+        let by_name = ShippedExperiment::named(bare).is_some() && !beside(experiment);
+        let experiment = if by_name && (beside(bare) || !experiment.is_file()) { bare } else { experiment };
         let (file, of) = (path.display(), experiment.display());
-        let remedy = match path == experiment.with_extension("lock.toml") {
+        let remedy = match beside(experiment) {
             true => format!("`--no-lock` runs without it; `runner lock {of} --overwrite` locks anew"),
             false => format!("`runner lock {of} --out {file} --overwrite` locks anew"),
         };

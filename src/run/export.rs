@@ -75,7 +75,7 @@ pub fn export(request: ExportRequest<'_>, report: Report) -> anyhow::Result<Expo
     if !new.commit_new()? {
         return Err(FormatError::Exists { path: folder }.into());
     }
-    Ok(Exported { name: experiment.name, manifest, folder })
+    Ok(Exported { name: run.name(), manifest, folder })
 }
 
 /// Run, step and state root of the file.

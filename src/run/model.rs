@@ -21,6 +21,8 @@ pub enum ModelArgument {
 pub struct LoadedModel {
     /// The run's, or one made for a model without a run.
     pub experiment: Experiment,
+    /// The run's name; None for a model without a run.
+    pub run: Option<String>,
     /// Parameters, under their names.
     pub state: Vec<Tensor>,
     /// The facts about a checkpoint.
@@ -87,7 +89,8 @@ impl ModelArgument {
                 let load = if ema { find::load_average } else { find::load_parameters };
                 let (manifest, state) = load(paths, step, report)?;
                 require_made_with(&experiment, &manifest, paths)?;
-                Ok(LoadedModel { experiment, state, manifest: Some(manifest), ema })
+                let run = Some(paths.name());
+                Ok(LoadedModel { experiment, run, state, manifest: Some(manifest), ema })
             }
             ModelArgument::Foreign(foreign) => {
                 let path = foreign.path().display();
@@ -99,7 +102,7 @@ impl ModelArgument {
                 })?;
                 let (parameters, _) = foreign.read(&experiment.model)?;
                 let state = parameters.tensors.iter().cloned().collect();
-                Ok(LoadedModel { experiment, state, manifest: None, ema })
+                Ok(LoadedModel { experiment, run: None, state, manifest: None, ema })
             }
         }
     }
@@ -126,13 +129,13 @@ fn made_up(path: &Path, sizes: &Model, tokenizer: Option<Tokenizer>) -> String {
 impl LoadedModel {
     /// What it is, for people.
     pub fn title(&self) -> String {
-        let LoadedModel { experiment, manifest, ema, .. } = self;
+        let LoadedModel { experiment, run, manifest, ema, .. } = self;
         let what = if *ema { "the average of the weights, " } else { "" };
         match manifest {
             Some(manifest) => {
                 // Weights alone are read and checked: the root is what the manifest says of the whole.
                 let root = manifest.state_root;
-                let (name, step) = (&experiment.name, manifest.step);
+                let (name, step) = (run.as_ref().unwrap_or(&experiment.name), manifest.step);
                 format!("{name}, step {step}, {what}of the state {root} by its manifest")
             }
             None => experiment.model.init.clone().unwrap_or_else(|| experiment.name.clone()),

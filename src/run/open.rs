@@ -61,6 +61,8 @@ pub struct Continuation {
     /// Whether the experiment may have other keys than the run's own.
     pub edited: bool,
     pub allow_drift: bool,
+    /// Whether the command that began the run goes on with it: once it has ended, that has nothing to do.
+    pub started_again: bool,
     /// The lock that the run must match.
     pub expected: Option<Expected>,
 }
@@ -87,7 +89,7 @@ impl Opened {
             is_run = copies::fetch_own(&loaded, &path, report)?;
         }
         if existing == Existing::Resume && team.agree("whether there is a run", is_run)? {
-            let how = Continuation { edited: true, allow_drift: false, expected };
+            let how = Continuation { edited: true, allow_drift: false, started_again: true, expected };
             return Opened::go_on(team, &path, loaded, how, report);
         }
         match existing {
@@ -159,7 +161,10 @@ impl Opened {
         // Data turn epochs into steps, and are needed for nothing else while it is not known what is left.
         let data = loaded.epochs.is_some().then(|| Data::open(&mut loaded)).transpose()?;
         let root = match team.is_first() {
-            true => resume::finished(&RunPaths::new(path), &loaded, how.expected.as_ref(), report)?,
+            true => {
+                let expected = how.expected.as_ref();
+                resume::finished(&RunPaths::new(path), &loaded, expected, how.started_again, report)?
+            }
             false => None,
         };
         let first_rank = team.is_first();
@@ -208,7 +213,7 @@ impl Opened {
             let made = past_ledger::steps_made(&RunPaths::new(path));
             report.tell(&Message::Resuming { folder: path, from, made });
         }
-        let Continuation { edited, allow_drift, expected } = how;
+        let Continuation { edited, allow_drift, expected, .. } = how;
         let resume = Some(Resume { found, ledger, allow_drift, edited });
         let experiment = with_ranks(&loaded, &team);
         let job = Job { experiment, loaded, data, initial, destination, expected, resume, team, report };

@@ -4,7 +4,10 @@ use std::path::Path;
 
 use super::error::{ProofRefusal, refuse_lock};
 use super::lock;
-use crate::experiment::{self, Compute, Experiment, Loaded, Origin, flatten, is_default, is_recorded};
+use crate::experiment::{
+    self, Compute, Experiment, Loaded, Origin, flatten, is_default, is_recorded, names_files,
+    reaches_the_bits,
+};
 use crate::proof::LockError;
 use crate::proof::lock::{Difference, Lock, Table};
 use crate::store::{Manifest, RunPaths};
@@ -48,6 +51,18 @@ pub fn other_value(lock: &Lock, loaded: &Loaded) -> Option<(String, String)> {
     let mut values = flatten(&loaded.experiment).into_iter().filter(|(key, value)| known(key, value));
     let other = values.find(|(key, value)| origin(lock, key, value).is_none());
     other.map(|(key, value)| (key, lock::plain(&value)))
+}
+
+/// Whether a finished run of this lock has the bits of the experiment, whose values may be others: none of a
+/// key that reaches the bits, that names files, or of the name.
+pub fn gives_same_bits(loaded: &Loaded, lock: &Lock) -> bool {
+    let values = flatten(&loaded.experiment);
+    let must_be = |key: &str| key == "name" || reaches_the_bits(key) || names_files(key);
+    let same = values
+        .iter()
+        .filter(|(key, value)| must_be(key) && (lock.config.contains_key(*key) || !is_default(key, value)))
+        .all(|(key, value)| origin(lock, key, value).is_some());
+    same && numerics(loaded, lock).is_empty()
 }
 
 /// Keys of the experiment whose values the lock has otherwise. A key that the lock does not know was added by

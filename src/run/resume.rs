@@ -283,8 +283,8 @@ fn had_other_sequences(numerics: &Table, steps: u64, experiment: &Experiment) ->
 }
 
 /// The final root of a run with nothing left to do: its lock has the outputs of the last step,
-/// its newest checkpoint is that one and whole, and the experiment has no other value than the run's. Only
-/// reads.
+/// its newest checkpoint is that one and whole, and the experiment has no other value than the run's; of a
+/// command that is `started_again`, none by which a bit could be another. Only reads.
 ///
 /// # Errors
 /// A checkpoint cannot be read; the lock lacks what it must name, or is not that of the run's last checkpoint
@@ -294,6 +294,7 @@ pub fn finished(
     paths: &RunPaths,
     loaded: &Loaded,
     expected: Option<&Expected>,
+    started_again: bool,
     report: Report,
 ) -> anyhow::Result<Option<Hash>> {
     // What is wrong with a lock is said when the run goes on.
@@ -310,7 +311,9 @@ pub fn finished(
         require_lock_of(manifest, &lock, log.head(), experiment)?;
     }
     let ended = lock.outputs.get("step") == Some(&experiment.schedule.steps.to_string());
-    if !ended || other_value(&lock, loaded).is_some() || entry::not_finite_at_end(&entries).is_some() {
+    let is_other =
+        other_value(&lock, loaded).is_some() && !(started_again && recorded::gives_same_bits(loaded, &lock));
+    if !ended || is_other || entry::not_finite_at_end(&entries).is_some() {
         return Ok(None);
     }
     let changed = recorded::numerics(loaded, &lock);

@@ -8,17 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::Checks;
 use super::diff::Diff;
 use super::golden::Golden;
 use crate::experiment::Experiment;
+use crate::ops::DeviceError;
 use crate::proof::{Entry, Lock, ledger};
 use crate::run::initial::load_experiment;
 use crate::run::{StoppedOnRequest, alerts, member, stop};
 use crate::store::output::{self, OutputKind};
-use crate::store::{self, Manifest, RunPaths, checkpoint};
+use crate::store::{self, Manifest, RunFolder, RunPaths, checkpoint};
 use crate::units::noun;
 
 /// What to compare the runs with, and where to keep them.
@@ -233,9 +234,11 @@ impl TwiceRuns<'_> {
     /// Kills a run in its middle and resumes it; the steps that it had done. None when every attempt came too
     /// late: the first kill is at half of the steps, each further one at half of the steps before.
     fn killed(&self, name: &str) -> anyhow::Result<Option<u64>> {
+        let paths = RunPaths::new(&self.folder(name));
         for attempt in 1..=ATTEMPTS {
+            // The lines of its ledger are counted: those of a run before it are not this one's.
+            remove_run(&paths)?;
             let mut child = self.start(name)?;
-            let paths = RunPaths::new(&self.folder(name));
             let done = || {
                 std::fs::read(paths.ledger())
                     .map_or(0, |text| text.iter().filter(|byte| **byte == b'\n').count() as u64)
@@ -287,14 +290,42 @@ impl TwiceRuns<'_> {
         let said = String::from_utf8_lossy(&said);
         let lines: Vec<&str> = said.lines().collect();
         let tail = lines[lines.len().saturating_sub(12)..].join("\n");
-        bail!("run `{name}` ended with {status}:\n{tail}")
+        Err(run_error(format!("run `{name}` ended with {status}:\n{tail}"), status))
     }
+}
+
+/// The exit code of a process that has no usable device.
+const NO_DEVICE: i32 = 3;
+
+/// The error of a run that ended with `status`: one without a device is that here too.
+fn run_error(text: String, status: ExitStatus) -> anyhow::Error {
+    match status.code() {
+        Some(NO_DEVICE) => DeviceError::Unavailable(text).into(),
+        _ => anyhow::Error::msg(text),
+    }
+}
+
+/// Removes the run in a folder, if there is one, as `--overwrite` does.
+fn remove_run(paths: &RunPaths) -> store::Result<()> {
+    if paths.have_begun() { RunFolder::remove(paths.folder(), true) } else { Ok(()) }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::intervals;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::ExitStatus;
+
+    use super::{intervals, run_error};
     use crate::experiment;
+    use crate::ops::DeviceError;
+
+    #[test]
+    fn a_run_without_a_device_is_told_from_one_that_failed() {
+        let error = |code: i32| run_error("run `first` ended".into(), ExitStatus::from_raw(code << 8));
+        assert!(matches!(error(3).downcast_ref(), Some(DeviceError::Unavailable(_))));
+        assert!(!error(1).is::<DeviceError>());
+        assert_eq!(error(3).to_string(), "run `first` ended");
+    }
 
     #[test]
     fn where_a_rewind_goes_back_to_is_the_experiments_own() {

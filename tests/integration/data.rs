@@ -124,7 +124,7 @@ fn a_fetch_that_was_interrupted_or_killed_goes_on_and_says_what_to_do_next() {
             );
             assert!(done.stdout.contains(name), "{}", done.stdout);
         }
-        assert!(done.stderr.contains("next: runner run experiments/gpt2_124m.toml"), "{}", done.stderr);
+        assert!(done.stderr.contains("next: runner run gpt2_124m"), "{}", done.stderr);
     }
 }
 

@@ -38,6 +38,8 @@ fn resuming_a_finished_run_changes_no_file_and_says_so() {
         ("resume", "ci", &["--ranks", "2"]),
         ("resume", "ci", &["--set", "log.every=1"]),
         ("run", CI, &["--or-resume"]),
+        ("run", CI, &["--or-resume", "--set", "log.every=3", "--set", "device.threads=1"]),
+        ("run", CI, &["--or-resume", "--set", "eval.every=5"]),
     ] {
         let resumed = lab.verb(verb, what, arguments);
         assert_eq!(resumed.root(), root, "{verb} {arguments:?}");

@@ -18,7 +18,12 @@ fn a_run_or_an_experiment_that_is_not_there_is_usage_with_the_nearest_name() {
     with_runs(&["show", "elsewhere"]).assert_fails(2, &["`runner show --runs"]);
     for verb in ["run", "lock", "plan", "config", "bench"] {
         lab.finish(&[verb, "quickstar"]).assert_fails(2, &["did you mean `experiments/quickstart.toml`?"]);
+        lab.finish(&[verb, "zzzzzzzz"]).assert_fails(2, &["or one of these: ci, ci_cuda, "]);
     }
+    lab.finish(&["config", CI, "--markdown"]).assert_fails(2, &["--markdown"]);
+    lab.finish(&["config", "--json-schema", "--markdown"]).assert_fails(2, &["--markdown"]);
+    lab.finish(&["data", "prepare", "--out", "o", "--format", "text", "--column", "a", CI])
+        .assert_fails(2, &["there are no columns"]);
     lab.finish(&["verify", "quickstar", "--twice"]).assert_fails(2, &["experiments/quickstart.toml"]);
     with_runs(&["verify", CI]).assert_fails(2, &["`runner verify experiments/ci.toml --twice`"]);
     with_runs(&["plot", "ci", "--out", "x.pdf"]).assert_fails(2, &["x.pdf` ends in .pdf", ".png or .svg"]);

@@ -143,7 +143,10 @@ fn a_member_that_fails_or_diverges_stops_no_other_and_is_listed() {
     let sweep = declare(&lab, "\"schedule.learning_rate\" = [1e30, 1e-3]\n\"data.corpus\" = [\"kjv\"]");
     let diverging = ["--set", "schedule.warmup_steps=0", "--set", "guards.patience=3"];
     let run = lab.run(&sweep, &diverging);
-    run.assert_fails(1, &["001 failed", "exit code 4: diverged at step", "002 done", "logs", "tries again"]);
+    run.assert_fails(
+        1,
+        &["001 failed", "exit code 4: diverged at step", "002 done", "logs", "does so again"],
+    );
     assert!(run.stdout.is_empty(), "no hash of a sweep that is not whole: {}", run.stdout);
     assert!(!lab.path("lr/sweep.lock").exists());
     lab.resume("lr", &[]).assert_fails(1, &["001 goes on", "002 is finished", "exit code 4"]);

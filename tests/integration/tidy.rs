@@ -379,6 +379,14 @@ fn a_new_experiment_and_a_shipped_one_run_without_a_checkout() {
     let root = include_str!("../golden/ci_cpu.root").trim();
     assert_eq!(elsewhere(&lab, &["run", "mine.toml"]).root(), root);
     assert_eq!(elsewhere(&lab, &["run", "ci"]).root(), root);
+    let named = elsewhere(&lab, &["new", "ci"]);
+    assert!(named.stderr.contains("`runner run ci` runs the shipped experiment"), "{}", named.stderr);
+    let config = elsewhere(&lab, &["config", "ci"]);
+    assert!(config.stderr.contains("`ci` is the shipped experiment; `./ci.toml` is"), "{}", config.stderr);
+    fs::remove_file(lab.path("ci.toml")).expect("it was made");
+    assert_eq!(elsewhere(&lab, &["lock", "ci"]).code, Some(0));
+    elsewhere(&lab, &["run", "ci", "--name", "locked", "--set", "model.vocab=300"])
+        .assert_fails(5, &["`--no-lock` runs without it; `runner lock ci --overwrite` locks anew"]);
     elsewhere(&lab, &["new", "mine"]).assert_fails(2, &["already a file `mine.toml`"]);
     let missing = elsewhere(&lab, &["new", "no/such/mine"]);
     missing.assert_fails(2, &["there is no folder `no/such`", "mkdir -p 'no/such'"]);

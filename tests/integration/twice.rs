@@ -18,3 +18,16 @@ fn a_run_that_ends_before_every_kill_proves_no_resume() {
         assert!(verified.stdout.contains(says), "`{says}` is not in:\n{}", verified.stdout);
     }
 }
+
+#[test]
+fn runs_that_an_earlier_call_kept_are_made_anew() {
+    let lab = Lab::new();
+    let kept = lab.path("kept").display().to_string();
+    // Of an earlier call: a finished run, whose ledger is as long as one can be.
+    let killed = lab.path("kept").join("killed");
+    lab.done(&["run", "experiments/ci.toml", "--runs", &kept, "--name", "killed"]);
+    assert!(killed.join("ledger.jsonl").is_file());
+    let verified = lab.finish(&["verify", "experiments/ci.toml", "--twice", "--keep", &kept]);
+    assert_eq!(verified.code, Some(0), "{}{}", verified.stdout, verified.stderr);
+    assert!(verified.stdout.contains("done and resumed: the same bits"), "{}", verified.stdout);
+}

@@ -302,7 +302,7 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
         let shards = format!(
             " --set 'data.train={out}/edu_fineweb_train_*.bin' --set 'data.val={out}/edu_fineweb_val_*.bin'"
         );
-        format!("runner run experiments/{experiment}.toml{}", if elsewhere { &shards } else { "" })
+        format!("runner run {experiment}{}", if elsewhere { &shards } else { "" })
     };
     match data_set {
         // The headline run reads 33.6 B tokens once.
@@ -323,7 +323,7 @@ fn next(data_set: DataSet, args: &FetchArgs, fetched: &[Fetched]) -> Vec<String>
                  {out}/tinyshakespeare.txt"
             ),
             format!(
-                "runner run experiments/quickstart.toml --name tinyshakespeare --set \
+                "runner run quickstart --name tinyshakespeare --set \
                  'data.train={out}/tinyshakespeare_train_*.bin' --set \
                  'data.val={out}/tinyshakespeare_val_*.bin'"
             ),

@@ -14,6 +14,7 @@ use crate::data::Tokenizer;
 use crate::data::prepare::{Input, InputFormat, PrepareOptions, PrepareSummary, ValSplit, prepare};
 use crate::experiment;
 use crate::run::ending::Ending;
+use crate::run::require_usage;
 use crate::run::stop::on_requests;
 use crate::units::{noun, were};
 
@@ -30,8 +31,9 @@ pub struct PrepareArgs {
     #[arg(long)]
     name: Option<String>,
     /// The field of each JSON line, or the Parquet column (`a.b` where nested), that holds the text
-    #[arg(long, value_name = "NAME", default_value = "text")]
-    column: String,
+    /// [default: text]
+    #[arg(long, value_name = "NAME")]
+    column: Option<String>,
     /// What the files are [default: what they hold, by their content]
     #[arg(long, value_enum)]
     format: Option<FormatArg>,
@@ -84,11 +86,14 @@ pub fn run(args: PrepareArgs) -> anyhow::Result<()> {
         TokenizerArg::Gpt2 => experiment::Tokenizer::Gpt2,
         TokenizerArg::Byte => experiment::Tokenizer::Byte,
     };
+    require_usage(args.column.is_none() || !matches!(args.format, Some(FormatArg::Text)), || {
+        "`--column` is of JSON lines and Parquet: with `--format text` there are no columns".into()
+    })?;
     let prefix = args.name.unwrap_or_else(|| default_name(&args.files));
     let options = PrepareOptions {
         shard_tokens: args.shard_tokens,
         val: args.val_tokens.map_or(ValSplit::Fraction(args.val_fraction), ValSplit::Tokens),
-        column: args.column,
+        column: args.column.unwrap_or_else(|| "text".to_owned()),
         overwrite: args.overwrite,
         skip_bad_rows: args.skip_bad_rows,
         ..PrepareOptions::new(&args.out, &prefix, Tokenizer::new(kind))

@@ -43,7 +43,7 @@ fn checked(
 ) -> anyhow::Result<Option<Table>> {
     let loaded = experiment::load_recorded(&paths.experiment())?;
     require_declared(&loaded.experiment, &declared.loaded)?;
-    if resume::finished(paths, &loaded, None, report)?.is_none() {
+    if resume::finished(paths, &loaded, None, false, report)?.is_none() {
         return Ok(None);
     }
     let (_, entries) = ledger::read(&paths.ledger())?;

@@ -115,6 +115,9 @@ pub fn start(
 ) -> anyhow::Result<SweepOutcome> {
     // Refused before anything is written.
     divide(sweep, options.jobs)?;
+    if !(existing == Existing::Resume && sweep_folder::is_sweep(&runs.join(name))) {
+        places::require_device(sweep.members.iter().map(|member| &member.loaded.experiment))?;
+    }
     let folder = begin(sweep, (runs, name), existing, report)?;
     let recorded = recorded(&folder.paths, Some(sweep))?;
     if existing == Existing::Resume {

@@ -9,6 +9,19 @@ use crate::units::noun;
 /// The variable that names the GPUs of a process.
 pub(super) const VISIBLE: &str = "CUDA_VISIBLE_DEVICES";
 
+/// Refuses a sweep of which every member needs a GPU where there is none.
+///
+/// # Errors
+/// There is no usable GPU.
+pub(super) fn require_device<'a>(
+    mut experiments: impl Iterator<Item = &'a Experiment>,
+) -> anyhow::Result<()> {
+    if experiments.all(|experiment| experiment.device.kind == DeviceKind::Cuda) {
+        driver::gpus()?;
+    }
+    Ok(())
+}
+
 /// For each of `jobs` processes the GPUs that it may see; none where they are not divided.
 ///
 /// # Errors
