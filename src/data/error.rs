@@ -299,6 +299,13 @@ fn no_match_hint(pattern: &str) -> String {
         let escaped = glob::Pattern::escape(pattern);
         return format!("a file of this very name is there, but `[` begins a set: write `{escaped}`");
     }
+    let (folder, name) = pattern.rsplit_once('/').unwrap_or((".", pattern));
+    if name.starts_with("edu_fineweb_") {
+        return format!(
+            "`runner data fetch fineweb-edu-100b --out {folder}` fetches these shards; in a file relative \
+             patterns start at its folder"
+        );
+    }
     crate::experiment::not_expanded(pattern).map_or_else(
         || {
             "in a file relative patterns start at its folder, on the command line and in variables where the \
@@ -315,4 +322,16 @@ fn change(expected_bytes: u64, got_bytes: u64) -> String {
         return "it was written to since it was opened".into();
     }
     format!("it had {expected_bytes} bytes when it was opened, and has {got_bytes} bytes now")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn missing_shards_of_fineweb_edu_name_what_fetches_them() {
+        let hint = no_match_hint("/none/such/edu_fineweb_train_*.bin");
+        assert!(hint.contains("`runner data fetch fineweb-edu-100b --out /none/such`"), "{hint}");
+        assert!(no_match_hint("/none/such/x_*.bin").contains("runner data prepare"));
+    }
 }

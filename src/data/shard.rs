@@ -242,7 +242,7 @@ pub fn check(path: &Path, head: &[u8], got_bytes: u64) -> Result<ShardHeader, Da
     }
     let word = |at: usize| Some(u32::from_le_bytes(head.get(4 * at..4 * at + 4)?.try_into().ok()?));
     if let Some(got) = word(0).filter(|&magic| magic != MAGIC) {
-        return Err(DataError::Magic { path, got, hint: magic_hint(got, head) });
+        return Err(DataError::Magic { path, got, hint: magic_hint(got, head, got_bytes) });
     }
     if let Some(got) = word(1).filter(|&version| version != VERSION) {
         return Err(DataError::Version { path, got });
@@ -267,7 +267,7 @@ fn recorded(head: &[u8]) -> Option<RecordedTokenizer> {
     Some(RecordedTokenizer { name, sha256: sha256.try_into().ok()? })
 }
 
-fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
+fn magic_hint(got: u32, bytes: &[u8], file_bytes: u64) -> &'static str {
     if let Some((_, hint)) = KNOWN_MAGICS.iter().find(|(magic, _)| *magic == got) {
         return hint;
     }
@@ -279,6 +279,13 @@ fn magic_hint(got: u32, bytes: &[u8]) -> &'static str {
         || bytes.starts_with(b"\x28\xb5\x2f\xfd")
     {
         return "the file is compressed: unpack it first";
+    }
+    let (pairs, _) = bytes.as_chunks::<2>();
+    let are_tokens = pairs.iter().all(|pair| u16::from_le_bytes(*pair) < 50_257);
+    // Text has no zero bytes.
+    if file_bytes.is_multiple_of(2) && bytes.contains(&0) && are_tokens {
+        return "it looks like uint16 tokens without a header, as nanoGPT writes them: make shards from the \
+                text that they came from with `runner data prepare`";
     }
     "make shards from text with `runner data prepare`"
 }
@@ -386,6 +393,13 @@ mod tests {
             let message = refusal(page.as_bytes());
             assert!(message.contains("web page saved as a token shard"), "{message}");
         }
+    }
+
+    #[test]
+    fn tokens_without_a_header_are_explained() {
+        let message = refusal(&[0, 0, 1, 0, 2, 0, 3, 0]);
+        assert!(message.contains("uint16 tokens without a header, as nanoGPT writes them"), "{message}");
+        assert!(!refusal(b"some text here").contains("nanoGPT"));
     }
 
     #[test]

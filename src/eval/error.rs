@@ -10,7 +10,7 @@ use crate::ops::DeviceError;
 pub enum EvalError {
     #[error(
         "cannot read `{}`: {reason}\n  hint: HellaSwag's validation set is the jsonl file that \
-         `eval.hellaswag` names", path.display()
+         `eval.hellaswag` names; `runner data fetch hellaswag --out data` fetches it", path.display()
     )]
     Io { path: PathBuf, reason: std::io::Error },
     #[error("`{}` has no tasks: {found}", path.display())]

@@ -4,8 +4,6 @@
 //! are llm.c's own), `gpt3:c768` is GPT-3 of that width (Brown et al. 2020, table 2.1). `modern:d12` has the
 //! sizes of `gpt2:d12` and blocks of later models, of which a Hugging Face `Qwen3ForCausalLM` is made too.
 
-use super::diagnostics::nearest;
-
 /// What full descriptors begin with.
 const FAMILIES: [&str; 3] = ["gpt2:", "gpt3:", "modern:"];
 
@@ -121,18 +119,19 @@ pub fn sizes(descriptor: &str) -> Result<Sizes, UnknownDescriptor> {
         });
     }
     let known = descriptors();
-    let hint = match nearest(&full, known.iter().map(String::as_str)) {
+    let hint = match FAMILIES.iter().find(|family| full.starts_with(**family)) {
         // All depths look alike, so the nearest name is no useful hint: show the family.
-        Some(name) if FAMILIES.iter().any(|family| full.starts_with(family)) => {
-            let of = name.split_once(':').map_or("", |(family, _)| family);
+        Some(of) => {
             let family: Vec<&str> = known.iter().filter(|k| k.starts_with(of)).map(String::as_str).collect();
             format!(
                 "the family has {}; other sizes go in `layers`, `heads` and `channels`",
                 family.join(", ")
             )
         }
-        _ => "write `d12`, `gpt2:d12`, `gpt3:c768` or `modern:d12`, or give `layers`, `heads` and `channels`"
-            .into(),
+        None => {
+            "write `d12`, `gpt2:d12`, `gpt3:c768` or `modern:d12`, or give `layers`, `heads` and `channels`"
+                .into()
+        }
     };
     Err(UnknownDescriptor { message, hint })
 }
@@ -167,6 +166,12 @@ mod tests {
             "{refused:?}"
         );
         assert_eq!(sizes("gpt3:c5120"), Ok(Sizes { layers: 40, heads: 40, channels: 5120, context: 2048 }));
+    }
+
+    #[test]
+    fn a_hint_lists_the_family_that_was_asked_for() {
+        let hint = sizes("gpt3:d12").unwrap_err().hint;
+        assert!(hint.contains("gpt3:c768") && !hint.contains("gpt2:"), "{hint}");
     }
 
     #[test]

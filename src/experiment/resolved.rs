@@ -343,13 +343,13 @@ choice! {
 
 choice! {
     Compute {
-        /// `bf16` on CUDA, `fp32` on the CPU.
+        /// `bf16` on CUDA and in its mirror, `fp32` on the CPU.
         Auto = "auto",
         /// fp32 throughout. CPU and CUDA.
         Fp32 = "fp32",
         /// fp32 tensors, TF32 in the matrix multiplications. CUDA only.
         Tf32 = "tf32",
-        /// bf16 weights and activations. CUDA only.
+        /// bf16 weights and activations. CUDA and its mirror.
         Bf16 = "bf16",
     }
 }

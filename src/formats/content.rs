@@ -119,7 +119,7 @@ pub fn converted(folder: Option<&Path>) -> String {
     let folder = folder.display();
     format!(
         "only safetensors are read; this makes them: `python -c \"from transformers import GPT2LMHeadModel \
-         as M; M.from_pretrained('{folder}').save_pretrained('{folder}')\"`"
+         as M; M.from_pretrained('{folder}').save_pretrained('{folder}/safetensors')\"`"
     )
 }
 

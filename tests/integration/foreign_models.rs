@@ -272,7 +272,7 @@ fn weights_in_other_files_are_refused_by_name_with_the_command_that_converts_the
     let lab = Lab::new();
     let folder = copy(&lab, "hf_good");
     std::fs::rename(folder.join("model.safetensors"), folder.join("pytorch_model.bin")).expect("renamed");
-    let command = format!("M.from_pretrained('{}').save_pretrained(", folder.display());
+    let command = format!("M.from_pretrained('{0}').save_pretrained('{0}/safetensors')", folder.display());
     refused(&lab, text(&folder), &["its weights are in `pytorch_model.bin`", &command]);
     std::fs::remove_file(folder.join("pytorch_model.bin")).expect("removable");
     refused(&lab, text(&folder), &["it has no `model.safetensors`"]);

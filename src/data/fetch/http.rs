@@ -251,26 +251,25 @@ impl Client {
 
     /// Converts an error of the library, before or in an answer.
     pub fn connection(&self, url: &str, error: &ureq::Error) -> FetchError {
+        let of_github = !self.is_hub(url) && origin(url) == origin(&self.endpoints.github_raw);
+        let hint = match of_github {
+            true => "is the network up? a proxy is named by `HTTPS_PROXY`, a mirror by `GITHUB_RAW_ENDPOINT`",
+            false => "is the network up? a proxy is named by `HTTPS_PROXY`, a mirror by `HF_ENDPOINT`",
+        };
         let url = url.to_owned();
         match error {
             ureq::Error::Timeout(ureq::Timeout::Connect | ureq::Timeout::Resolve) => FetchError::Connection {
                 url,
                 reason: format!("no connection within {} s", self.patience.connect.as_secs()),
-                hint: "is the network up? a proxy is named by `HTTPS_PROXY`, a mirror by `HF_ENDPOINT`",
+                hint,
             },
             ureq::Error::Timeout(_) => {
                 FetchError::Stalled { url, seconds: self.patience.stall.as_secs(), received: 0, got_bytes: 0 }
             }
-            ureq::Error::HostNotFound => FetchError::Connection {
-                url,
-                reason: "no such host".to_owned(),
-                hint: "is the network up? a proxy is named by `HTTPS_PROXY`, a mirror by `HF_ENDPOINT`",
-            },
-            error => FetchError::Connection {
-                url,
-                reason: error.to_string(),
-                hint: "a proxy is named by `HTTPS_PROXY`, a mirror by `HF_ENDPOINT`",
-            },
+            ureq::Error::HostNotFound => {
+                FetchError::Connection { url, reason: "no such host".to_owned(), hint }
+            }
+            error => FetchError::Connection { url, reason: error.to_string(), hint },
         }
     }
 }

@@ -57,7 +57,10 @@ impl Library {
     /// How to get it, for people.
     fn hint(self) -> &'static str {
         match self {
-            Library::Driver => "install the NVIDIA driver",
+            Library::Driver => {
+                "install the NVIDIA driver; without a GPU, `device.kind=mirror` gives its bits on a CPU, \
+                 slowly, and `device.kind=cpu` with `precision.compute=fp32` trains there"
+            }
             Library::Nvrtc => {
                 "install the CUDA toolkit, or `pip install nvidia-cuda-nvrtc`, or set CUDA_HOME"
             }
