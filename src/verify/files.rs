@@ -222,6 +222,10 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
             && let Some(what) = counted_otherwise(manifest, entry, &entries)
         {
             checks.failed(&check, what);
+        } else if standing == Standing::Unbound && is_last(manifest) {
+            let what = "the ledger has no root of this step, the run's last, whose state is always hashed\n  \
+                        do: the ledger was edited; restore it from a copy";
+            checks.failed(&check, what);
         } else if standing == Standing::Unbound {
             unbound.push(manifest.step.to_string());
         } else {
@@ -243,6 +247,12 @@ fn read_ledger(paths: &RunPaths, manifests: &[Manifest], checks: &mut Checks<'_>
         );
     }
     Some((log, entries))
+}
+
+/// Whether a checkpoint is of the last step of its run, by its own numerics.
+fn is_last(manifest: &Manifest) -> bool {
+    let steps = manifest.numerics.get("schedule.steps");
+    steps.is_some_and(|steps| *steps == manifest.step.to_string())
 }
 
 /// The tokens or updates of a manifest, where the ledger counts others. `last` is the entry of its last step.

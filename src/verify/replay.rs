@@ -26,7 +26,7 @@ use crate::run::locked::Locked;
 use crate::run::messages::{LongWork, Report};
 use crate::run::recorded::is_known;
 use crate::run::{UsageError, initial, lock, require_usage};
-use crate::store::{self, RunPaths, compare};
+use crate::store::{self, Manifest, RunPaths, compare};
 use crate::train::Trainer;
 use crate::train::record::{correct_counts, ledger_entry};
 use crate::units::noun;
@@ -40,7 +40,7 @@ pub fn verify(
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let WholeRun { paths, lock, entries, mut loaded, data, .. } = run;
+    let WholeRun { paths, lock, manifests, entries, mut loaded, data, .. } = run;
     if !sets.is_empty() {
         loaded = experiment::load_recorded_here(&paths.experiment(), sets)?;
     }
@@ -65,7 +65,9 @@ pub fn verify(
     let mut experiment = loaded.experiment.clone();
     experiment.parallel.ranks = 1;
     let elsewhere = super::lock::mirror_hint(&lock, &experiment);
-    let replay = Replay { loaded, data, paths, lock, entries, steps: steps.clone(), report, unmeasured: 0 };
+    let steps_again = steps.clone();
+    let replay =
+        Replay { loaded, data, paths, lock, manifests, entries, steps: steps_again, report, unmeasured: 0 };
     let same = match steps.end - 1 {
         last if last == steps.start => format!("step {last} gave the same bits again"),
         last => format!("steps {} to {last} gave the same bits again", steps.start),
@@ -135,6 +137,7 @@ struct Replay {
     data: Data,
     paths: RunPaths,
     lock: Lock,
+    manifests: Vec<Manifest>,
     entries: Vec<Entry>,
     steps: Range<u64>,
     report: Report,
@@ -171,6 +174,9 @@ impl OnDevice for Replay {
             let again = self.step(&mut trainer, &mut feed, &recorded)?;
             if again != recorded {
                 return Ok(Err(self.mismatch(&mut trainer, &recorded, &again)?));
+            }
+            if let Some(other) = self.other_state(&mut trainer)? {
+                return Ok(Err(other));
             }
             replayed(1);
         }
@@ -220,7 +226,9 @@ impl Replay {
     ) -> anyhow::Result<Evaluation> {
         let (validation, hellaswag) = self.measure(trainer, recorded.validation, recorded.hellaswag)?;
         let mut again = Evaluation { validation, hellaswag, ..recorded };
-        if trainer.keeps_average() && (recorded.ema_loss.is_some() || recorded.ema_hellaswag.is_some()) {
+        if !trainer.keeps_average() {
+            (again.ema_loss, again.ema_hellaswag) = (None, None);
+        } else if recorded.ema_loss.is_some() || recorded.ema_hellaswag.is_some() {
             let loss = |loss| recorded.validation.map(|set| Validation { loss, ..set });
             let recorded_loss = recorded.ema_loss.and_then(loss);
             let (average, hellaswag) = trainer
@@ -257,6 +265,28 @@ impl Replay {
         }
         self.unmeasured += usize::from(unmeasured);
         Ok((validation, hellaswag))
+    }
+
+    /// What differs between the state after the step just made and the run's checkpoint of it, whether the
+    /// ledger has a root of that step or not.
+    fn other_state<O: Ops>(&self, trainer: &mut Trainer<O>) -> anyhow::Result<Option<String>> {
+        let done = trainer.progress().step;
+        let Some(manifest) = self.manifests.iter().find(|manifest| manifest.step == done) else {
+            return Ok(None);
+        };
+        let root = trainer.state_root()?;
+        if root == manifest.state_root {
+            return Ok(None);
+        }
+        let mut text = format!(
+            "the checkpoint of step {done} has the state root {}, and its steps gave {root}",
+            manifest.state_root
+        );
+        let (_, saved) = store::load(&checkpoint_folder(&self.paths, done))?;
+        if let Some(state) = compare::states(&saved, &trainer.state()?) {
+            text.push_str(&format!("\n  {}", state_text(done, &state).trim_end()));
+        }
+        Ok(Some(text))
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.

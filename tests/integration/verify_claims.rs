@@ -365,3 +365,33 @@ fn files_of_a_run_that_are_pipes_loops_or_far_too_long_are_refused_by_name() {
     lab.resume("ci", &[]).assert_fails(1, &["ledger.jsonl", "is missing"]);
     assert!(!ledger.exists(), "a ledger that is lost is not begun anew");
 }
+
+/// Other weights under heads that fit, in a step of which the ledger has no root.
+#[test]
+fn other_weights_in_a_checkpoint_without_a_root_in_the_ledger_do_not_survive() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let run = lab.path("ci");
+    let (_, entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    let forge = |without: u64| {
+        let mut forged = entries.clone();
+        forged[without as usize - 1].root = None;
+        let heads = rewrite_records(&run, &forged);
+        let checkpoints = run.join("checkpoints");
+        for (step, folder) in store::list(&checkpoints).expect("some") {
+            let (manifest, mut state) = store::load(&folder).expect("whole");
+            if step == without {
+                let tensor = state.iter_mut().find(|it| it.name == "wpe.weight").expect("a tensor");
+                tensor.bytes[4] ^= 1;
+            }
+            let forged = Facts { ledger: heads[step as usize - 1], ..facts(&manifest) };
+            store::save(&checkpoints, &state, &forged).expect("saved");
+        }
+        reseal(&run, |lock| lock.outputs.clear());
+    };
+    forge(10);
+    assert_eq!(lab.verify("ci", &[]).code, Some(0), "as a run that was stopped there");
+    assert_finds(&lab, "ci", &["--replay", "5..10"], &["the checkpoint of step 10 has the state root"]);
+    forge(20);
+    assert_finds(&lab, "ci", &[], &["checkpoint 20 in the ledger: the ledger has no root of this step"]);
+}
