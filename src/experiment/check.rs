@@ -11,6 +11,7 @@ use toml::de::DeValue;
 use super::copy_place::{CopyPlace, NoPlace};
 use super::declare::Word;
 use super::diagnostics::nearest;
+use super::foreign_names;
 use super::schema::{Computed, KeyRow, Open, ValueKind};
 use crate::units::thousands;
 
@@ -210,7 +211,9 @@ fn choice<'a>(key: &KeyRow, raw: &'a DeValue<'_>, words: &[Word]) -> Result<&'a 
     if names.clone().any(|name| name == word) {
         return Ok(word);
     }
-    let hint = nearest(&word.to_lowercase(), names).map(|near| format!("did you mean \"{near}\"?"));
+    let lower = word.to_lowercase();
+    let same = foreign_names::word(&lower).filter(|here| names.clone().any(|name| name == *here));
+    let hint = same.or_else(|| nearest(&lower, names)).map(|near| format!("did you mean \"{near}\"?"));
     Err(Refusal { hint, ..refusal(key, &format!("knows no {word:?}"), format!("expected {expected}")) })
 }
 

@@ -35,6 +35,7 @@ mod declare;
 mod defaults;
 mod descriptor;
 mod diagnostics;
+mod foreign_names;
 mod init_models;
 mod json_schema;
 mod key_row;

@@ -11,6 +11,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 
 use super::declare::Word;
 use super::diagnostics::nearest;
+use super::foreign_names;
 use super::key_row::{
     ABOVE_ZERO, DECAY, FRACTION, FROM_ZERO, MANY, TO_A_MILLION, TO_A_THOUSAND, boolean, choice, ranged,
 };
@@ -343,8 +344,8 @@ pub(super) fn sections() -> Vec<&'static str> {
 
 /// What was probably meant by a key that is not known: a section, or else a dotted key.
 ///
-/// The right key in the wrong section comes first, unless many sections have it; then a similar key of the
-/// section, then a similar key anywhere.
+/// The right key in the wrong section comes first, unless many sections have it; then what other programs call
+/// so, then a similar key of the section, then a similar key anywhere.
 pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, Option<String>) {
     let leaf = leaf_of(dotted);
     let siblings = rows_of(section);
@@ -352,9 +353,13 @@ pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, O
         let near = nearest(leaf, siblings.map(KeyRow::leaf)).map(|leaf| format!("{section}.{leaf}"));
         return (None, near);
     }
+    if foreign_names::is_of_what_is_not_here(leaf) {
+        return (None, None);
+    }
     let mut elsewhere = KEYS.iter().filter(|key| key.leaf() == leaf);
-    let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name.to_string());
-    let near = moved
+    let moved = elsewhere.next().filter(|_| elsewhere.next().is_none()).map(|key| key.name);
+    let named = moved.or_else(|| foreign_names::key(leaf)).map(str::to_string);
+    let near = named
         .or_else(|| {
             nearest(leaf, siblings.map(KeyRow::leaf))
                 .map(|leaf| if section.is_empty() { leaf.to_string() } else { format!("{section}.{leaf}") })

@@ -106,12 +106,15 @@ pub fn numerics(recorded: &Loaded, lock: &Lock) -> Vec<Difference> {
     other.chain(left_out.collect::<Vec<_>>()).collect()
 }
 
+/// Whether a lock is of a program that names all that a run is measured on: one that knows this key.
+pub fn knows_all(lock: &Lock) -> bool {
+    lock.config.contains_key("proof.audit_every")
+}
+
 /// What a lock does not name of the data that its own settings have the run measured on.
 pub fn left_out(lock: &Lock) -> Vec<&'static str> {
     let is = |key: &str, value: serde_json::Value| origin(lock, key, &value).is_some();
-    // Programs that know this key name all of it.
-    let knows_all = lock.config.contains_key("proof.audit_every");
-    if !knows_all || !lock.config.contains_key("eval.every") || is("eval.every", 0.into()) {
+    if !knows_all(lock) || !lock.config.contains_key("eval.every") || is("eval.every", 0.into()) {
         return Vec::new();
     }
     let scored = !is("eval.hellaswag", serde_json::Value::Null);

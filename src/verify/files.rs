@@ -2,9 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Checks, events, lock as locked, sources};
+use super::{Checks, events, lock as locked, measures, sources};
 use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
+use crate::eval::parameters::is_parameter;
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::ledger::{self, RESTORED};
@@ -43,7 +44,7 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     if !paths.are_of_a_run() {
         return Err(StoreError::NoSuchRun { path: folder.into() }.into());
     }
-    let manifests = checkpoints(&paths, checks)?;
+    let (manifests, not_finite) = checkpoints(&paths, checks)?;
     let newest = manifests.last();
     let lock = locked::read(&paths, newest, checks);
     let ledger = read_ledger(&paths, &manifests, checks);
@@ -57,7 +58,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
         locked::numerics(lock, &manifests, &drift, checks);
         events::verify(&recorded.experiment, lock, &drift, &manifests, entries, checks);
         locked::evaluations(&recorded.experiment, lock, entries, checks);
-        locked::usable_end(lock, log.notes(), entries, checks);
+        measures::of_average(&recorded.experiment, &drift, entries, checks);
+        locked::usable_end(lock, log.notes(), entries, not_finite.as_deref(), checks);
         locked::outputs(lock, newest, (log, entries), recorded.experiment.schedule.steps, checks);
         if let Some(torn) = log.torn().filter(|_| !lock.outputs.is_empty()) {
             let (line, bytes) = (torn.line, torn.bytes);
@@ -75,7 +77,8 @@ pub fn verify(folder: &Path, checks: &mut Checks<'_>, report: Report) -> anyhow:
     }
     let mut loaded = experiment::load_recorded_here(&paths.experiment(), &[])?;
     let data = data(&mut loaded, lock.as_ref(), checks, report);
-    if let (Some(lock), Some(data), Some((_, entries))) = (&lock, &data, &ledger) {
+    if let (Some(lock), Some(data), Some((log, entries))) = (&lock, &data, &ledger) {
+        measures::verify(lock, log.notes(), data, entries, checks);
         locked::last_evaluation(lock, data, entries, checks);
     }
     machine(&loaded, lock.as_ref(), checks);
@@ -138,9 +141,9 @@ fn audits(paths: &RunPaths, entries: &[Entry], (reach, restored): (Reach, u64), 
     }
 }
 
-/// Every byte of every checkpoint.
-fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<Manifest>> {
-    let mut whole = Vec::new();
+/// Every byte of every checkpoint; and the first parameter of the newest whole one that is not finite.
+fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<(Vec<Manifest>, Option<String>)> {
+    let (mut whole, mut not_finite) = (Vec::new(), None);
     for (step, folder) in store::list(&paths.checkpoints())? {
         match store::load(&folder) {
             Ok((manifest, state)) => {
@@ -150,6 +153,10 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
                     format!("{} {tensors}, {bytes}, root {}", state.len(), manifest.state_root),
                 );
                 whole.push(manifest);
+                let mut parameters = state.iter().filter(|tensor| is_parameter(&tensor.name));
+                not_finite = parameters
+                    .find(|tensor| tensor.first_not_finite().is_some())
+                    .map(|tensor| tensor.name.clone());
             }
             // Another version's, or what could not be read, may be whole.
             Err(why @ (StoreError::WrongFormat { .. } | StoreError::Io { .. })) => {
@@ -167,7 +174,7 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<Vec<M
     for path in contents::beside_checkpoints(&paths.checkpoints()).unwrap_or_default() {
         checks.skipped("beside the checkpoints", format!("`{}` is none, and is not read", path.display()));
     }
-    Ok(whole)
+    Ok((whole, not_finite))
 }
 
 type LedgerRead = (ledger::Log, Vec<Entry>);

@@ -64,6 +64,12 @@ pub(super) struct Drift {
 }
 
 impl Drift {
+    /// Whether a key is among what changed.
+    pub fn names(&self, key: &str) -> bool {
+        let of_key = |text| DifferenceText::parse(text).is_some_and(|change| change.key == key);
+        self.changes.iter().any(|(_, text)| of_key(text))
+    }
+
     /// Whether the lock is of steps to come alone: what was changed before them is in a note, and in no entry.
     pub fn is_pending(&self) -> bool {
         !self.confirmed && !self.changes.is_empty()
@@ -103,17 +109,25 @@ pub(super) fn last_drift(notes: &[Note], entries: &[Entry], lock: &Lock) -> Drif
     Drift { before, confirmed, changes }
 }
 
-/// A lock has outputs where a run has a usable model: its last step and evaluation are finite, and no note
-/// says otherwise.
-pub(super) fn usable_end(lock: &Lock, notes: &[Note], entries: &[Entry], checks: &mut Checks<'_>) {
+/// A lock has outputs where a run has a usable model: its last step and evaluation are finite, no note says
+/// otherwise, and no parameter of its newest checkpoint, such as `parameter`, is not finite.
+pub(super) fn usable_end(
+    lock: &Lock,
+    notes: &[Note],
+    entries: &[Entry],
+    parameter: Option<&str>,
+    checks: &mut Checks<'_>,
+) {
     if lock.outputs.is_empty() {
         return;
     }
     let mut noted = notes.iter().filter(|note| note.after == entries.len() as u64 && note.kind == NOT_FINITE);
+    let of_weights = || parameter.map(|name| format!("a number of `{name}` is not finite"));
     let why = entry::not_finite_at_end(entries).or(noted.next_back().map(|note| note.text.clone()));
+    let why = why.or_else(of_weights);
     if let Some(why) = why {
-        let what = "the lock has the outputs of a run that ended well, and the ledger says that it ended in \
-                    numbers that are not finite";
+        let what = "the lock has the outputs of a run that ended well, and it ended in numbers that are not \
+                    finite";
         checks.failed("end of the run", format!("{what}: {why}\n  do: one of them was edited"));
     }
 }

@@ -19,6 +19,7 @@ pub mod expect;
 pub mod files;
 pub mod golden;
 pub mod lock;
+mod measures;
 pub mod promises;
 pub mod rebuild;
 pub mod replay;

@@ -22,6 +22,19 @@ fn a_key_is_explained_and_a_mistyped_one_gets_its_neighbour() {
     assert!(lab.done(&["config", "--explain"]).stdout.lines().any(|line| line.starts_with("  device.simd ")));
     let near = "did you mean `schedule.warmup_steps`";
     lab.finish(&["config", "--explain", "schedule.warmup"]).assert_fails(2, &[near]);
+    for (elsewhere, here) in [
+        ("optimizer.lr", "schedule.learning_rate"),
+        ("model.d_model", "model.channels"),
+        ("max_iters", "schedule.steps"),
+    ] {
+        let near = format!("did you mean `{here}`");
+        lab.finish(&["config", "--explain", elsewhere]).assert_fails(2, &[&near]);
+    }
+    let dropout = lab.finish(&["config", "experiments/ci.toml", "--set", "model.dropout=0.1"]);
+    dropout.assert_fails(2, &["unknown key `model.dropout`"]);
+    assert!(!dropout.stderr.contains("did you mean"), "{}", dropout.stderr);
+    let gpu = lab.finish(&["config", "experiments/ci.toml", "--set", "device.kind=gpu"]);
+    gpu.assert_fails(2, &["did you mean \"cuda\"?"]);
     lab.finish(&["config"]).assert_fails(2, &["EXPERIMENT"]);
     lab.finish(&["config", "experiments/ci.toml", "--explain", "seed"]).assert_fails(2, &["cannot be used"]);
 }

@@ -190,6 +190,13 @@ fn a_replay_says_how_many_evaluations_it_could_not_measure() {
     let mut lock = runner::proof::Lock::read(&run.join("lock.toml")).expect("a lock");
     lock.outputs.clear();
     std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
+    let says =
+        "the entry of step 20 has a validation loss on 4,096 tokens, and the set of the run has 2,048 tokens";
+    assert_finds(&lab, "ci", &[], &[says]);
+    // As an older program noted that the set was exchanged.
+    let mut ledger = ledger::Ledger::open(&run.join("ledger.jsonl")).expect("a ledger");
+    ledger.note("environment", "`data.validation_sha256` was 00, is 11").expect("written");
+    drop(ledger);
     let unmeasured = lab.verify("ci", &["--replay", "15..20"]);
     assert!(unmeasured.stdout.contains("again, but for 1 evaluation of other sets"), "{}", unmeasured.stdout);
 }

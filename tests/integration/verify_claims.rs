@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use runner::proof::{Evaluation, Lock, ledger};
+use runner::proof::{Evaluation, HellaSwag, Lock, ledger};
 use runner::store::{self, Facts};
 
 use crate::support::Lab;
@@ -394,4 +394,47 @@ fn other_weights_in_a_checkpoint_without_a_root_in_the_ledger_do_not_survive() {
     assert_finds(&lab, "ci", &["--replay", "5..10"], &["the checkpoint of step 10 has the state root"]);
     forge(20);
     assert_finds(&lab, "ci", &[], &["checkpoint 20 in the ledger: the ledger has no root of this step"]);
+}
+
+/// Figures that an honest run of these settings cannot have, in an otherwise consistent ledger.
+#[test]
+fn figures_of_sets_and_averages_that_a_run_has_none_of_are_refused() {
+    let lab = Lab::new();
+    lab.run(CI, &["--set", "optimizer.ema_decay=0"]).root();
+    let forged = |name: &str, change: fn(&mut Evaluation)| {
+        let run = lab.path(name);
+        copy(&lab.path("ci"), &run);
+        let (_, mut entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+        change(entries.last_mut().and_then(|entry| entry.evaluation.as_mut()).expect("an evaluation"));
+        rewrite_records(&run, &entries);
+        reseal(&run, |lock| lock.outputs.clear());
+    };
+    forged("average", |of| of.ema_loss = Some(0.5));
+    assert_finds(&lab, "average", &[], &["a figure of the average of the weights, and the run keeps none"]);
+    forged("score", |of| {
+        let (tasks, correct) = (10_042, Some(9_999));
+        of.hellaswag = Some(HellaSwag {
+            tasks,
+            llmc_correct: 9_999,
+            acc_correct: correct,
+            acc_norm_correct: correct,
+            acc_bytes_correct: correct,
+        });
+    });
+    assert_finds(&lab, "score", &[], &["a score of HellaSwag on 10,042 tasks, and the lock names none"]);
+}
+
+/// A run whose weights are not finite has no usable model, whatever its lock and notes say.
+#[test]
+fn a_run_that_ended_in_weights_that_are_not_finite_is_not_done() {
+    let lab = Lab::new();
+    lab.run(CI, &[]).root();
+    let checkpoints = lab.path("ci/checkpoints");
+    let (_, folder) = store::list(&checkpoints).expect("some").pop().expect("the last");
+    let (manifest, mut state) = store::load(&folder).expect("whole");
+    let weight = state.iter_mut().find(|tensor| tensor.name == "wte.weight").expect("a parameter");
+    weight.bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    store::save(&checkpoints, &state, &facts(&manifest)).expect("saved");
+    let says = "it ended in numbers that are not finite: a number of `wte.weight` is not finite";
+    assert_finds(&lab, "ci", &[], &[says]);
 }
