@@ -171,6 +171,9 @@ impl OnDevice for Replay {
         let replayed = self.report.progress(LongWork::Replaying, self.steps.end - self.steps.start);
         for step in self.steps.clone() {
             let recorded = self.entries[step as usize].clone();
+            if let Some(other) = self.other_rewind(&mut trainer, &mut feed, &recorded)? {
+                return Ok(Err(other));
+            }
             let again = self.step(&mut trainer, &mut feed, &recorded)?;
             if again != recorded {
                 return Ok(Err(self.mismatch(&mut trainer, &recorded, &again)?));
@@ -193,6 +196,38 @@ impl OnDevice for Replay {
 }
 
 impl Replay {
+    /// Where the run went back to the next step, makes the steps again that were dropped for it, which must
+    /// diverge where the ledger says, and goes back. Says how they did otherwise.
+    fn other_rewind<O: Ops>(
+        &self,
+        trainer: &mut Trainer<O>,
+        feed: &mut Prefetcher,
+        recorded: &Entry,
+    ) -> anyhow::Result<Option<String>> {
+        let Some((from, to)) = recorded.events.iter().find_map(|event| rewind_of(event)) else {
+            return Ok(None);
+        };
+        // What was dropped was made before the change.
+        if recorded.drifts().any(|text| !is_lost_lock(text)) {
+            return Ok(None);
+        }
+        let state = trainer.state()?;
+        let mut diverged = None;
+        while diverged.is_none() && trainer.progress().step <= from {
+            let step = trainer.step(feed)?.step;
+            diverged = trainer.progress().guards.diverged().then_some(step);
+        }
+        trainer.restore(state)?;
+        if diverged == Some(from) {
+            return Ok(None);
+        }
+        let found = diverged.map_or("do not diverge".to_owned(), |step| format!("diverge at step {step}"));
+        Ok(Some(format!(
+            "the run went back from step {from} to step {to}, and these steps {found} when they are made \
+             again\n  do: the ledger or the guards were edited; restore both from a copy"
+        )))
+    }
+
     fn step<O: Ops>(
         &mut self,
         trainer: &mut Trainer<O>,

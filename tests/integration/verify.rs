@@ -144,6 +144,20 @@ pub fn rewrite_records(run: &Path, entries: &[Entry]) -> Vec<Head> {
     written.collect()
 }
 
+/// Writes other entries, and heads of theirs into all checkpoints.
+pub fn rewrite_history(run: &Path, entries: &[Entry]) {
+    let heads = rewrite_records(run, entries);
+    let checkpoints = run.join("checkpoints");
+    for (_, folder) in store::list(&checkpoints).expect("some") {
+        let (manifest, state) = store::load(&folder).expect("whole");
+        let ledger = heads[manifest.step as usize - 1];
+        store::save(&checkpoints, &state, &Facts { ledger, ..facts(&manifest) }).expect("saved");
+    }
+    let mut lock = runner::proof::Lock::read(&run.join("lock.toml")).expect("a lock");
+    lock.outputs.clear();
+    std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
+}
+
 /// Consistent in their own files and seals; each is found against another file.
 #[test]
 fn counts_drift_and_a_missing_last_evaluation_are_held_against_the_ledger() {
@@ -210,16 +224,7 @@ fn a_forged_history_does_not_survive_a_replay() {
     let path = run.join("ledger.jsonl");
     let (_, mut entries) = ledger::read(&path).expect("a ledger");
     entries[7].loss = entries[7].loss.map(|loss| f64::from_bits(loss.to_bits() ^ 1));
-    let heads = rewrite_records(&run, &entries);
-    let checkpoints = run.join("checkpoints");
-    for (_, folder) in store::list(&checkpoints).expect("some") {
-        let (manifest, state) = store::load(&folder).expect("whole");
-        let ledger = heads[manifest.step as usize - 1];
-        store::save(&checkpoints, &state, &Facts { ledger, ..facts(&manifest) }).expect("saved");
-    }
-    let mut lock = runner::proof::Lock::read(&run.join("lock.toml")).expect("a lock");
-    lock.outputs.clear();
-    std::fs::write(run.join("lock.toml"), lock.to_text()).expect("writable");
+    rewrite_history(&run, &entries);
 
     assert_eq!(lab.verify("ci", &[]).code, Some(0), "nothing shows but the bits");
     assert_finds(

@@ -5,8 +5,8 @@ use std::path::Path;
 use runner::proof::{Evaluation, HellaSwag, Lock, ledger};
 use runner::store::{self, Facts};
 
-use crate::support::Lab;
-use crate::verify::{assert_finds, copy, facts, rewrite_records};
+use crate::support::{Lab, sets};
+use crate::verify::{assert_finds, copy, facts, rewrite_history, rewrite_records};
 
 const CI: &str = "experiments/ci.toml";
 
@@ -437,4 +437,21 @@ fn a_run_that_ended_in_weights_that_are_not_finite_is_not_done() {
     store::save(&checkpoints, &state, &facts(&manifest)).expect("saved");
     let says = "it ended in numbers that are not finite: a number of `wte.weight` is not finite";
     assert_finds(&lab, "ci", &[], &[says]);
+}
+
+/// What a rewind dropped is made again, and must have diverged.
+#[test]
+fn a_rewind_that_the_run_did_not_make_does_not_survive_a_replay() {
+    let lab = Lab::new();
+    let guards = ["guards.on_diverge=rewind", "guards.patience=3", "checkpoint.every=5"];
+    lab.run(CI, &sets(&guards)).root();
+    let run = lab.path("ci");
+    let (_, mut entries) = ledger::read(&run.join("ledger.jsonl")).expect("a ledger");
+    entries[5].events.push("rewind from step 8 to step 5".into());
+    rewrite_history(&run, &entries);
+    lab.verify("ci", &[]).assert_says(&["ok      events: rewinds: 1"]);
+    let says = "went back from step 8 to step 5, and these steps do not diverge when they are made again";
+    for steps in ["0..10", "5..10"] {
+        assert_finds(&lab, "ci", &["--replay", steps], &[says]);
+    }
 }
