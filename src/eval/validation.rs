@@ -8,8 +8,8 @@ use crate::ops::Ops;
 use crate::parallel::Link;
 use crate::parallel::exchange::all_gather;
 
-/// Mean loss a token over the whole set, summed in f64 in the set's order, by all ranks together, each of which
-/// does every Nth batch.
+/// Mean loss a token over the whole set, summed in f64 in the set's order, by all ranks together, each of
+/// which does every Nth batch.
 ///
 /// Every micro-batch has the model's full capacity: a short last one is filled with repeats whose
 /// losses are dropped, so that one shape of every operation serves the whole set. `losses` holds at

@@ -133,6 +133,15 @@ impl ExperimentError {
         ExperimentError { name: name.to_string(), faults }
     }
 
+    /// Where all faults are, if that is one place; the experiment's name otherwise.
+    fn place(&self) -> &str {
+        let mut places = self.faults.iter().map(|fault| fault.place.as_ref().map(|place| &place.source));
+        match places.next().flatten() {
+            Some(first) if places.all(|other| other == Some(first)) => first,
+            _ => &self.name,
+        }
+    }
+
     /// Whether the experiment is right, and a model that it names is damaged.
     pub fn is_damage(&self) -> bool {
         self.faults.iter().all(|fault| fault.damage)
@@ -154,7 +163,7 @@ impl ExperimentError {
             1 => "1 fault".to_string(),
             n => format!("{n} faults"),
         };
-        let _ = write!(out, "{} has {count}; nothing was started", printable(&self.name));
+        let _ = write!(out, "{} has {count}; nothing was started", printable(self.place()));
         out
     }
 }
@@ -309,6 +318,20 @@ mod tests {
         let fault = Fault::new("bad \u{1b}[31m key");
         let text = ExperimentError::new("x", vec![fault]).to_string();
         assert!(!text.contains('\u{1b}'), "{text:?}");
+    }
+
+    #[test]
+    fn the_place_of_all_faults_is_named_and_else_the_experiment() {
+        let at = |shown: &str| {
+            let source = SourceFile { shown: shown.into(), text: "a = 1".into() };
+            Fault::new(shown).at((Some(source.snippet(0..1)), (0, 0)))
+        };
+        let count = |faults| ExperimentError::new("x.toml", faults).to_string();
+        assert!(count(vec![at("--set")]).ends_with("--set has 1 fault; nothing was started"));
+        assert!(
+            count(vec![at("--set"), at("environment")]).ends_with("x.toml has 2 faults; nothing was started")
+        );
+        assert!(count(vec![Fault::new("no place")]).ends_with("x.toml has 1 fault; nothing was started"));
     }
 
     #[test]

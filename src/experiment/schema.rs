@@ -344,8 +344,8 @@ pub(super) fn sections() -> Vec<&'static str> {
 
 /// What was probably meant by a key that is not known: a section, or else a dotted key.
 ///
-/// The right key in the wrong section comes first, unless many sections have it; then what other programs call
-/// so, then a similar key of the section, then a similar key anywhere.
+/// The right key in the wrong section comes first, unless many sections have it; then what other programs
+/// call so, then a similar key of the section, then a similar key anywhere.
 pub(super) fn neighbour(dotted: &str, section: &str) -> (Option<&'static str>, Option<String>) {
     let leaf = leaf_of(dotted);
     let siblings = rows_of(section);

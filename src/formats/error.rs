@@ -95,8 +95,8 @@ pub enum FormatError {
 }
 
 impl FormatError {
-    /// Whether a file of a model is not what was written: cut short, changed, or with a header that does not fit
-    /// what follows. A file of another kind is whole, and so is one with numbers that are not finite.
+    /// Whether a file of a model is not what was written: cut short, changed, or with a header that does not
+    /// fit what follows. A file of another kind is whole, and so is one with numbers that are not finite.
     pub fn is_damage(&self) -> bool {
         match self {
             FormatError::CutShort { .. }

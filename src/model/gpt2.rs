@@ -261,10 +261,13 @@ impl<O: Ops> Gpt2<O> {
     }
 }
 
-/// The forward pass of one block. Of the residual stream x, with `f` the activation:
-/// `x' = x + proj(attention(qkv(ln_1 x)))`, `y = x' + fc_proj(f(fc(ln_2 x')))`. A residual is added and the norm
-/// behind it made in one operation, so `ln_1 x` is there already, and the block ends with the norm of y that
-/// follows it.
+/// The forward pass of one block, of the residual stream x, with `f` the activation:
+///
+/// `x' = x + proj(attention(qkv(ln_1 x)))`
+/// `y = x' + fc_proj(f(fc(ln_2 x')))`
+///
+/// A residual is added and the norm behind it made in one operation: `ln_1 x` is there already, and the block
+/// ends with the norm that follows y.
 struct BlockForward<'a, B> {
     config: &'a Model,
     acts: &'a mut LayerActivations<B>,

@@ -142,7 +142,7 @@ pub trait Ops {
     }
     /// Room for `len` token ids.
     fn alloc_ids(&mut self, len: usize) -> Result<Self::Ids>;
-    /// Allocates the scratch that the operations need for micro-batches of this shape: once, before the first.
+    /// Allocates the scratch that operations on micro-batches of this shape need: once, before the first.
     fn alloc_scratch(&mut self, shape: &ScratchShape) -> Result<()>;
     /// Chooses how [`Linear`] without bias and [`LinearBackwardInput`] are computed in shapes that are not
     /// the model's. Called before the first operation.

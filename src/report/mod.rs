@@ -169,8 +169,8 @@ pub fn plot_groups(
     Ok((write_picture(&figure::draw_groups(&groups, options)?, paths, None)?, notes))
 }
 
-/// Refuses early what [`plot_runs`], whose `stem` is `loss`, or [`swept::plot`], whose is `sweep`, would refuse
-/// when all is drawn: files and folders that cannot be written.
+/// Refuses early what [`plot_runs`], whose `stem` is `loss`, or [`swept::plot`], whose is `sweep`, would
+/// refuse when all is drawn: files and folders that cannot be written.
 pub fn require_pictures(out: &Path, stem: &str) -> Result<(), ReportError> {
     let paths = picture_paths(out, stem)?;
     Ok(paths.iter().try_for_each(|path| output::require(path, OutputKind::Picture))?)

@@ -83,7 +83,7 @@ impl<O: Locked> Agreed<O> {
             }
         }
         let mut lock = lock::lock(&loaded, &data, &manifest, initial.as_ref(), &trainer.ops)?;
-        lock.environment.insert("ranks".into(), ranks.to_string());
+        lock.environment.insert(lock::RANKS.into(), ranks.to_string());
         require_audited_arithmetic(&experiment, &lock)?;
         match &of_rank_zero {
             Some(numerics) => team::require_same(trainer.link().rank(), numerics, &lock.numerics)?,

@@ -111,8 +111,8 @@ impl<'a> Judged<'a> {
             || self.known.iter().any(|(_, table)| table.contains_key(key))
     }
 
-    /// The value of a key before the entry at `at`, as the first change behind it says, or the numerics behind
-    /// the steps; none where neither knows it.
+    /// The value of a key before the entry at `at`, as the first change behind it says, or the numerics
+    /// behind the steps; none where neither knows it.
     fn value(&self, at: usize, key: &'static str) -> Option<&'a str> {
         match self.changes(at + 1..self.steps.len(), key).next() {
             Some((_, change)) => change.was_text(),

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::error::{ProofRefusal, refuse_lock};
-use super::lock::{list, older_arithmetic};
+use super::lock::{RANKS, list, older_arithmetic};
 use super::messages::{Message, Report};
 use super::outputs::is_of_the_end;
 use crate::experiment::ShippedExperiment;
@@ -51,10 +51,11 @@ impl Expected {
         )))
     }
 
-    /// What differs without changing a bit.
+    /// What differs without changing a bit. A lock that no run has made says nothing of ranks.
     pub fn made_elsewhere(&self, here: &Lock) -> Vec<Difference> {
         let mut found = differences(&self.lock.environment, &here.environment);
         found.extend(differences(&self.lock.source, &here.source));
+        found.retain(|difference| difference.was.is_some() || difference.key != RANKS);
         found
     }
 

@@ -145,6 +145,9 @@ pub fn source_shards(source: &str) -> String {
 pub const VALIDATION_SET: &str = "data.validation_sha256";
 pub const TASKS: &str = "data.hellaswag";
 
+/// How many ranks a run has, which changes no bit.
+pub const RANKS: &str = "ranks";
+
 /// What the keys of the shards of the validation set begin with.
 pub const VALIDATION_SHARD: &str = "data.val_shard";
 

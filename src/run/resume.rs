@@ -15,6 +15,7 @@ use super::messages::{Message, Report};
 use super::outputs;
 use super::past_ledger::{self, PastLedger, has_trained};
 use super::recorded::{self, origin, other_value};
+use crate::eval::parameters::is_parameter;
 use crate::experiment::{self, BatchKeys, Experiment, Loaded, Origin, StepSequences, flatten};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
@@ -331,7 +332,17 @@ pub fn finished(
         changed.iter().all(|difference| difference.was.is_none() && outputs::is_of_the_end(&difference.key))
     };
     let root = match found {
-        Some((manifest, _)) => {
+        Some((manifest, state)) => {
+            let mut parameters = state.iter().filter(|tensor| is_parameter(&tensor.name));
+            if let Some(tensor) = parameters.find(|tensor| tensor.first_not_finite().is_some()) {
+                return Err(ProofRefusal(format!(
+                    "the lock of this run has the outputs of one that ended well, and in its checkpoint of \
+                     step {} a number of `{}` is not finite\n  hint: the lock was edited; restore it from a \
+                     copy",
+                    manifest.step, tensor.name
+                ))
+                .into());
+            }
             are_as_in_lock(&outputs::of(&manifest, log.head())).then_some(manifest.state_root)
         }
         // Who deletes every checkpoint of a finished run means to: lock and ledger have what came out.

@@ -194,10 +194,10 @@ impl<O: Ops> Trainer<O> {
         self.progress.data_offset += sequences;
     }
 
-    /// One optimizer step on the next sequences of `feed`, which reads this rank's [`Trainer::share`]: gradients
-    /// of all micro-batches, added over workers and ranks; the mean of all losses, in the order of the data; the
-    /// norm of all gradients, tensor after tensor; the guards' verdict on both; and, unless they skip the step,
-    /// the update.
+    /// One optimizer step on the next sequences of `feed`, which reads this rank's [`Trainer::share`]:
+    /// gradients of all micro-batches, added over workers and ranks; the mean of all losses, in the order of
+    /// the data; the norm of all gradients, tensor after tensor; the guards' verdict on both; and, unless
+    /// they skip the step, the update.
     ///
     /// # Errors
     /// The device, a shard of data or the link to another rank failed. What a failed step leaves is not used.

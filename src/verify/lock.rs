@@ -70,7 +70,7 @@ impl Drift {
         self.changes.iter().any(|(_, text)| of_key(text))
     }
 
-    /// Whether the lock is of steps to come alone: what was changed before them is in a note, and in no entry.
+    /// Whether the lock is of steps to come alone: what changed before them is in a note, and in no entry.
     pub fn is_pending(&self) -> bool {
         !self.confirmed && !self.changes.is_empty()
     }
@@ -258,6 +258,14 @@ pub(super) fn outputs(
     let of_ledger = || outputs::of_ledger(log, entries);
     let found = newest.map_or_else(of_ledger, |manifest| outputs::of(manifest, head));
     let changed = differences(&lock.outputs, &found);
+    let other = lock.outputs.get("step").filter(|step| changed.is_empty() && **step != steps.to_string());
+    if let Some(step) = other {
+        let what = format!(
+            "the lock's are of step {step}, and the run ends at step {steps}\n  do: one of lock and \
+             experiment was edited; restore it from a copy"
+        );
+        return checks.failed("outputs", what);
+    }
     if newest.is_none() && changed.is_empty() {
         checks.skipped(
             "outputs",

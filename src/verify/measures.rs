@@ -10,7 +10,7 @@ use crate::run::{lock, recorded};
 use crate::units::counted;
 
 /// One measure: the key of its set in a lock, and what it is called.
-struct Measure {
+struct MeasuredSet {
     key: &'static str,
     figure: &'static str,
     unit: &'static str,
@@ -20,15 +20,15 @@ struct Measure {
     here: fn(&Data) -> Option<u64>,
 }
 
-const MEASURES: [Measure; 2] = [
-    Measure {
+const MEASURES: [MeasuredSet; 2] = [
+    MeasuredSet {
         key: lock::VALIDATION_SET,
         figure: "a validation loss",
         unit: "token",
         size: |evaluation| Some(evaluation.validation?.tokens),
         here: |data| Some(data.validation.as_ref()?.tokens()),
     },
-    Measure {
+    MeasuredSet {
         key: lock::TASKS,
         figure: "a score of HellaSwag",
         unit: "task",
@@ -47,7 +47,7 @@ pub(super) fn verify(lock: &Lock, notes: &[Note], data: &Data, entries: &[Entry]
         let of_key = |text| DifferenceText::parse(text).is_some_and(|change| change.key == key);
         notes.iter().any(|note| note.kind == "environment" && of_key(&note.text))
     };
-    for Measure { key, figure, unit, size, here } in MEASURES {
+    for MeasuredSet { key, figure, unit, size, here } in MEASURES {
         if has_changed(key) {
             continue;
         }

@@ -40,6 +40,18 @@ fn a_lock_that_was_sealed_again_is_held_to_experiment_ledger_and_checkpoints() {
         reseal(&fresh(key), move |lock| drop(lock.outputs.insert(key.into(), "9".into())));
         assert_finds(&lab, key, &[], &["outputs: ", &format!("`{key}` was 9, is ")]);
     }
+    // Outputs that fit a run which was cut short, and not its experiment.
+    let short = fresh("short");
+    let (_, mut entries) = ledger::read(&short.join("ledger.jsonl")).expect("a ledger");
+    entries.truncate(10);
+    let head = *rewrite_records(&short, &entries).last().expect("entries");
+    let all = store::list(&short.join("checkpoints")).expect("some");
+    let later = all.iter().filter(|(step, _)| *step > 10);
+    later.for_each(|(_, folder)| std::fs::remove_dir_all(folder).expect("removable"));
+    let (_, folder) = all.iter().find(|(step, _)| *step == 10).expect("one in the middle");
+    let (manifest, _) = store::load(folder).expect("whole");
+    reseal(&short, |lock| lock.outputs = runner::run::outputs::of(&manifest, head));
+    assert_finds(&lab, "short", &[], &["outputs: the lock's are of step 10, and the run ends at step 20"]);
     // What an older program, or a run that was killed at its end, leaves is no fault, and is said.
     let said = |run: &str, says: &str| {
         let verified = lab.verify(run, &[]);
