@@ -133,12 +133,14 @@ impl ExperimentError {
         ExperimentError { name: name.to_string(), faults }
     }
 
-    /// Where all faults are, if that is one place; the experiment's name otherwise.
-    fn place(&self) -> &str {
+    /// The experiment's name, and the one place besides where all faults are, if there is one.
+    fn subject(&self) -> String {
         let mut places = self.faults.iter().map(|fault| fault.place.as_ref().map(|place| &place.source));
         match places.next().flatten() {
-            Some(first) if places.all(|other| other == Some(first)) => first,
-            _ => &self.name,
+            Some(first) if *first != self.name && places.all(|other| other == Some(first)) => {
+                format!("{} with {first}", self.name)
+            }
+            _ => self.name.clone(),
         }
     }
 
@@ -163,7 +165,7 @@ impl ExperimentError {
             1 => "1 fault".to_string(),
             n => format!("{n} faults"),
         };
-        let _ = write!(out, "{} has {count}; nothing was started", printable(self.place()));
+        let _ = write!(out, "{} has {count}; nothing was started", printable(&self.subject()));
         out
     }
 }
@@ -321,13 +323,13 @@ mod tests {
     }
 
     #[test]
-    fn the_place_of_all_faults_is_named_and_else_the_experiment() {
+    fn the_place_of_all_faults_is_named_beside_the_experiment() {
         let at = |shown: &str| {
             let source = SourceFile { shown: shown.into(), text: "a = 1".into() };
             Fault::new(shown).at((Some(source.snippet(0..1)), (0, 0)))
         };
         let count = |faults| ExperimentError::new("x.toml", faults).to_string();
-        assert!(count(vec![at("--set")]).ends_with("--set has 1 fault; nothing was started"));
+        assert!(count(vec![at("--set")]).ends_with("x.toml with --set has 1 fault; nothing was started"));
         assert!(
             count(vec![at("--set"), at("environment")]).ends_with("x.toml has 2 faults; nothing was started")
         );

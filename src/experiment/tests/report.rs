@@ -142,7 +142,7 @@ error: `batch.tokens` = 8192 is not a multiple of micro × seq_len × workers = 
    = note: `parallel.workers` is 1 (default)
    hint: the nearest valid `batch.tokens` are 6144 and 9216
 
-x.toml has 1 fault; nothing was started
+x.toml with --set has 1 fault; nothing was started
 "#;
 
 #[test]
