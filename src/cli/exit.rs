@@ -11,7 +11,7 @@ use crate::ops::DeviceError;
 use crate::parallel::launch::LaunchError;
 use crate::plan::PlanError;
 use crate::report::ReportError;
-use crate::run::ending::Ending;
+use crate::run::ending::{self, Ending};
 use crate::run::error::{HINT, in_words, is_damage, train_error};
 use crate::run::{StoppedOnRequest, UsageError};
 use crate::store::StoreError;
@@ -23,7 +23,7 @@ pub const FAILED: u8 = Ending::Failed.code();
 /// The command line or the experiment is wrong, or names a run or an experiment that is not there.
 pub const USAGE: u8 = 2;
 /// No usable device of the kind asked for.
-pub const NO_DEVICE: u8 = 3;
+pub const NO_DEVICE: u8 = ending::NO_DEVICE;
 /// Training diverged, or ended in numbers that are not finite; the last good checkpoint is kept.
 pub const DIVERGED: u8 = Ending::Diverged.code();
 /// Bits differ from the required ones, or a checkpoint or another file of a model is damaged.

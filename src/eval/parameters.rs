@@ -18,6 +18,12 @@ pub fn is_parameter(name: &str) -> bool {
     !name.contains('/')
 }
 
+/// The first parameter of a state that holds NaN or infinity.
+pub fn not_finite(state: &[Tensor]) -> Option<&Tensor> {
+    let mut parameters = state.iter().filter(|tensor| is_parameter(&tensor.name));
+    parameters.find(|tensor| tensor.first_not_finite().is_some())
+}
+
 /// The parameters of `state` on a device, and nothing else: enough to generate text.
 ///
 /// # Errors

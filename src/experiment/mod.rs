@@ -77,7 +77,7 @@ pub use reference::{KeyReference, KeysReference, SectionReference, UnknownKey, W
 pub use resolved::*;
 pub use schema::{key_of_source, keys, largest, names_files, pinned_by_content, reaches_the_bits};
 pub use shipped::{SHIPPED, ShippedExperiment};
-pub use step_batch::StepSequences;
+pub use step_batch::{StepSequences, scheduled_before};
 pub use sweep::{Declared, Member, MemberSettings, Sweep, setting_text, settings_json, settings_text};
 pub use template::template;
 pub use write::{Hyperparameters, differences, flatten, hyperparameters, other_bits};

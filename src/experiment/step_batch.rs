@@ -115,6 +115,11 @@ impl BatchKeys {
     }
 }
 
+/// The last step, at most `step`, with a checkpoint after every `every` steps; 0 for none.
+pub fn scheduled_before(every: u64, step: u64) -> u64 {
+    step.checked_rem(every).map_or(0, |behind| step - behind)
+}
+
 impl Experiment {
     /// The sequences of each step.
     pub fn step_sequences(&self) -> StepSequences {
@@ -136,7 +141,7 @@ impl Experiment {
 
     /// The last step, at most `step`, with a checkpoint by `checkpoint.every` after it; 0 for none.
     pub fn scheduled_before(&self, step: u64) -> u64 {
-        step.checked_rem(self.checkpoint.every).map_or(0, |behind| step - behind)
+        scheduled_before(self.checkpoint.every, step)
     }
 
     /// Micro-batches that a virtual worker folds in a step.

@@ -268,7 +268,7 @@ pub fn lost_lock() -> Difference {
 
 /// Whether a change by leave is a lock made again, and none of numerics.
 pub fn is_lost_lock(text: &str) -> bool {
-    DifferenceText::parse(text).is_some_and(|change| change.key == OF_RUN)
+    DifferenceText::of_key(text, OF_RUN).is_some()
 }
 
 impl<'a> DifferenceText<'a> {
@@ -276,6 +276,11 @@ impl<'a> DifferenceText<'a> {
     pub fn parse(text: &'a str) -> Option<DifferenceText<'a>> {
         let (key, values) = text.strip_prefix('`')?.split_once("` was ")?;
         values.contains(IS).then_some(DifferenceText { key, values })
+    }
+
+    /// The same of a text that is of this key.
+    pub fn of_key(text: &'a str, key: &str) -> Option<DifferenceText<'a>> {
+        DifferenceText::parse(text).filter(|change| change.key == key)
     }
 
     /// What the key was and what it is. A value may itself have what stands between the two: then there is

@@ -2,6 +2,9 @@
 
 use crate::train::run::Outcome;
 
+/// The exit code of a process that has no usable device.
+pub const NO_DEVICE: u8 = 3;
+
 /// The ends of a process that trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {

@@ -66,8 +66,7 @@ impl<'a> Judged<'a> {
         let steps = self.steps;
         let of_entry = move |at: usize| steps[at].drifts().map(move |text| (at, text));
         let found = places.flat_map(of_entry);
-        let found = found.filter_map(|(at, text)| Some((at, DifferenceText::parse(text)?)));
-        found.filter(move |(_, change)| change.key == key)
+        found.filter_map(move |(at, text)| Some((at, DifferenceText::of_key(text, key)?)))
     }
 
     /// Why a key cannot have changed so before the entry at `at`.
@@ -142,8 +141,8 @@ impl<'a> Judged<'a> {
             return Some(format!("the run has {}", counted(steps, "step")));
         }
         // Those of an older program have no such key: its runs went back to other checkpoints too.
-        let every = self.number(at, "checkpoint.every").filter(|every| *every > 0);
-        let expected = every.map(|every| from - from % every);
+        let every = self.number(at, "checkpoint.every");
+        let expected = every.map(|every| experiment::scheduled_before(every, from));
         if let Some(expected) = expected.filter(|expected| *expected != to) {
             return Some(format!("`checkpoint.every` makes it go back to step {expected} from there"));
         }
@@ -295,6 +294,10 @@ mod tests {
             let why = said(TEXT, 5, &[event]).unwrap_or_default();
             assert!(why.contains("the entry of step 5") && why.contains(says), "{event}: {why}");
         }
+        let mut unsaved = numerics(TEXT);
+        unsaved.insert("checkpoint.every".into(), "0".into());
+        let unsaved = judged(TEXT, &[(20, &unsaved)], &[(5, "rewind from step 7 to step 5")]);
+        assert!(unsaved.is_some_and(|why| why.contains("makes it go back to step 0")));
         let twice = said(TEXT, 5, &["rewind from step 7 to step 5", "rewind from step 8 to step 5"]);
         assert!(twice.is_some_and(|why| why.contains("a second rewind")));
         let stops = said(&TEXT.replace("rewind", "stop"), 5, &["rewind from step 7 to step 5"]);

@@ -53,7 +53,7 @@ impl PastLedger {
         let scored = evaluations().any(|evaluation| evaluation.hellaswag.is_some());
         let turned_off = |key: &str| {
             let was = |note: &Note| {
-                let change = DifferenceText::parse(&note.text).filter(|change| change.key == key)?;
+                let change = DifferenceText::of_key(&note.text, key)?;
                 change.was_before(NOT_SET).filter(|set| *set != NOT_SET).map(str::to_owned)
             };
             self.log.notes().iter().rev().filter(|note| note.kind == "environment").find_map(was)

@@ -15,7 +15,7 @@ use super::messages::{Message, Report};
 use super::outputs;
 use super::past_ledger::{self, PastLedger, has_trained};
 use super::recorded::{self, origin, other_value};
-use crate::eval::parameters::is_parameter;
+use crate::eval::parameters;
 use crate::experiment::{self, BatchKeys, Experiment, Loaded, Origin, StepSequences, flatten};
 use crate::ops::Dtype;
 use crate::proof::ledger::{self, RESUME};
@@ -333,8 +333,7 @@ pub fn finished(
     };
     let root = match found {
         Some((manifest, state)) => {
-            let mut parameters = state.iter().filter(|tensor| is_parameter(&tensor.name));
-            if let Some(tensor) = parameters.find(|tensor| tensor.first_not_finite().is_some()) {
+            if let Some(tensor) = parameters::not_finite(&state) {
                 return Err(ProofRefusal(format!(
                     "the lock of this run has the outputs of one that ended well, and in its checkpoint of \
                      step {} a number of `{}` is not finite\n  hint: the lock was edited; restore it from a \

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::{Checks, events, lock as locked, measures, sources};
 use crate::data::mixture::locked_shard;
 use crate::data::{DataError, DataManifest, Dataset, DigestCache, ShardDigest, Tokenizer};
-use crate::eval::parameters::is_parameter;
+use crate::eval::parameters;
 use crate::experiment::{self, Experiment, Loaded};
 use crate::ops::DeviceError;
 use crate::proof::ledger::{self, RESTORED};
@@ -153,10 +153,7 @@ fn checkpoints(paths: &RunPaths, checks: &mut Checks<'_>) -> store::Result<(Vec<
                     format!("{} {tensors}, {bytes}, root {}", state.len(), manifest.state_root),
                 );
                 whole.push(manifest);
-                let mut parameters = state.iter().filter(|tensor| is_parameter(&tensor.name));
-                not_finite = parameters
-                    .find(|tensor| tensor.first_not_finite().is_some())
-                    .map(|tensor| tensor.name.clone());
+                not_finite = parameters::not_finite(&state).map(|tensor| tensor.name.clone());
             }
             // Another version's, or what could not be read, may be whole.
             Err(why @ (StoreError::WrongFormat { .. } | StoreError::Io { .. })) => {

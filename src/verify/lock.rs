@@ -66,8 +66,7 @@ pub(super) struct Drift {
 impl Drift {
     /// Whether a key is among what changed.
     pub fn names(&self, key: &str) -> bool {
-        let of_key = |text| DifferenceText::parse(text).is_some_and(|change| change.key == key);
-        self.changes.iter().any(|(_, text)| of_key(text))
+        self.changes.iter().any(|(_, text)| DifferenceText::of_key(text, key).is_some())
     }
 
     /// Whether the lock is of steps to come alone: what changed before them is in a note, and in no entry.
@@ -79,8 +78,7 @@ impl Drift {
     /// changed from there on.
     fn allows(&self, step: u64, difference: &Difference) -> bool {
         let mut changes = self.changes.iter().filter(|(before, _)| *before >= step);
-        let first = changes
-            .find_map(|(_, text)| DifferenceText::parse(text).filter(|change| change.key == difference.key));
+        let first = changes.find_map(|(_, text)| DifferenceText::of_key(text, &difference.key));
         first.is_some_and(|change| change.was(difference.was.as_ref()))
     }
 }

@@ -44,8 +44,8 @@ pub(super) fn verify(lock: &Lock, notes: &[Note], data: &Data, entries: &[Entry]
         return;
     }
     let has_changed = |key: &str| {
-        let of_key = |text| DifferenceText::parse(text).is_some_and(|change| change.key == key);
-        notes.iter().any(|note| note.kind == "environment" && of_key(&note.text))
+        let is_of_it = |note: &Note| DifferenceText::of_key(&note.text, key).is_some();
+        notes.iter().any(|note| note.kind == "environment" && is_of_it(note))
     };
     for MeasuredSet { key, figure, unit, size, here } in MEASURES {
         if has_changed(key) {

@@ -178,7 +178,10 @@ impl OnDevice for Replay {
             if again != recorded {
                 return Ok(Err(self.mismatch(&mut trainer, &recorded, &again)?));
             }
-            if let Some(other) = self.other_state(&mut trainer)? {
+            // The root of a step that has one is its checkpoint's too.
+            if recorded.root.is_none()
+                && let Some(other) = self.other_state(&mut trainer)?
+            {
                 return Ok(Err(other));
             }
             replayed(1);
@@ -302,8 +305,7 @@ impl Replay {
         Ok((validation, hellaswag))
     }
 
-    /// What differs between the state after the step just made and the run's checkpoint of it, whether the
-    /// ledger has a root of that step or not.
+    /// What differs between the state after the step just made and the run's checkpoint of it.
     fn other_state<O: Ops>(&self, trainer: &mut Trainer<O>) -> anyhow::Result<Option<String>> {
         let done = trainer.progress().step;
         let Some(manifest) = self.manifests.iter().find(|manifest| manifest.step == done) else {
@@ -313,15 +315,22 @@ impl Replay {
         if root == manifest.state_root {
             return Ok(None);
         }
-        let mut text = format!(
-            "the checkpoint of step {done} has the state root {}, and its steps gave {root}",
+        let element = self.other_element(trainer, done)?;
+        Ok(Some(format!(
+            "the checkpoint of step {done} has the state root {}, and its steps gave {root}{element}",
             manifest.state_root
-        );
-        let (_, saved) = store::load(&checkpoint_folder(&self.paths, done))?;
-        if let Some(state) = compare::states(&saved, &trainer.state()?) {
-            text.push_str(&format!("\n  {}", state_text(done, &state).trim_end()));
+        )))
+    }
+
+    /// Where the state differs from the checkpoint of step `done`, down to the element; empty without one.
+    fn other_element<O: Ops>(&self, trainer: &mut Trainer<O>, done: u64) -> anyhow::Result<String> {
+        let folder = checkpoint_folder(&self.paths, done);
+        if !folder.is_dir() {
+            return Ok(String::new());
         }
-        Ok(Some(text))
+        let (_, saved) = store::load(&folder)?;
+        let state = compare::states(&saved, &trainer.state()?);
+        Ok(state.map_or(String::new(), |state| format!("\n  {}", state_text(done, &state).trim_end())))
     }
 
     /// Names what differs, down to the element where the run has a checkpoint of this step.
@@ -338,13 +347,7 @@ impl Replay {
         };
         let mut text = format!("{what} gave other bits (recorded and now):");
         text.extend(recorded.differences(again).iter().map(|field| format!("\n  {field}")));
-        let folder = checkpoint_folder(&self.paths, done);
-        if folder.is_dir() {
-            let (_, saved) = store::load(&folder)?;
-            if let Some(state) = compare::states(&saved, &trainer.state()?) {
-                text.push_str(&format!("\n  {}", state_text(done, &state).trim_end()));
-            }
-        }
+        text.push_str(&self.other_element(trainer, done)?);
         text.push_str(
             "\n  do: the lock is equal, so suspect the hardware: replay again, then on another \
              machine; or a change of the program has changed bits without saying so",

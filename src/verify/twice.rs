@@ -16,6 +16,7 @@ use super::golden::Golden;
 use crate::experiment::Experiment;
 use crate::ops::DeviceError;
 use crate::proof::{Entry, Lock, ledger};
+use crate::run::ending::NO_DEVICE;
 use crate::run::initial::load_experiment;
 use crate::run::{StoppedOnRequest, alerts, member, stop};
 use crate::store::output::{self, OutputKind};
@@ -294,14 +295,11 @@ impl TwiceRuns<'_> {
     }
 }
 
-/// The exit code of a process that has no usable device.
-const NO_DEVICE: i32 = 3;
-
 /// The error of a run that ended with `status`: one without a device is that here too.
 fn run_error(text: String, status: ExitStatus) -> anyhow::Error {
-    match status.code() {
-        Some(NO_DEVICE) => DeviceError::Unavailable(text).into(),
-        _ => anyhow::Error::msg(text),
+    match status.code() == Some(i32::from(NO_DEVICE)) {
+        true => DeviceError::Unavailable(text).into(),
+        false => anyhow::Error::msg(text),
     }
 }
 

@@ -68,19 +68,13 @@ pub fn verify(
     checks: &mut Checks<'_>,
     report: Report,
 ) -> anyhow::Result<()> {
-    let is_mirrored = locked::is_mirrored(&run.lock.numerics);
-    if !is_mirrored && run.entries.iter().all(|entry| entry.audit.is_none()) {
-        let what = "this run kept no audits, and could not: they are of a Hopper GPU's arithmetic\n  \
-                    hint: `runner verify RUN --replay A..B` checks it on its own device";
-        return Err(UsageError(what.into()).into());
-    }
-    if !is_mirrored {
-        return Err(UsageError(
-            "the mirror does not have the arithmetic of this run\n  \
-             hint: `runner verify RUN --replay A..B` checks it on its own device"
-                .into(),
-        )
-        .into());
+    if !locked::is_mirrored(&run.lock.numerics) {
+        let what = match run.entries.iter().any(|entry| entry.audit.is_some()) {
+            true => "the mirror does not have the arithmetic of this run",
+            false => "this run kept no audits, and could not: they are of a Hopper GPU's arithmetic",
+        };
+        let hint = "hint: `runner verify RUN --replay A..B` checks it on its own device";
+        return Err(UsageError(format!("{what}\n  {hint}")).into());
     }
     let drift = lock::last_drift(run.log.notes(), &run.entries, &run.lock).before;
     let with_audit = |at: &usize| run.entries[*at].audit.is_some();
